@@ -1,0 +1,79 @@
+"""The ledger: what a run has spent, by account and in every unit, and when its budget is used up.
+
+docs/fairness.md, clauses 3-5: wall-clock seconds, FLOPs and tokens are charged together; the recipe names the unit
+that ends a run and the accounts that count. Rank 0's clock decides, and its decision is broadcast.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self, get_args
+
+from kd_megatron.schema import Account, BudgetRecipe
+
+ACCOUNTS: tuple[str, ...] = get_args(Account)
+
+
+@dataclass
+class Entry:
+    """One account: wall-clock seconds of rank 0, and FLOPs of all ranks together."""
+
+    seconds: float = 0.0
+    flops: float = 0.0
+
+
+@dataclass
+class Ledger:
+    """What has been spent since the run began, through all resumes."""
+
+    num_devices: int = 1
+    accounts: dict[str, Entry] = field(default_factory=lambda: {name: Entry() for name in ACCOUNTS})
+    tokens: int = 0  # processed by the student, repeats counted
+    unique_tokens: int = 0  # distinct tokens of the pool that were read
+    steps: int = 0
+    overshoot: float = 0.0  # of the budget, in its unit, when the run ended
+
+    @contextlib.contextmanager
+    def clock(self, account: str) -> Iterator[None]:
+        """Charge the wall-clock time of the ``with`` block to ``account``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.accounts[account].seconds += time.perf_counter() - start
+
+    def charge_flops(self, account: str, flops: float) -> None:
+        """Charge ``flops`` (all ranks together) to ``account``."""
+        self.accounts[account].flops += flops
+
+    def spent(self, budget: BudgetRecipe) -> float:
+        """What the charged accounts have spent, in the budget's unit."""
+        if budget.unit == "tokens":
+            return float(self.tokens)
+        if budget.unit == "flops":
+            return sum(self.accounts[name].flops for name in budget.charge)
+        hours = sum(self.accounts[name].seconds for name in budget.charge) / 3600.0
+        return hours * (self.num_devices if budget.unit == "gpu_hours" else 1)
+
+    def fraction(self, budget: BudgetRecipe) -> float:
+        """Share of the budget that is spent; 1.0 or more ends the run."""
+        return self.spent(budget) / budget.limit
+
+    def seconds(self, *names: str) -> float:
+        """Wall-clock seconds of the named accounts (all when none is named)."""
+        return sum(self.accounts[name].seconds for name in names or ACCOUNTS)
+
+    def flops(self, *names: str) -> float:
+        """FLOPs of the named accounts (all when none is named)."""
+        return sum(self.accounts[name].flops for name in names or ACCOUNTS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for ``ledger.json`` and checkpoints."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The ledger that `to_dict` wrote."""
+        accounts = {name: Entry(**data["accounts"].get(name, {})) for name in ACCOUNTS}
+        return cls(**{**data, "accounts": accounts})

@@ -1,0 +1,96 @@
+"""Errors that a user can act on, and the exit code of each.
+
+Every error says three things: what was given, what was expected, what to change. The command line prints
+them without a traceback (``--debug`` shows it) and exits with the code of the class, as listed in
+``docs/exit_codes.md``.
+"""
+
+import contextlib
+import difflib
+import errno
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+class KdError(Exception):
+    """Base of all errors a user can act on.
+
+    Args:
+        given: what was found, with its value or path.
+        expected: what would have been right.
+        fix: what to change, as an instruction.
+    """
+
+    exit_code = 1
+
+    def __init__(self, given: str, expected: str = "", fix: str = "") -> None:
+        self.given, self.expected, self.fix = given, expected, fix
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        parts = (self.given, self.expected and f"expected: {self.expected}", self.fix and f"to fix: {self.fix}")
+        return "\n  ".join(part for part in parts if part)
+
+
+class RecipeError(KdError):
+    """A recipe or a command-line argument cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(KdError):
+    """A corpus, shard set or task file is missing, malformed or altered."""
+
+    exit_code = 3
+
+
+class ModelError(KdError):
+    """A teacher, student or tokenizer cannot be loaded, or does not fit the others."""
+
+    exit_code = 4
+
+
+class OutputError(KdError):
+    """The output directory holds something else, or the disk is full."""
+
+    exit_code = 5
+
+
+class NonFiniteError(KdError):
+    """A loss or gradient became NaN or infinite; nothing was updated or saved with it."""
+
+    exit_code = 6
+
+
+class EnvironmentFault(KdError):
+    """The machine or installation lacks something (a device, a package, another rank)."""
+
+    exit_code = 7
+
+
+class Interrupted(KdError):
+    """Stopped by a signal after saving; the same command resumes (EX_TEMPFAIL of sysexits.h)."""
+
+    exit_code = 75
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint such as ``did you mean 'hours'?`` for a misspelt ``name``, or the list of all ``known`` names."""
+    known = sorted(known)
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(known)}"
+
+
+@contextlib.contextmanager
+def disk_full_is_clear(path: Path | str) -> Iterator[None]:
+    """Turn the operating system's "no space left" into an `OutputError` naming ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutputError(
+            given=f"no space left on the disk while writing {path}",
+            expected="room for the whole file",
+            fix="free some space and run the same command again; what was finished before is kept",
+        ) from error

@@ -1,0 +1,109 @@
+"""What a person and a machine see of a run: one console, ``metrics.jsonl``, TensorBoard. Rank 0 alone writes."""
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from kd_megatron import dist
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """Print one line on rank 0."""
+    if dist.is_main():
+        console.print(message)
+
+
+def warn(message: str) -> None:
+    """Print one warning on rank 0."""
+    say(f"[yellow]warning:[/yellow] {message}")
+
+
+def progress_bar(unit: str = "") -> Progress:
+    """A progress bar with count, elapsed and remaining time; silent on ranks other than 0."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not dist.is_main(),
+    )
+
+
+def quiet_libraries() -> None:
+    """Silence the start-up chatter of the libraries; their errors still come through."""
+    import logging
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(megatron|deepspeed|torch\.distributed).*")
+    for name in ("DeepSpeed", "deepspeed", "megatron", "transformers", "datasets", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write ``data`` as JSON, all or nothing: aside first, then one rename."""
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(json.dumps(data, indent=2, sort_keys=False) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+class MetricsWriter:
+    """Appends rows to ``metrics.jsonl`` and mirrors the numbers to TensorBoard (x axis: tokens).
+
+    After a resume, rows past the resumed step are dropped, so that the file never tells a step twice.
+    """
+
+    def __init__(self, directory: Path, resume_step: int = 0, tensorboard: bool = True) -> None:
+        self.path = directory / "metrics.jsonl"
+        self._board: Any = None
+        if not dist.is_main():
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_metrics(directory) if row["step"] <= resume_step]
+        aside = self.path.with_name("metrics.jsonl.partial")
+        aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        os.replace(aside, self.path)
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(directory / "tensorboard"))
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append ``row``, which has at least ``step`` and ``tokens``."""
+        if not dist.is_main():
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._board:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "tokens":
+                    self._board.add_scalar(name, value, row["tokens"])
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self._board:
+            self._board.close()
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The rows of a run's ``metrics.jsonl``; a line torn by a crash is skipped."""
+    path = directory / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows

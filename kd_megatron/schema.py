@@ -1,0 +1,297 @@
+"""What a recipe may say. Three kinds: `CorpusRecipe`, `StudyRecipe` (a run is a study with one arm), `FinetuneRecipe`.
+
+All paths are relative to the directory the command runs from (`launch.sh` runs from the repository's root).
+The options of an objective belong to that objective (`kd_megatron/objectives/`), not to this file.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from kd_megatron.config import BUDGET_UNITS, Strict
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+# --- corpus -----------------------------------------------------------------------------------------------
+
+
+class SourceRecipe(Strict):
+    """One source of documents."""
+
+    type: Literal["installed_docs", "files", "huggingface"]
+    paths: list[str] = []  # files: files, directories or globs
+    text_key: str = "text"  # the field of a .jsonl/.parquet row or of a hub data set that holds the text
+    packages: list[str] | None = None  # installed_docs: only these; None takes all that are installed
+    dataset: str | None = None  # huggingface: the data set's id
+    subset: str | None = None
+    split: str = "train"
+    max_documents: Count | None = None
+    licence: str = "not stated"  # copied to the manifest
+
+    @model_validator(mode="after")
+    def _has_what_its_type_needs(self) -> Self:
+        if self.type == "files" and not self.paths:
+            raise ValueError("a source of type 'files' needs 'paths'")
+        if self.type == "huggingface" and not self.dataset:
+            raise ValueError("a source of type 'huggingface' needs 'dataset'")
+        return self
+
+
+class CleanRecipe(Strict):
+    """Which documents are kept, after unicode normalisation (NFKC) and white-space clean-up."""
+
+    min_characters: int = 200
+    max_characters: Count = 1_000_000
+    min_letter_fraction: Fraction = 0.6  # letters among the characters that are not white space
+    min_english_fraction: Fraction = 0.05  # of words that are among the commonest English ones; 0 switches it off
+    deduplicate: bool = True  # exact, by document hash
+
+
+class TrainTokenizerRecipe(Strict):
+    """Train a WordPiece vocabulary on the corpus itself."""
+
+    vocab_size: Count = 30_522
+    lowercase: bool = True
+    max_documents: Count = 100_000
+
+
+class TokenizerRecipe(Strict):
+    """Either load a tokenizer (local directory, vocab.txt or hub id) or train one."""
+
+    load: str | None = None
+    train: TrainTokenizerRecipe | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.load is None) == (self.train is None):
+            raise ValueError("give exactly one of 'load' and 'train'")
+        return self
+
+
+class CorpusRecipe(Strict):
+    """A corpus to prepare: sources -> clean -> tokenizer -> shards."""
+
+    kind: Literal["corpus"]
+    name: str
+    output: str  # directory of the shard set
+    sources: Annotated[list[SourceRecipe], Field(min_length=1)]
+    clean: CleanRecipe = CleanRecipe()
+    tokenizer: TokenizerRecipe
+    valid_fraction: Fraction = 0.01  # of documents, chosen by their hash
+    num_shards: Count = 8
+    num_workers: Count | None = None  # None: one per core
+    description: str = ""
+
+
+# --- study ------------------------------------------------------------------------------------------------
+
+
+class ShardsRecipe(Strict):
+    """One prepared shard set and its share of the samples."""
+
+    path: str
+    weight: Positive = 1.0
+
+
+class DataRecipe(Strict):
+    """What the students read."""
+
+    shards: Annotated[list[ShardsRecipe], Field(min_length=1)]
+    corpus: str | None = None  # corpus recipe: `study` and `pretrain` prepare it when the shards are not there
+    sequence_length: Annotated[int, Field(ge=8)] = 128
+    unique_tokens: Count | None = None  # cap on the pool; subsets are nested; epochs repeat it
+    mask_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.15
+    seed: int = 1234  # of the pool's nesting; order and masks follow the run's own seed
+
+
+class InitialiseRecipe(Strict):
+    """Where the student's first weights come from."""
+
+    method: Literal["random", "teacher_layers", "checkpoint"] = "random"
+    layers: list[int] | None = None  # teacher_layers: 1-based teacher layers, one per student layer; None: uniform
+    path: str | None = None  # checkpoint: a directory in Hugging Face format
+
+
+class EncoderRecipe(Strict):
+    """A Hugging Face encoder by its size. The vocabulary size comes from the shards' tokenizer."""
+
+    architecture: Literal["bert", "roberta"] = "bert"
+    hidden_size: Count
+    num_layers: Count
+    num_attention_heads: Count
+    intermediate_size: Count
+    max_positions: Count = 512
+    hidden_dropout: Fraction = 0.0
+    attention_dropout: Fraction = 0.0
+    initialise: InitialiseRecipe = InitialiseRecipe()
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        return self
+
+
+def _not_a_bare_number(value: Any) -> Any:
+    if isinstance(value, int | float):
+        raise ValueError(f"a budget needs a unit: write budget.UNIT, UNIT one of {', '.join(BUDGET_UNITS)}")
+    return value
+
+
+Account = Literal["student", "teacher", "loss", "data_wait", "validation", "checkpoint", "set_up"]
+
+
+class BudgetRecipe(Strict):
+    """What ends a run (exactly one unit) and which accounts of the ledger count towards it."""
+
+    hours: Positive | None = None
+    gpu_hours: Positive | None = None
+    flops: Positive | None = None
+    tokens: Positive | None = None
+    charge: list[Account] = ["student", "teacher", "loss", "data_wait"]
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        given = [unit for unit in BUDGET_UNITS if getattr(self, unit) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a budget has exactly one unit of {', '.join(BUDGET_UNITS)}; given: {given or 'none'}")
+        return self
+
+    @property
+    def unit(self) -> str:
+        """``"hours"``, ``"gpu_hours"``, ``"flops"`` or ``"tokens"``."""
+        return next(unit for unit in BUDGET_UNITS if getattr(self, unit) is not None)
+
+    @property
+    def limit(self) -> float:
+        """The amount, in `unit`."""
+        return float(getattr(self, self.unit))
+
+
+Budget = Annotated[BudgetRecipe, BeforeValidator(_not_a_bare_number)]
+
+
+class TrainingRecipe(Strict):
+    """Optimisation and bookkeeping of pretraining, the same for all arms."""
+
+    global_batch_size: Count = 256  # sequences per optimizer step
+    micro_batch_size: Count = 32  # sequences per forward pass and process
+    learning_rate: Positive = 1e-3  # peak
+    warmup_fraction: Fraction = 0.06  # of the budget
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01  # not on biases and layer norms
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: Positive = 1e-6
+    gradient_clipping: Annotated[float, Field(ge=0.0)] = 1.0  # global norm; 0 is off
+    precision: Literal["bf16", "fp32"] = "bf16"
+    ds_config: str = "zero0"  # a file of ds_configs/
+    log_every_steps: Count = 10
+    checkpoint_every_steps: Count = 200
+    keep_checkpoints: Count = 2
+    tensorboard: bool = True
+
+
+class TeacherTrainingRecipe(Strict):
+    """Train the teacher first, by the scratch objective, on the study's own data; its cost enters the ledger."""
+
+    encoder: EncoderRecipe
+    budget: Budget
+    seed: int = 0
+    learning_rate: Positive | None = None  # None: the study's
+
+
+class TeacherRecipe(Strict):
+    """The frozen teacher: given (local directory or hub id, safetensors only) or trained first."""
+
+    path: str | None = None
+    train: TeacherTrainingRecipe | None = None
+    precision: Literal["bf16", "fp32"] = "bf16"
+    cost_flops: Positive | None = None  # what its own training cost, when it is given
+    cost_source: str = ""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.path is None) == (self.train is None):
+            raise ValueError("give exactly one of 'path' and 'train'")
+        return self
+
+
+class ValidationRecipe(Strict):
+    """Held-out masked-language-model loss, the same for all arms (docs/fairness.md)."""
+
+    at: list[Fraction] = [0.25, 0.5, 0.75, 1.0]  # fractions of the budget
+    num_samples: Count = 256
+    probe_steps: int = 100  # steps of the probe head on the frozen student
+    probe_learning_rate: Positive = 1e-3
+
+
+# --- fine-tuning ------------------------------------------------------------------------------------------
+
+
+class TaskRecipe(Strict):
+    """A GLUE task by name, or own data."""
+
+    name: str
+    train: str | None = None  # own data: a TSV/JSONL file, or 'embedded' with an embedded task's name
+    dev: str | None = None
+    text: str | list[str] = "text"  # column, or two columns for pairs
+    label: str = "label"
+    type: Literal["classification", "regression"] = "classification"
+    metric: str | None = None  # None: GLUE's metric for the task, accuracy otherwise
+    max_train_examples: Count | None = None  # a fixed random subset, stated in every table
+    max_dev_examples: Count | None = None
+
+
+class GridRecipe(Strict):
+    """Every learning rate x batch size is one cell; the best cell on dev is the score, and the report says so."""
+
+    learning_rates: Annotated[list[Positive], Field(min_length=1)] = [1e-5, 3e-5, 5e-5, 8e-5]
+    batch_sizes: Annotated[list[Count], Field(min_length=1)] = [16, 32]
+
+
+class FinetuneRecipe(Strict):
+    """The separate stage. Stand-alone (``glue.yaml``) or as the section ``finetune`` of a study."""
+
+    kind: Literal["finetune"] = "finetune"
+    tasks: Annotated[list[TaskRecipe], Field(min_length=1)]
+    glue_path: str | None = None  # directory with TASK/train.tsv; None: nyu-mll/glue from the hub
+    grid: GridRecipe = GridRecipe()
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    epochs: Positive = 5.0
+    max_length: Count = 128
+    warmup_fraction: Fraction = 0.06
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Self:
+        for what, values in (("seeds", self.seeds), ("tasks", [task.name for task in self.tasks])):
+            repeated = sorted({value for value in values if values.count(value) > 1}, key=str)
+            if repeated:
+                raise ValueError(f"{what} are given twice: {repeated}")
+        return self
+
+
+class StudyRecipe(Strict):
+    """Arms x seeds under one budget, then fine-tuning and a report."""
+
+    kind: Literal["study"]
+    name: str
+    description: str = ""
+    data: DataRecipe
+    student: EncoderRecipe
+    teacher: TeacherRecipe | None = None  # may be absent when no arm distils
+    arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]  # name -> objective and its options
+    budget: Budget
+    training: TrainingRecipe = TrainingRecipe()
+    validation: ValidationRecipe = ValidationRecipe()
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    finetune: FinetuneRecipe | None = None
+    allow_difference: list[str] = []  # dotted keys that arms may override beside their objective's options
+    output: str | None = None  # None: studies/NAME
+    notes: list[str] = []  # printed in the report, such as licences and caveats

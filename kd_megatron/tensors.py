@@ -1,0 +1,70 @@
+"""The tensors that travel between data, models and objectives, by name.
+
+Shapes: B batch, L length, K masked positions per sequence, N = B * K, D hidden size, H attention heads,
+d head size, V vocabulary.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+IGNORED = -100  # label of a masked slot that holds no target
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. The number K of masked slots is the same in every batch, so shapes never change."""
+
+    input_ids: Tensor  # [B, L] int64, masked
+    clean_ids: Tensor  # [B, L] int64, before masking
+    attention_mask: Tensor | None  # [B, L] bool, False is padding; None: no padding anywhere
+    masked_positions: Tensor  # [B, K] int64
+    labels: Tensor  # [B, K] int64, IGNORED where a slot is not used
+    sample_ids: Tensor  # [B] int64, position of the sample in the run's data order
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch with every tensor on ``device``."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{k: v if v is None else v.to(device, non_blocking=True) for k, v in moved.items()})
+
+    def valid(self) -> Tensor:
+        """[B, L] bool: True at real tokens."""
+        if self.attention_mask is not None:
+            return self.attention_mask
+        return torch.ones_like(self.input_ids, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective asks of one model. Layers are 1-based; hidden state 0 is the embedding output."""
+
+    queries: tuple[int, ...] = ()
+    keys: tuple[int, ...] = ()
+    values: tuple[int, ...] = ()
+    hidden: tuple[int, ...] = ()
+    logits: bool = False  # of the MLM head, at the masked slots
+    all_logits: bool = False  # of the MLM head, at every position
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers of which any of queries, keys or values is asked for."""
+        return tuple(sorted({*self.queries, *self.keys, *self.values}))
+
+    @property
+    def head(self) -> bool:
+        """Whether the MLM head runs at all."""
+        return self.logits or self.all_logits
+
+
+@dataclass(frozen=True)
+class Taps:
+    """What a model returns: exactly what `Needs` asked for, nothing else."""
+
+    queries: dict[int, Tensor] = field(default_factory=dict)  # layer -> [B, L, H, d], the projection before attention
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+    hidden: dict[int, Tensor] = field(default_factory=dict)  # layer -> [B, L, D]
+    logits: Tensor | None = None  # [B, K, V] at the masked slots
+    all_logits: Tensor | None = None  # [B, L, V]
