@@ -1,0 +1,1 @@
+"""From a corpus to verified shards: read -> clean -> tokenize -> write -> verify (docs/data_format.md)."""
