@@ -1,0 +1,192 @@
+"""A study's directory, read back: which pieces there are, and what each one found.
+
+    studies/NAME/  study.yaml  teacher/  arms/ARM/seed_K/  finetune/ARM/seed_K/  report/
+
+Only ``summary.json`` with ``"status": "finished"`` counts as a result; anything else is a piece still missing.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kd_megatron import config, logs
+from kd_megatron.errors import OutputError
+from kd_megatron.schema import StudyRecipe
+from kd_megatron.study import fairness
+from kd_megatron.study.statistics import Estimate, estimate, paired_difference
+
+RECIPE_FILE = "study.yaml"
+PREFERRED_REFERENCE = "scratch"
+
+
+def teacher_directory(study: Path) -> Path:
+    """Where the study's own teacher is trained."""
+    return study / "teacher"
+
+
+def arm_directory(study: Path, arm: str, seed: int) -> Path:
+    """Where one student is pretrained."""
+    return study / "arms" / arm / f"seed_{seed}"
+
+
+def finetune_directory(study: Path, arm: str, seed: int) -> Path:
+    """Where one student is fine-tuned."""
+    return study / "finetune" / arm / f"seed_{seed}"
+
+
+def read_summary(directory: Path) -> dict[str, Any] | None:
+    """The summary in ``directory``; None when there is none yet. Raises `OutputError` when it is not JSON."""
+    path = directory / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise OutputError(
+            given=f"{path} is not valid JSON: {error}",
+            expected="the summary that a finished run writes",
+            fix="remove the file and run the study again: that piece alone is repeated",
+        ) from error
+
+
+def finished_run(directory: Path) -> dict[str, Any] | None:
+    """The summary of a finished pretraining run, None when it is not finished."""
+    summary = read_summary(directory)
+    return summary if summary and summary.get("status") == "finished" else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One student: an arm with one seed."""
+
+    arm: str
+    seed: int
+    directory: Path
+    summary: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    finetune: dict[str, Any] | None
+
+    def curve(self, metric: str, against: str) -> tuple[list[float], list[float]]:
+        """(x, y) of the rows of ``metrics.jsonl`` that hold both ``against`` and ``metric``."""
+        rows = [row for row in self.metrics if row.get(metric) is not None and row.get(against) is not None]
+        return [float(row[against]) for row in rows], [float(row[metric]) for row in rows]
+
+    def account(self, name: str, unit: str) -> float:
+        """What one account of the ledger spent; ``unit`` is ``"seconds"`` or ``"flops"``."""
+        return float(self.summary["ledger"]["accounts"].get(name, {}).get(unit, 0.0))
+
+    @property
+    def probe_loss(self) -> float | None:
+        """Held-out MLM loss of the probe head, in nats per masked token."""
+        return self.summary["validation"].get("probe_mlm_loss")
+
+    @property
+    def score(self) -> float | None:
+        """Average over tasks, in [0, 1]; None before fine-tuning."""
+        return self.finetune["average"] if self.finetune else None
+
+    def task_score(self, task: str) -> float | None:
+        """Score of one task (mean over fine-tuning seeds); None before fine-tuning."""
+        return self.finetune["tasks"][task]["mean"] if self.finetune and task in self.finetune["tasks"] else None
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """Everything a study has found so far."""
+
+    directory: Path
+    recipe: StudyRecipe
+    runs: dict[str, dict[int, Run]]  # arm -> seed -> run, in the recipe's order; finished ones alone
+    teacher: dict[str, Any] | None  # summary of the study's own teacher
+    missing: list[str] = field(default_factory=list)  # pieces in words
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms that have at least one finished run."""
+        return [arm for arm, runs in self.runs.items() if runs]
+
+    @property
+    def reference(self) -> str:
+        """The arm that the others are compared with: ``scratch``, else the first one."""
+        return PREFERRED_REFERENCE if PREFERRED_REFERENCE in self.recipe.arms else next(iter(self.recipe.arms))
+
+    @property
+    def tasks(self) -> list[str]:
+        """The fine-tuning tasks of the recipe, in order."""
+        return [task.name for task in self.recipe.finetune.tasks] if self.recipe.finetune else []
+
+    def all_runs(self) -> list[Run]:
+        """Every finished run."""
+        return [run for runs in self.runs.values() for run in runs.values()]
+
+    def by_seed(self, arm: str, quantity: str, task: str | None = None) -> dict[int, float]:
+        """Seed -> value, of the runs of ``arm`` that have it.
+
+        Args:
+            arm: name of the arm.
+            quantity: ``"score"`` (average over tasks), ``"probe_loss"``, or ``"task"`` (score of ``task``).
+            task: name of the task.
+        """
+        values = {seed: _read(run, quantity, task) for seed, run in self.runs.get(arm, {}).items()}
+        return {seed: float(value) for seed, value in values.items() if value is not None}
+
+    def mean(self, arm: str, quantity: str, task: str | None = None) -> Estimate | None:
+        """Mean over seeds with its interval."""
+        return estimate(list(self.by_seed(arm, quantity, task).values()))
+
+    def difference(self, arm: str, quantity: str, task: str | None = None, to: str | None = None) -> Estimate | None:
+        """``arm`` minus the reference arm (or ``to``), paired by seed; None for the reference itself."""
+        other = to or self.reference
+        if arm == other:
+            return None
+        return paired_difference(self.by_seed(arm, quantity, task), self.by_seed(other, quantity, task))
+
+
+def _read(run: Run, quantity: str, task: str | None) -> float | None:
+    if quantity == "task":
+        return run.task_score(task or "")
+    return run.score if quantity == "score" else run.probe_loss
+
+
+def load(directory: Path | str) -> StudyResults:
+    """Read a study's directory, finished or not. Raises `OutputError` when it is no study."""
+    directory = Path(directory)
+    if not (directory / RECIPE_FILE).is_file():
+        raise OutputError(
+            given=f"{directory} is not a study: it has no {RECIPE_FILE}",
+            expected="a directory that `./launch.sh study RECIPE` wrote, such as studies/demo",
+            fix="check the path, or run the study first",
+        )
+    recipe = config.load(directory / RECIPE_FILE, StudyRecipe)
+    runs: dict[str, dict[int, Run]] = {arm: {} for arm in recipe.arms}
+    missing = []
+    teacher = finished_run(teacher_directory(directory))
+    if recipe.teacher and recipe.teacher.train and teacher is None:
+        missing.append("the teacher's own training")
+    for arm in recipe.arms:
+        for seed in recipe.seeds:
+            run = _load_run(directory, recipe, arm, seed)
+            if run is None:
+                missing.append(f"pretraining of {arm}, seed {seed}")
+            else:
+                runs[arm][seed] = run
+                if recipe.finetune and run.finetune is None:
+                    missing.append(f"fine-tuning of {arm}, seed {seed}")
+    return StudyResults(directory, recipe, runs, teacher, missing)
+
+
+def _load_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> Run | None:
+    where = arm_directory(directory, arm, seed)
+    summary = finished_run(where)
+    if summary is None:
+        return None
+    finetune = read_summary(finetune_directory(directory, arm, seed)) if recipe.finetune else None
+    return Run(arm, seed, where, summary, logs.read_metrics(where), finetune)
+
+
+def objective_in_words(recipe: StudyRecipe, arm: str) -> str:
+    """The objective with the options the recipe gives it, such as ``minilm (num_relation_heads 48)``."""
+    options, _ = fairness.split_arm(recipe.arms[arm])
+    name = str(options.pop("objective", arm))
+    return name + (f" ({', '.join(f'{key} {value}' for key, value in options.items())})" if options else "")

@@ -1,0 +1,109 @@
+"""Were the runs as comparable as the recipe promised? Compares what they recorded (docs/fairness.md, clause 2).
+
+Nothing is refused here: the money is spent. Every difference becomes a finding that the report prints.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kd_megatron.study.fairness import flatten
+from kd_megatron.study.results import Run, StudyResults
+
+OWN_TO_A_RUN = ("arm", "seed", "recipe", "command", "argv", "time", "date", "started", "finished", "pid", "directory")
+CLOCK_TOLERANCE = 0.01  # of the budget: one step of a wall-clock budget may be slower than the mean step
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check over all runs."""
+
+    check: str
+    passed: bool
+    detail: str
+
+
+def run_findings(results: StudyResults) -> list[Finding]:
+    """All checks, in the order the report prints them; empty when nothing has finished yet."""
+    runs = results.all_runs()
+    if not runs:
+        return []
+    return [
+        _same(runs, "budget unit, limit and charged accounts", _budget),
+        _budgets_are_spent(runs),
+        _same_seeds(results),
+        _same(runs, "student parameters", lambda run: run.summary.get("parameters")),
+        *_fingerprints(runs),
+    ]
+
+
+def _budget(run: Run) -> dict[str, Any]:
+    return {key: run.summary["budget"][key] for key in ("unit", "limit", "charge")}
+
+
+def _same(runs: list[Run], check: str, read: Callable[[Run], Any]) -> Finding:
+    groups: dict[str, list[str]] = {}
+    for run in runs:
+        groups.setdefault(_short(read(run)), []).append(f"{run.arm}/{run.seed}")
+    if len(groups) == 1:
+        return Finding(check, True, f"the same in all {len(runs)} runs: {next(iter(groups))}")
+    return Finding(check, False, "; ".join(f"{value}: {', '.join(names)}" for value, names in groups.items()))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return " + ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _budgets_are_spent(runs: list[Run]) -> Finding:
+    """Each run spent its limit, and at most one step more."""
+    problems, worst = [], 0.0
+    for run in runs:
+        budget, steps = run.summary["budget"], max(run.summary["steps"], 1)
+        allowance = budget["spent"] / steps
+        if budget["unit"] in ("hours", "gpu_hours"):
+            allowance = max(allowance, CLOCK_TOLERANCE * budget["limit"])
+        excess = budget["spent"] - budget["limit"]
+        worst = max(worst, excess / budget["limit"])
+        if not -1e-9 * budget["limit"] <= excess <= allowance * (1 + 1e-9):
+            spent = f"{budget['spent']:.4g} of {budget['limit']:.4g} {budget['unit']}"
+            problems.append(f"{run.arm}/{run.seed} spent {spent}")
+    if problems:
+        return Finding("equal budgets", False, "; ".join(problems))
+    return Finding("equal budgets", True, f"all within one step; largest overshoot {100 * worst:.2g} % of the budget")
+
+
+def _same_seeds(results: StudyResults) -> Finding:
+    seeds = {arm: sorted(runs) for arm, runs in results.runs.items()}
+    if len({tuple(found) for found in seeds.values()}) == 1:
+        return Finding("seeds", True, f"every arm has seeds {', '.join(map(str, next(iter(seeds.values()))))}")
+    listed = "; ".join(f"{arm}: {', '.join(map(str, found)) or 'none yet'}" for arm, found in seeds.items())
+    return Finding("seeds", False, f"arms do not have the same seeds, differences pair the shared ones. {listed}")
+
+
+def _fingerprints(runs: list[Run]) -> list[Finding]:
+    """One finding for all fingerprint entries that agree, one for each that does not."""
+    keys = sorted({key for run in runs for key in _fingerprint(run) if _comparable(key)})
+    findings = [_same(runs, f"fingerprint: {key}", _entry(key)) for key in keys]
+    agreeing = [key for key, finding in zip(keys, findings, strict=True) if finding.passed]
+    differing = [finding for finding in findings if not finding.passed]
+    if not agreeing:
+        return differing
+    detail = f"the same in all {len(runs)} runs: {', '.join(agreeing)}"
+    return [Finding("data, versions, hardware and commit", True, detail), *differing]
+
+
+def _fingerprint(run: Run) -> dict[str, Any]:
+    return flatten(run.summary.get("fingerprint") or {"fingerprint": "absent"})
+
+
+def _entry(key: str) -> Callable[[Run], Any]:
+    return lambda run: _fingerprint(run).get(key)
+
+
+def _comparable(key: str) -> bool:
+    parts = key.replace("_", ".").split(".")
+    return not any(word in parts for word in OWN_TO_A_RUN)

@@ -1,0 +1,190 @@
+"""Runs a study: data, teacher, students (seeds x arms), fine-tuning, report. All ranks call it and go in lockstep.
+
+A study is a list of pieces, each with one file that says it is finished, so that the same command goes on where the
+last one stopped. Arms alternate within a seed: an interrupted study has compared every arm with the seeds it reached.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd_megatron import config, dist, logs
+from kd_megatron.errors import DataError, OutputError, disk_full_is_clear
+from kd_megatron.manifest import MANIFEST
+from kd_megatron.schema import CorpusRecipe, StudyRecipe
+from kd_megatron.study import fairness, results
+from kd_megatron.study.clock import Clock
+
+WORDS_ALONE = ("description", "notes", "output")  # may change at any time: no number depends on them
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One resumable part of a study."""
+
+    kind: str  # "data", "teacher", "pretrain", "finetune": pieces of a kind take about as long as each other
+    label: str
+    is_finished: Callable[[], bool]
+    run: Callable[[], Any]
+
+
+def run_study(recipe: StudyRecipe, directory: Path) -> None:
+    """Do everything of ``recipe`` that is not done yet in ``directory``, and write the report.
+
+    Raises:
+        RecipeError: the arms differ in more than the study allows.
+        OutputError: ``directory`` holds another study.
+        KdError: whatever a piece raises; what is finished stays.
+    """
+    fairness.check(recipe)
+    claim(recipe, directory)
+    work = pieces(recipe, directory)
+    clock = Clock([piece.kind for piece in work])
+    for number, piece in enumerate(work, start=1):
+        head = rf"\[{number}/{len(work)}] {piece.label}"  # the backslash: rich would read [1/8] as markup
+        if dist.from_main(piece.is_finished()):
+            clock.skip(piece.kind)
+            logs.say(f"[dim]{head}: finished before[/dim]")
+            continue
+        logs.say(f"[bold]{head}[/bold]{clock.estimate()}")
+        with clock.measure(piece.kind), disk_full_is_clear(directory):
+            piece.run()
+    if dist.is_main():
+        from kd_megatron.study import report
+
+        report.write_report(directory)
+    dist.barrier()
+
+
+def pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
+    """The pieces of a study, in the order they are run."""
+    found = [_data_piece(recipe)] if recipe.data.corpus else []
+    if recipe.teacher and recipe.teacher.train:
+        found.append(_teacher_piece(recipe, directory))
+    students = [(arm, seed) for seed in recipe.seeds for arm in recipe.arms]
+    found += [_pretrain_piece(recipe, directory, arm, seed) for arm, seed in students]
+    if recipe.finetune:
+        found += [_finetune_piece(recipe, directory, arm, seed) for arm, seed in students]
+    return found
+
+
+def teacher_path(recipe: StudyRecipe, directory: Path) -> str | None:
+    """The teacher of all arms: the given one, or the export of the study's own."""
+    if recipe.teacher is None:
+        return None
+    return recipe.teacher.path or str(results.teacher_directory(directory) / "export")
+
+
+def run_recipe(recipe: StudyRecipe, arm: str, seed: int) -> StudyRecipe:
+    """What one run depends on, and nothing else: other seeds, fine-tuning and notes may change without staling it."""
+    resolved = fairness.resolve_arm(recipe, arm)
+    return resolved.model_copy(
+        update={"seeds": [seed], "finetune": None, "notes": [], "description": "", "output": None}
+    )
+
+
+def _data_piece(recipe: StudyRecipe) -> Piece:
+    shards = [Path(entry.path) for entry in recipe.data.shards]
+
+    def run() -> None:
+        if dist.is_main():
+            from data_prep import prepare
+
+            corpus = config.load(recipe.data.corpus or "", CorpusRecipe)
+            prepare.prepare(corpus)
+        dist.wait_for_all()
+        absent = [str(path) for path in shards if not (path / MANIFEST).is_file()]
+        if absent:
+            raise DataError(
+                given=f"data.corpus {recipe.data.corpus} was prepared, but {', '.join(absent)} is still not there",
+                expected="data.shards paths that the corpus recipe writes (its 'output')",
+                fix="make data.shards and the corpus recipe's output agree, or prepare the other shard sets first",
+            )
+
+    return Piece("data", "data: prepare", lambda: all((path / MANIFEST).is_file() for path in shards), run)
+
+
+def _teacher_piece(recipe: StudyRecipe, directory: Path) -> Piece:
+    where = results.teacher_directory(directory)
+
+    def run() -> None:
+        from kd_megatron.training.run import train_teacher
+
+        train_teacher(recipe, where)
+
+    return Piece("teacher", "teacher: train", lambda: results.finished_run(where) is not None, run)
+
+
+def _pretrain_piece(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> Piece:
+    where = results.arm_directory(directory, arm, seed)
+
+    def run() -> None:
+        from kd_megatron.training.run import pretrain
+
+        pretrain(run_recipe(recipe, arm, seed), arm, seed, where, teacher_path(recipe, directory))
+
+    return Piece("pretrain", f"{arm} seed {seed}: pretrain", lambda: results.finished_run(where) is not None, run)
+
+
+def _finetune_piece(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> Piece:
+    where = results.finetune_directory(directory, arm, seed)
+
+    def run() -> None:
+        from kd_megatron.finetune.grid import run_grid
+
+        section = fairness.resolve_arm(recipe, arm).finetune
+        assert section is not None  # pieces() makes this piece only when there is one
+        run_grid(results.arm_directory(directory, arm, seed) / "export", section, where)
+
+    return Piece("finetune", f"{arm} seed {seed}: fine-tune", lambda: results.read_summary(where) is not None, run)
+
+
+def claim(recipe: StudyRecipe, directory: Path) -> None:
+    """Make ``directory`` this study's own, or check that it is.
+
+    Growing is allowed (more seeds, more arms, other words); anything else would mix two studies.
+
+    Raises:
+        OutputError: the directory holds other files, or a study whose recipe differs; the keys are named.
+    """
+    problem = dist.from_main(_claim_on_main(recipe, directory) if dist.is_main() else None)
+    if problem:
+        raise OutputError(
+            given=f"{directory} {problem}",
+            expected=f"an empty directory, or one that already holds study {recipe.name} with the same recipe",
+            fix="give another --output (or name), or restore the recipe; to start over, remove the directory",
+        )
+
+
+def _claim_on_main(recipe: StudyRecipe, directory: Path) -> str | None:
+    path = directory / results.RECIPE_FILE
+    if path.is_file():
+        keys = changed_keys(config.load(path, StudyRecipe), recipe)
+        if keys:
+            return "holds a study with another recipe; these keys differ: " + "; ".join(keys)
+    elif directory.exists() and any(directory.iterdir()):
+        return f"is not empty and holds no {results.RECIPE_FILE}"
+    with disk_full_is_clear(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(path.name + ".partial")
+        aside.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        aside.replace(path)
+    return None
+
+
+def changed_keys(old: StudyRecipe, new: StudyRecipe) -> list[str]:
+    """The keys in which ``new`` is not ``old`` or a growth of it, each with both values."""
+    before, after = (fairness.flatten(recipe.model_dump(mode="json", exclude={*WORDS_ALONE})) for recipe in (old, new))
+    changed = []
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) == after.get(key):
+            continue
+        if key == "seeds" and set(before[key]) <= set(after[key]):
+            continue
+        if key.startswith("arms.") and not any(key.startswith(f"arms.{arm}.") for arm in old.arms):
+            continue
+        changed.append(f"{key} was {before.get(key)!r}, is {after.get(key)!r}")
+    return changed
