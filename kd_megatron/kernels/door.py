@@ -1,0 +1,106 @@
+"""What the doors of all kernels share: choosing a backend, and refusing arguments that cannot be right.
+
+A door raises `ValueError` or `TypeError` naming the argument, what was given and what is allowed. A recipe never gets
+this far with a mistake: the objectives check shapes when they are built.
+
+Shapes: B batch, L length, H attention heads, d head size, D = H * d.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from kd_megatron.errors import nearest
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+AUTO = "auto"
+
+
+def check_backend(backend: str, backends: Mapping[str, Any]) -> str:
+    """``backend`` itself when it is ``"auto"`` or in ``backends``; otherwise `ValueError` naming the nearest."""
+    names = [AUTO, *backends]
+    if backend not in names:
+        raise ValueError(f"unknown backend {backend!r}; {nearest(backend, names)}")
+    return backend
+
+
+def choose_backend(backend: str, backends: Mapping[str, Function], auto: str) -> Function:
+    """The function named ``backend``, where ``"auto"`` stands for ``auto``."""
+    name = check_backend(backend, backends)
+    return backends[auto if name == AUTO else name]
+
+
+def without_autocast(tensor: Tensor) -> torch.autocast:
+    """A context in which matrix products keep the precision a kernel asks for.
+
+    Under autocast a float32 product is silently done in bfloat16; a kernel chooses its own precision.
+    """
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def shared_divisors(*widths: int) -> list[int]:
+    """All numbers of heads that every one of ``widths`` can be split into, ascending."""
+    common = math.gcd(*widths)
+    return [n for n in range(1, common + 1) if common % n == 0]
+
+
+def check_taps(taps: Mapping[str, Tensor]) -> None:
+    """Refuse taps that are not floating [B, L, H, d] tensors of one B, one L and one device."""
+    first_name, first = next(iter(taps.items()))
+    for name, tap in taps.items():
+        check_floating(name, tap, num_dimensions=4, shape="[B, L, H, d]")
+        check_same_place(name, tap, first_name, first)
+        if tap.shape[:2] != first.shape[:2]:
+            raise ValueError(
+                f"{name} has batch and length {tuple(tap.shape[:2])}; "
+                f"allowed: {tuple(first.shape[:2])}, as {first_name}"
+            )
+
+
+def check_floating(name: str, tensor: Tensor, num_dimensions: int, shape: str) -> None:
+    """Refuse a tensor that is not floating point or has another number of dimensions than ``shape``."""
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} is {tensor.dtype}; allowed: a floating-point dtype")
+    if tensor.ndim != num_dimensions:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; allowed: {shape}")
+
+
+def check_same_place(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuse tensors on two devices."""
+    if tensor.device != other.device:
+        raise ValueError(f"{name} is on {tensor.device}; allowed: {other.device}, as {other_name}")
+
+
+def check_frozen(teacher: Mapping[str, Tensor]) -> None:
+    """Refuse a teacher that would be given a gradient."""
+    for name, tensor in teacher.items():
+        if tensor.requires_grad:
+            raise ValueError(
+                f"{name} requires a gradient; allowed: a tensor without, as the teacher is frozen "
+                "(run it under torch.inference_mode or detach its outputs)"
+            )
+
+
+def check_mask(name: str, mask: Tensor | None, like_name: str, like: Tensor, num_dimensions: int) -> None:
+    """Refuse a mask that is not boolean with the first ``num_dimensions`` sizes, and the device, of ``like``."""
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name} is {mask.dtype}; allowed: torch.bool (True at what counts)")
+    if mask.shape != like.shape[:num_dimensions]:
+        raise ValueError(
+            f"{name} has shape {tuple(mask.shape)}; allowed: {tuple(like.shape[:num_dimensions])}, as {like_name}"
+        )
+    check_same_place(name, mask, like_name, like)
+
+
+def check_heads(name: str, num_heads: int, taps: Mapping[str, Tensor]) -> None:
+    """Refuse a number of heads that does not divide the width H * d of every tap."""
+    widths = {tap_name: tap.shape[2] * tap.shape[3] for tap_name, tap in taps.items()}
+    if num_heads < 1 or any(width % num_heads for width in widths.values()):
+        given = ", ".join(f"{tap_name} has width {width}" for tap_name, width in widths.items())
+        raise ValueError(f"{name} is {num_heads} but {given}; allowed: {shared_divisors(*widths.values())}")

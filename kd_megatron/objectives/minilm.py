@@ -1,0 +1,92 @@
+"""Distillation of self-attention relations (MiniLMv2, Wang et al. 2021, arXiv 2012.15828, section 3.1).
+
+For X in {queries, keys, values} of one layer of each model: relation = softmax(X X^T / sqrt(D/R)), X being one of R
+relation heads of the projection [B, L, D]; loss = KL(relation_t || relation_s), averaged over relation heads and valid
+query rows, summed over X. No MLM term: the student's own head is not trained.
+
+Shapes: B batch, L length, D hidden size, R relation heads.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import AfterValidator, Field
+from torch import Tensor
+
+from kd_megatron.kernels import relation_kl as kernel
+from kd_megatron.kernels.door import AUTO, check_backend
+from kd_megatron.objectives import checks
+from kd_megatron.objectives.base import Objective, ObjectiveOptions
+from kd_megatron.schema import Count, Positive
+from kd_megatron.tensors import Batch, ModelShape, Needs, Taps
+
+Relation = Literal["queries", "keys", "values"]
+Backend = Annotated[str, AfterValidator(lambda name: check_backend(name, kernel.BACKENDS))]
+
+
+class MiniLmOptions(ObjectiveOptions):
+    """Options of objective ``minilm``. The paper: 48 relation heads for hidden size 768, 64 for 1024."""
+
+    objective: Literal["minilm"]
+    num_relation_heads: Count  # divides both hidden sizes; independent of attention heads
+    teacher_layer: Count | None = None  # 1-based; None: `default_teacher_layer`
+    student_layer: Count | None = None  # 1-based; None: the last
+    relations: Annotated[dict[Relation, Positive], Field(min_length=1)] = {"queries": 1.0, "keys": 1.0, "values": 1.0}
+    backend: Backend = AUTO
+
+
+class MiniLm(Objective):
+    """Terms ``queries``, ``keys``, ``values``: those named by the option ``relations``, with its weights."""
+
+    options: MiniLmOptions
+
+    def __init__(self, options: MiniLmOptions, student: ModelShape, teacher: ModelShape | None) -> None:
+        super().__init__(options, student, teacher)
+        self.distilled = checks.require_teacher("minilm", teacher)
+        checks.require_heads_divide("minilm", options.num_relation_heads, student, self.distilled)
+        self.student_layer = options.student_layer or student.num_layers
+        self.teacher_layer = options.teacher_layer or default_teacher_layer(self.distilled.num_layers)
+        checks.require_layer("minilm", "student_layer", self.student_layer, "student", student)
+        checks.require_layer("minilm", "teacher_layer", self.teacher_layer, "teacher", self.distilled)
+        self.needs_student = self._needs(self.student_layer)
+        self.needs_teacher = self._needs(self.teacher_layer)
+        self.weights = {str(relation): weight for relation, weight in options.relations.items()}
+
+    def _needs(self, layer: int) -> Needs:
+        def layers(relation: Relation) -> tuple[int, ...]:
+            return (layer,) if relation in self.options.relations else ()
+
+        return Needs(queries=layers("queries"), keys=layers("keys"), values=layers("values"))
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Every term: valid query rows times relation heads."""
+        num_rows = batch.valid().sum(dtype=torch.float64) * self.options.num_relation_heads
+        return dict.fromkeys(self.weights, num_rows)
+
+    def forward(self, student: Taps, teacher: Taps | None, batch: Batch) -> dict[str, Tensor]:
+        """Every term: sum over valid query rows and relation heads of KL(relation_t || relation_s), in nats."""
+        teacher_taps = checks.present("teacher", teacher)
+        return {
+            relation: kernel.relation_kl(
+                getattr(student, relation)[self.student_layer],
+                getattr(teacher_taps, relation)[self.teacher_layer],
+                self.options.num_relation_heads,
+                batch.attention_mask,
+                self.options.backend,
+            )
+            for relation in self.weights
+        }
+
+    def flops(self, length: int, num_masked: int) -> float:
+        """`relation_kl_flops` once per relation."""
+        return len(self.weights) * kernel.relation_kl_flops(
+            length, self.options.num_relation_heads, self.student.hidden_size, self.distilled.hidden_size
+        )
+
+
+def default_teacher_layer(num_layers: int) -> int:
+    """The last layer of a teacher of up to 12 layers; of a deeper one the fourth from the top: 21 of 24.
+
+    The paper takes an upper-middle layer of large teachers (section 4.3); 21 of 24 is its choice for BERT-large.
+    """
+    return num_layers if num_layers <= 12 else num_layers - 3

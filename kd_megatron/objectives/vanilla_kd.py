@@ -1,0 +1,134 @@
+"""Distillation of the MLM head (Hinton et al. 2015, arXiv 1503.02531; DistilBERT, Sanh et al. 2019, arXiv 1910.01108).
+
+    loss = w_kd * T^2 * KL(p_t^T || p_s^T) + w_mlm * MLM + w_cosine * (1 - cos(h_s, h_t))
+
+The divergence is summed over the vocabulary and averaged over positions. T^2 is part of the weight of term ``kd``, so
+the logged term is a plain divergence in nats.
+
+Shapes: B batch, L length, K masked slots, D hidden size, V vocabulary, N rows (B * K or B * L).
+"""
+
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import AfterValidator, Field, model_validator
+from torch import Tensor
+from torch.nn import functional
+
+from kd_megatron.errors import ModelError
+from kd_megatron.kernels import vocab_kl as kernel
+from kd_megatron.kernels.arithmetic import accumulation_dtype
+from kd_megatron.kernels.door import AUTO, check_backend
+from kd_megatron.objectives import checks
+from kd_megatron.objectives.base import Objective, ObjectiveOptions
+from kd_megatron.objectives.scratch import num_labels, refuse_clean_inputs
+from kd_megatron.schema import Positive
+from kd_megatron.tensors import IGNORED, Batch, ModelShape, Needs, Taps
+
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Backend = Annotated[str, AfterValidator(lambda name: check_backend(name, kernel.BACKENDS))]
+
+
+class VanillaKdOptions(ObjectiveOptions):
+    """Options of objective ``vanilla_kd``. DistilBERT's own: ``positions: all`` and ``weight_cosine: 1``."""
+
+    objective: Literal["vanilla_kd"]
+    temperature: Positive = 2.0
+    weight_kd: Weight = 5.0
+    weight_mlm: Weight = 2.0
+    weight_cosine: Weight = 0.0  # over all real tokens, whatever `positions` says: it needs no head
+    positions: Literal["masked", "all"] = "masked"  # of the divergence; "all" runs both heads at every position
+    backend: Backend = AUTO
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        refuse_clean_inputs(self)
+        if not self.weight_kd > 0:
+            raise ValueError("weight_kd is 0, so nothing is distilled from the logits; use objective scratch")
+        return self
+
+
+class VanillaKd(Objective):
+    """Terms ``kd``, ``mlm`` and, when its weight is not 0, ``cosine``."""
+
+    options: VanillaKdOptions
+
+    def __init__(self, options: VanillaKdOptions, student: ModelShape, teacher: ModelShape | None) -> None:
+        super().__init__(options, student, teacher)
+        teacher = checks.require_teacher("vanilla_kd", teacher)
+        checks.require_mlm_head("vanilla_kd", "student", student)
+        checks.require_mlm_head("vanilla_kd", "teacher", teacher)
+        checks.require_same_vocabulary("vanilla_kd", student, teacher)
+        if options.weight_cosine and student.hidden_size != teacher.hidden_size:
+            raise ModelError(
+                given=f"objective vanilla_kd: weight_cosine {options.weight_cosine} with hidden sizes "
+                f"{student.hidden_size} (student) and {teacher.hidden_size} (teacher)",
+                expected="equal hidden sizes, as the cosine compares hidden states",
+                fix="set weight_cosine to 0 in the arm",
+            )
+        self.needs_student = self._needs(student)
+        self.needs_teacher = self._needs(teacher)
+        self.weights = {"kd": options.weight_kd * options.temperature**2, "mlm": options.weight_mlm}
+        if options.weight_cosine:
+            self.weights["cosine"] = options.weight_cosine
+
+    def _needs(self, shape: ModelShape) -> Needs:
+        everywhere = self.options.positions == "all"
+        hidden = (shape.num_layers,) if self.options.weight_cosine else ()
+        return Needs(hidden=hidden, logits=not everywhere, all_logits=everywhere)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """``kd``: positions compared; ``mlm``: slots with a label; ``cosine``: real tokens."""
+        num_tokens = batch.valid().sum(dtype=torch.float64)
+        num_targets = num_labels(batch)
+        counts = {"kd": num_tokens if self.options.positions == "all" else num_targets, "mlm": num_targets}
+        if "cosine" in self.weights:
+            counts["cosine"] = num_tokens
+        return counts
+
+    def forward(self, student: Taps, teacher: Taps | None, batch: Batch) -> dict[str, Tensor]:
+        """``kd``: sum of KL(p_t^T || p_s^T); ``mlm``: sum of the cross-entropy; ``cosine``: sum of 1 - cos."""
+        teacher_taps = checks.present("teacher", teacher)
+        if self.options.positions == "all":
+            name, labels, kl_rows = "all_logits", labels_at_positions(batch), batch.valid().flatten()
+        else:
+            name, labels, kl_rows = "logits", batch.labels, None
+        kd, mlm = kernel.vocab_kl(
+            checks.present(name, getattr(student, name)).flatten(0, 1),
+            checks.present(name, getattr(teacher_taps, name)).flatten(0, 1),
+            labels.flatten(),
+            self.options.temperature,
+            kl_rows,
+            self.options.backend,
+        )
+        terms = {"kd": kd, "mlm": mlm}
+        if "cosine" in self.weights:
+            (student_hidden,), (teacher_hidden,) = student.hidden.values(), teacher_taps.hidden.values()
+            terms["cosine"] = cosine_distance(student_hidden, teacher_hidden, batch.attention_mask)
+        return terms
+
+    def flops(self, length: int, num_masked: int) -> float:
+        """`vocab_kl_flops` of the compared rows (K or L), plus for the cosine 10 per hidden feature.
+
+        (forward three products of 2, backward 4.)
+        """
+        num_rows = length if self.options.positions == "all" else num_masked
+        cosine = 10.0 * length * self.student.hidden_size if "cosine" in self.weights else 0.0
+        return kernel.vocab_kl_flops(num_rows, self.student.vocab_size) + cosine
+
+
+def labels_at_positions(batch: Batch) -> Tensor:
+    """The labels [B, K] of the masked slots at their positions in the sequence: [B, L] int64, IGNORED elsewhere."""
+    labels = torch.full_like(batch.input_ids, IGNORED)
+    # An unused slot may name the position of a used one: the larger value, the label, wins over IGNORED.
+    return labels.scatter_reduce(1, batch.masked_positions, batch.labels, "amax")
+
+
+def cosine_distance(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
+    """Sum over valid tokens of 1 - cos(h_s, h_t), of hidden states [B, L, D]."""
+    dtype = accumulation_dtype(student, teacher)
+    # Autograd keeps the teacher's side for the backward pass and refuses tensors made under
+    # inference_mode; a clone is an ordinary tensor.
+    cosine = functional.cosine_similarity(student.to(dtype), teacher.to(dtype).clone(), dim=-1)  # [B, L]
+    distance = 1.0 - cosine
+    return (distance if valid is None else distance.masked_fill(~valid, 0.0)).sum()
