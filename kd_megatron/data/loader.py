@@ -1,0 +1,191 @@
+"""The loader: any stretch of a run's data order, as a pure function of (recipe, run seed, sample index).
+
+Its only state would be the number of consumed samples, and the caller holds that: a resumed run asks for the next
+sample and goes on, every rank and every micro-batch split sees the same samples with the same masks.
+
+How sample j of the training data comes about:
+
+1. `order.Blend` says which source (shard set) j belongs to and that it is that source's k-th sample.
+2. The source's pool is the first n windows of ONE permutation of all its windows, fixed by the recipe's ``seed``:
+   pools capped by ``unique_tokens`` are nested. Epoch e = k // n goes through the pool in an order of its own, a
+   permutation keyed by (run seed, e).
+3. `masking.Masker` masks the window by a hash of (run seed, j, position).
+
+Validation is the same for every run: the held-out split in natural order, masked with a seed of its own.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from kd_megatron.data import counter_hash, masking
+from kd_megatron.data.dataset import WindowDataset
+from kd_megatron.data.order import Blend, Index, permute
+from kd_megatron.data.shards import ShardSet, open_shard_set
+from kd_megatron.errors import DataError
+from kd_megatron.manifest import read_manifest
+from kd_megatron.schema import DataRecipe, ShardsRecipe
+from kd_megatron.tensors import Batch
+
+_VALIDATION_SEED = 20_240_430  # of the validation masks; never the run's
+_ORDER_VERSION = 1  # raise it when the same recipe and seed give other batches than before
+_POOL, _EPOCH = 1, 2  # purposes of permutation keys
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One shard set as the loader reads it."""
+
+    number: int  # place in the recipe; keys its permutations
+    weight: float
+    shard_set: ShardSet
+    windows: WindowDataset
+
+
+class Loader:
+    """Batches of masked windows.
+
+    Args:
+        recipe: the ``data`` section of a study.
+        run_seed: of the order within epochs and of the masks.
+        split: ``"train"``, or ``"valid"`` for the held-out documents.
+
+    Raises:
+        DataError: a shard set is missing, altered or empty, two have different tokenizers, or the pool is smaller than
+            ``unique_tokens`` asks for.
+    """
+
+    def __init__(self, recipe: DataRecipe, run_seed: int, split: Literal["train", "valid"] = "train") -> None:
+        self._run_seed, self._split, self._pool_seed = run_seed, split, recipe.seed
+        self._sources = _open_sources(recipe, split)
+        self._blend = Blend([source.weight for source in self._sources])
+        self._pools = self._pool_sizes(recipe)
+        first = self._sources[0].shard_set
+        self.sequence_length = recipe.sequence_length
+        self.special = first.special
+        self.tokenizer_path = first.tokenizer_path
+        self.tokenizer_sha256 = first.manifest.tokenizer_sha256
+        self.vocab_size = first.manifest.vocab_size
+        self.num_masked = masking.num_masked(recipe.mask_fraction, recipe.sequence_length)
+        self.num_windows = sum(self._pools)
+        self.content_hash = _content_hash(recipe)
+        self._masker = masking.Masker.of(self.special, self.vocab_size)
+        self._mask_seed = run_seed if split == "train" else _VALIDATION_SEED
+
+    def batch(self, first_sample: int, num_samples: int) -> Batch:
+        """Samples ``first_sample`` .. ``first_sample + num_samples - 1`` of the data order, on the CPU.
+
+        Any ``first_sample`` >= 0 will do: epochs repeat the pool, reshuffled and masked anew.
+        """
+        samples = np.arange(first_sample, first_sample + num_samples, dtype=np.int64)
+        clean_ids = self._gather(samples)
+        masked = self._masker.mask(clean_ids, samples, self.num_masked, self._mask_seed)
+        return Batch(
+            input_ids=torch.from_numpy(masked.input_ids),
+            clean_ids=torch.from_numpy(clean_ids),
+            attention_mask=None,
+            masked_positions=torch.from_numpy(masked.positions),
+            labels=torch.from_numpy(masked.labels),
+            sample_ids=torch.from_numpy(samples),
+        )
+
+    def window_numbers(self, samples: Index) -> tuple[Index, Index]:
+        """For each sample ([B]) its source and the window of that source, in natural order."""
+        numbers, local = self._blend.locate(samples)
+        windows = np.empty_like(local)
+        for number in np.unique(numbers):
+            rows = numbers == number
+            windows[rows] = self._windows_of(int(number), local[rows])
+        return numbers, windows
+
+    def unique_samples(self, consumed: int) -> int:
+        """How many distinct windows the first ``consumed`` samples hold."""
+        return sum(min(count, pool) for count, pool in zip(self._blend.counts(consumed), self._pools, strict=True))
+
+    def _gather(self, samples: Index) -> Index:
+        """[B, L] unmasked windows."""
+        numbers, windows = self.window_numbers(samples)
+        if len(self._sources) == 1:
+            return self._sources[0].windows.gather(windows)
+        clean_ids = np.empty((len(samples), self.sequence_length), np.int64)
+        for number in np.unique(numbers):
+            rows = np.flatnonzero(numbers == number)
+            clean_ids[rows] = self._sources[number].windows.gather(windows[rows])
+        return clean_ids
+
+    def _windows_of(self, number: int, local: Index) -> Index:
+        """The windows of one source at places ``local`` of its own order."""
+        source, pool = self._sources[number], self._pools[number]
+        epochs, places = np.divmod(local, pool)
+        if self._split == "valid":
+            return places
+        for epoch in np.unique(epochs):
+            rows = epochs == epoch
+            epoch_key = counter_hash.key(self._run_seed, _EPOCH, source.number, int(epoch))
+            places[rows] = permute(places[rows], pool, epoch_key)
+        pool_key = counter_hash.key(self._pool_seed, _POOL, source.number)
+        return permute(places, len(source.windows), pool_key)
+
+    def _pool_sizes(self, recipe: DataRecipe) -> list[int]:
+        """Windows of each source that the run may see. A cap is dealt out by weight, so the subsets stay nested."""
+        available = [len(source.windows) for source in self._sources]
+        if self._split == "valid" or recipe.unique_tokens is None:
+            return available
+        num_windows = recipe.unique_tokens // recipe.sequence_length
+        pools = self._blend.counts(num_windows)
+        for source, pool, size in zip(self._sources, pools, available, strict=True):
+            if not 0 < pool <= size:
+                raise DataError(
+                    given=f"data.unique_tokens={recipe.unique_tokens} takes {pool} windows of "
+                    f"{recipe.sequence_length} tokens from {source.shard_set.path}, which has {size}",
+                    expected=f"at least 1 and at most {size} (about {size * recipe.sequence_length} tokens)",
+                    fix="change data.unique_tokens or the weights, or prepare a larger corpus",
+                )
+        return pools
+
+
+def _open_sources(recipe: DataRecipe, split: str) -> list[_Source]:
+    """The shard sets that have windows of this split. A set without held-out documents is left out of validation."""
+    paths = [shards.path for shards in recipe.shards]
+    if len(set(paths)) < len(paths):
+        raise DataError(f"data.shards names a path twice: {paths}", "different shard sets", "add up their weights")
+    opened = [_open_source(number, shards, recipe, split) for number, shards in enumerate(recipe.shards)]
+    _require_one_tokenizer([source.shard_set for source in opened])
+    usable = [source for source in opened if len(source.windows)]
+    if not usable or (split == "train" and len(usable) < len(opened)):
+        empty = next(source.shard_set.path for source in opened if not len(source.windows))
+        raise DataError(
+            given=f"{empty} holds no window of {recipe.sequence_length} tokens in its {split} split",
+            expected=f"at least {recipe.sequence_length - 2} tokens in one shard of that split",
+            fix="prepare a larger corpus"
+            + (", or raise valid_fraction in its recipe" if split == "valid" else ", or shorten data.sequence_length"),
+        )
+    return usable
+
+
+def _open_source(number: int, shards: ShardsRecipe, recipe: DataRecipe, split: str) -> _Source:
+    shard_set = open_shard_set(shards.path, split)
+    return _Source(number, shards.weight, shard_set, WindowDataset(shard_set, recipe.sequence_length))
+
+
+def _require_one_tokenizer(shard_sets: list[ShardSet]) -> None:
+    first = shard_sets[0]
+    for other in shard_sets[1:]:
+        if other.manifest.tokenizer_sha256 != first.manifest.tokenizer_sha256 or other.special != first.special:
+            raise DataError(
+                given=f"{first.path} and {other.path} were made with different tokenizers",
+                expected="one vocabulary and one set of special tokens for all of data.shards",
+                fix="prepare them with the same tokenizer (tokenizer.load in the corpus recipe)",
+            )
+
+
+def _content_hash(recipe: DataRecipe) -> str:
+    """A short hash of all that decides the samples, but for the run's seed and where the files lie."""
+    settings = recipe.model_dump(mode="json", exclude={"shards", "corpus"})
+    sets = [(read_manifest(shards.path).content_hash(), shards.weight) for shards in recipe.shards]
+    described = json.dumps([_ORDER_VERSION, settings, sets], sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()[:16]

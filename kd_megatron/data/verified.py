@@ -1,0 +1,60 @@
+"""Remembers which files were read in full and found to match their checksum, so that it is done once.
+
+A file is known by name, size, modification and change times, inode and checksum. The memory is a small file beside the
+shards, written atomically; where the directory is read-only it is simply not kept.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+MEMORY = ".verified.json"
+_SETTLED_SECONDS = 2.0  # a file changed within the clock's granularity of the check would keep its time stamps
+
+Stamp = list[int | str]
+
+
+class VerifiedFiles:
+    """The verified files of one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / MEMORY
+        self._stamps: dict[str, Stamp] = {}
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            self._stamps = found if isinstance(found, dict) else {}
+        self._changed = False
+
+    def knows(self, path: Path, sha256: str) -> bool:
+        """Whether this very file was found to have this checksum."""
+        return self._stamps.get(path.name) == _stamp(path, sha256)
+
+    def add(self, path: Path, sha256: str) -> None:
+        """Note that the file was found to have this checksum, unless it was written a moment ago."""
+        status = path.stat()
+        if time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS:
+            self._stamps[path.name] = _stamp(path, sha256)
+            self._changed = True
+
+    def save(self) -> None:
+        """Write what was added, all or nothing and as well as the directory allows."""
+        if not self._changed:
+            return
+        with contextlib.suppress(OSError):
+            # Several ranks may write at once: each its own file, the last rename wins, all say the same.
+            handle, aside = tempfile.mkstemp(prefix=MEMORY, dir=self._path.parent)
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump(self._stamps, file)
+                os.replace(aside, self._path)
+            except OSError:
+                os.unlink(aside)
+        self._changed = False
+
+
+def _stamp(path: Path, sha256: str) -> Stamp:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, sha256]
