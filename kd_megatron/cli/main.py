@@ -1,0 +1,136 @@
+"""The command line: picks the command, and turns every error a user can act on into one message and an exit code.
+
+A command is a module of this package with ``HELP``, ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
+Only the module of the command that runs is imported, and heavy libraries only inside its ``run``.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+import time
+import traceback
+from types import ModuleType
+from typing import NoReturn
+
+from kd_megatron.errors import KdError, RecipeError, disk_full_is_clear, nearest
+
+COMMANDS = ("prepare", "plan", "pretrain", "finetune", "study", "report", "bench", "inspect")
+LAUNCHER_COMMANDS = ("demo", "test")  # of launch.sh alone: they need the repository, not only the package
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+RANK_PATIENCE_SECONDS = 3.0
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `RecipeError` where argparse prints its usage and exits, and names the nearest known option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``message`` as an error with the usage line."""
+        raise RecipeError(
+            given=f"{self.prog}: {message}",
+            expected=" ".join(self.format_usage().removeprefix("usage: ").split()),
+            fix=f"see {self.prog} --help",
+        )
+
+    def parse(self, arguments: list[str]) -> argparse.Namespace:
+        """Parse options and positionals in any order (``RECIPE --arm minilm budget.hours=0.1``)."""
+        namespace, unknown = self.parse_known_intermixed_args(arguments)
+        if unknown:
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            self.error(f"unknown argument {unknown[0]!r}; {nearest(unknown[0].partition('=')[0], known)}")
+        return namespace
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``arguments`` (``sys.argv`` without the program when None) and return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        with disk_full_is_clear("the output of this command"):
+            return dispatch(arguments)
+    except KdError as error:
+        if debug:
+            traceback.print_exc()
+        report_error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        report_error("interrupted; the same command continues from the last checkpoint or finished part")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Run the command that ``arguments`` begin with (``--debug`` may stand before it)."""
+    if arguments[:1] == ["--debug"]:
+        arguments = [*arguments[1:], "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help", "--debug"):
+        print(overview())
+        return 0
+    command, *rest = arguments
+    module = command_module(command)
+    parser = Parser(prog=f"{program_name()} {command}", description=module.__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    module.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    namespace = parser.parse(rest)
+    from kd_megatron import logs
+
+    logs.quiet_libraries()
+    return int(module.run(namespace))
+
+
+def command_module(command: str) -> ModuleType:
+    """The module of ``command``. Raises `RecipeError` with the nearest known name when there is none."""
+    if command in COMMANDS:
+        return importlib.import_module(f"kd_megatron.cli.{command}")
+    if command in LAUNCHER_COMMANDS:
+        raise RecipeError(
+            given=f"{command!r} is a command of launch.sh", fix=f"run ./launch.sh {command} in the repository"
+        )
+    raise RecipeError(
+        given=f"unknown command {command!r}; {nearest(command, COMMANDS + LAUNCHER_COMMANDS)}",
+        expected=f"one of {', '.join(COMMANDS)}",
+        fix=f"see {program_name()} --help",
+    )
+
+
+def overview() -> str:
+    """The text of ``--help``: one line for each command."""
+    lines = [f"  {name:<10}{importlib.import_module(f'kd_megatron.cli.{name}').HELP}" for name in COMMANDS]
+    return "\n".join(
+        [
+            f"usage: {program_name()} COMMAND [ARGUMENTS] [--debug]",
+            "",
+            "Pretrain or distil a small encoder under a fixed compute budget, and find out which is better.",
+            "",
+            *lines,
+            "",
+            f"'{program_name()} COMMAND --help' tells more. Exit codes: docs/exit_codes.md",
+        ]
+    )
+
+
+def program_name() -> str:
+    """What the user typed: ``./launch.sh`` sets ``KD_PROGRAM`` so that usage lines show itself."""
+    return os.environ.get("KD_PROGRAM", "kd-megatron")
+
+
+def report_error(message: str) -> None:
+    """Print ``message`` on stderr: once when all ranks fail alike, with the rank when one fails alone.
+
+    A rank other than 0 waits first: when rank 0 fails too, the launcher ends this one during the wait.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    if rank:
+        time.sleep(RANK_PATIENCE_SECONDS)
+    print(f"[rank {rank}] error: {message}" if rank else f"error: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
