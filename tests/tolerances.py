@@ -1,0 +1,17 @@
+"""Every tolerance of the tests, each with its reason. A failing test is never mended here."""
+
+# --- kernels and objectives ---
+
+# float64 against hand-worked numpy loops: the same sums in another order, a few hundred terms of 1e-16 each.
+HAND_WORKED_RELATIVE = 1e-12
+# A literal written out to 10 digits.
+LITERAL_RELATIVE = 1e-9
+# float64 sums taken in another order, or over more (exactly zero) padding.
+REORDERED_FLOAT64_RELATIVE = 1e-12
+# float32 computation against float64 on the same inputs: 2^-24 per operation, grown by sums and exponentials.
+FLOAT32_LOSS_RELATIVE = 2e-6
+# float32 gradient against float64, as a share of the largest entry (small entries are differences of large terms).
+# Gradients of bf16 and fp16 taps need no tolerance: they equal the float32 gradient rounded once.
+FLOAT32_GRADIENT_OF_LARGEST = 2e-6
+# A Kullback-Leibler divergence in float32 may round below zero by this share of the number of terms summed.
+KL_BELOW_ZERO_PER_TERM = 1e-7
