@@ -34,8 +34,7 @@ def assert_computed_in_float32(
     ``losses`` converts its teacher tensors to the dtype of the first argument, after rounding them to ``dtype``.
     """
     rounded = [x.to(dtype) for x in student]
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        narrow_losses, narrow = _losses_and_gradients(losses, rounded)
+    narrow_losses, narrow = _losses_and_gradients(losses, rounded, autocast)
     wide_losses, wide = _losses_and_gradients(losses, [x.float() for x in rounded])
     exact_losses, exact = _losses_and_gradients(losses, [x.double() for x in rounded])
     assert {loss.dtype for loss in narrow_losses} == {torch.float32}
@@ -48,8 +47,9 @@ def assert_computed_in_float32(
 
 
 def _losses_and_gradients(
-    losses: Callable[..., tuple[Tensor, ...]], student: list[Tensor]
+    losses: Callable[..., tuple[Tensor, ...]], student: list[Tensor], autocast: bool = False
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     leaves = [x.clone().requires_grad_(True) for x in student]
-    values = losses(*leaves)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):  # of forward alone, as torch prescribes
+        values = losses(*leaves)
     return values, torch.autograd.grad(torch.stack(values).sum(), leaves)
