@@ -1,0 +1,87 @@
+"""The answer in one sentence, no stronger than the seeds allow."""
+
+from dataclasses import dataclass
+
+from kd_megatron.schema import BudgetRecipe
+from kd_megatron.study import words
+from kd_megatron.study.results import StudyResults
+from kd_megatron.study.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What arms are ranked by."""
+
+    quantity: str  # of StudyResults.by_seed
+    name: str
+    unit: str
+    scale: float
+    digits: int
+    higher_is_better: bool
+
+
+SCORE = Measure("score", "mean score", "points", 100, 1, True)
+PROBE = Measure("probe_loss", "held-out MLM loss (probe)", "nats", 1, 3, False)
+
+
+def measure_of(results: StudyResults) -> Measure:
+    """The fine-tuning score where there is one, else the probe's loss."""
+    return SCORE if any(results.by_seed(arm, "score") for arm in results.arms) else PROBE
+
+
+def answer(results: StudyResults) -> str:
+    """Which arm is best, by how much, and whether these seeds can tell."""
+    measure = measure_of(results)
+    ranked = ranking(results, measure)
+    if not ranked:
+        return "No run has finished yet: there is no answer."
+    best, mean, seeds = ranked[0]
+    budget = budget_in_words(results.recipe.budget)
+    value = f"{measure.scale * mean:.{measure.digits}f} {measure.unit}, {num_seeds(len(seeds))}"
+    opening = f"Under a budget of {budget}, {best} has the best {measure.name} ({value})"
+    if len(ranked) == 1:
+        return f"{opening}; no other arm has a result to compare it with."
+    other = results.reference if best != results.reference else ranked[1][0]
+    gap = results.difference(best, measure.quantity, to=other)
+    if gap is None:
+        return f"{opening}; {other} shares no seed with it, so no difference can be given."
+    return f"{opening}, {_gap_in_words(gap, best, other, measure)}."
+
+
+def ranking(results: StudyResults, measure: Measure) -> list[tuple[str, float, list[int]]]:
+    """(arm, mean, seeds), best first; over the seeds that all arms share, where there are any."""
+    values = {arm: results.by_seed(arm, measure.quantity) for arm in results.arms}
+    values = {arm: found for arm, found in values.items() if found}
+    shared = set.intersection(*(set(found) for found in values.values())) if values else set()
+    ranked = []
+    for arm, found in values.items():
+        seeds = sorted(shared or found)
+        ranked.append((arm, sum(found[seed] for seed in seeds) / len(seeds), seeds))
+    return sorted(ranked, key=lambda entry: entry[1], reverse=measure.higher_is_better)
+
+
+def _gap_in_words(gap: Estimate, best: str, other: str, measure: Measure) -> str:
+    size = f"{abs(measure.scale * gap.mean):.{measure.digits}f} {measure.unit}"
+    ahead = gap.mean > 0 if measure.higher_is_better else gap.mean < 0
+    place = f"{size} {'better' if ahead else 'worse'} than {other}" if gap.mean else f"level with {other}"
+    if gap.low is None or gap.high is None:
+        return f"{place}, in one seed: no interval can be given, so this is one observation and no evidence"
+    low, high = (words.signed(measure.scale * end, measure.digits) for end in (gap.low, gap.high))
+    interval = f"95 % interval of the difference {low} to {high}, paired over {num_seeds(gap.n)}"
+    if gap.excludes_zero:
+        return f"{place} ({interval}); the interval excludes zero"
+    return f"{place} ({interval}); the interval includes zero: these seeds cannot tell {best} from {other}"
+
+
+def num_seeds(num: int) -> str:
+    """``"1 seed"`` or ``"3 seeds"``."""
+    return f"{num} seed{'' if num == 1 else 's'}"
+
+
+def budget_in_words(budget: BudgetRecipe) -> str:
+    """``"2.00e13 FLOPs"``, ``"1.5 hours"``."""
+    if budget.unit == "flops":
+        return f"{words.flops(budget.limit)} FLOPs"
+    if budget.unit == "tokens":
+        return f"{words.count(budget.limit)} tokens"
+    return f"{budget.limit:g} {budget.unit.replace('gpu_hours', 'GPU hours')}"

@@ -1,0 +1,259 @@
+"""The report's tables: each is a list of rows of raw values, shown with units on the page and written whole to csv."""
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_megatron.budget import ACCOUNTS
+from kd_megatron.study import words
+from kd_megatron.study.fairness import Difference
+from kd_megatron.study.results import Run, StudyResults, objective_in_words
+from kd_megatron.study.run_checks import Finding
+from kd_megatron.study.statistics import Estimate
+
+ACTIVITIES = ("student", "teacher", "loss", "data_wait", "other")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: the key of its values in the rows, its heading, and how a value is shown."""
+
+    key: str
+    heading: str
+    show: Callable[[Any], str] = words.plain
+    is_text: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of raw values under columns. ``name`` is the csv's."""
+
+    name: str
+    title: str
+    columns: list[Column]
+    rows: list[dict[str, Any]]
+    note: str = ""
+
+    def shown(self) -> list[list[str]]:
+        """The cells as text."""
+        return [[column.show(row.get(column.key)) for column in self.columns] for row in self.rows]
+
+    def write_csv(self, directory: Path) -> None:
+        """Write raw values; an estimate takes four columns: the mean, ``_low``, ``_high`` and ``_n``."""
+        flat = [_flat(row) for row in self.rows]
+        names = list(dict.fromkeys(key for row in flat for key in row))
+        with (directory / f"{self.name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(flat)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, Estimate):
+            flat |= {key: value.mean, f"{key}_low": value.low, f"{key}_high": value.high, f"{key}_n": value.n}
+        else:
+            flat[key] = value
+    return flat
+
+
+def mean_over(runs: list[Run], read: Callable[[Run], float | None]) -> float | None:
+    """Plain mean over runs; None when a run lacks the value or there is no run."""
+    values = [read(run) for run in runs]
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers and len(numbers) == len(values) else None
+
+
+def scores(results: StudyResults) -> Table:
+    """Per arm: scores with intervals, their average, the difference to the reference, the probe loss."""
+    reference = results.reference
+    columns = [Column("arm", "arm", is_text=True), Column("seeds", "seeds")]
+    if results.tasks:
+        columns += [Column(f"score_{task}", task_heading(results, task), words.score) for task in results.tasks]
+        columns += [
+            Column("score", "average", words.score),
+            Column("difference", f"difference to {reference}", words.score_difference),
+        ]
+    columns += [
+        Column("probe_loss", "held-out MLM loss (probe)", words.loss),
+        Column("probe_loss_difference", f"its difference to {reference}", words.loss_difference),
+    ]
+    note = (
+        "Scores in points of 100 (Matthews correlation for CoLA, Pearson for STS-B, accuracy or F1 otherwise); the "
+        "average is over tasks. Mean over seeds ± half of the 95 % t-interval. Differences are paired by seed. "
+        "The probe is one MLM head trained on the frozen student, alike for all arms; lower is better, in nats."
+    )
+    if not results.tasks:
+        note = (
+            "Mean over seeds ± half of the 95 % t-interval; differences are paired by seed; lower is better, in nats."
+        )
+    if partial_tasks(results):
+        note += " * scored on a partial or substitute split."
+    return Table("scores", "What each arm scores", columns, [_scores_row(results, arm) for arm in results.arms], note)
+
+
+def _scores_row(results: StudyResults, arm: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"arm": arm, "seeds": len(results.runs[arm])}
+    for task in results.tasks:
+        row[f"score_{task}"] = results.mean(arm, "task", task)
+    if results.tasks:
+        row |= {"score": results.mean(arm, "score"), "difference": results.difference(arm, "score")}
+    row["probe_loss"] = results.mean(arm, "probe_loss")
+    row["probe_loss_difference"] = results.difference(arm, "probe_loss")
+    return row
+
+
+def partial_tasks(results: StudyResults) -> dict[str, str]:
+    """Task -> note, of the tasks that were scored on a partial or substitute split."""
+    found = {}
+    for run in results.all_runs():
+        for task, summary in (run.finetune or {"tasks": {}})["tasks"].items():
+            if summary.get("partial_split"):
+                found[task] = str(summary.get("note", ""))
+    return found
+
+
+def task_heading(results: StudyResults, task: str) -> str:
+    """The task's name, starred when its split is partial."""
+    return task + ("*" if task in partial_tasks(results) else "")
+
+
+def spending(results: StudyResults) -> Table:
+    """Per arm: what the budget bought."""
+    reference = mean_over(_runs(results, results.reference), lambda run: run.summary["tokens_per_second"])
+    rows = [_spending_row(results, arm, reference) for arm in results.arms]
+    columns = [
+        Column("arm", "arm", is_text=True),
+        Column("objective", "objective", is_text=True),
+        Column("tokens", "tokens seen", words.count),
+        Column("unique_tokens", "unique tokens", words.count),
+        Column("steps", "steps", words.count),
+        Column("flops", "FLOPs charged", words.flops),
+        Column("hours", "hours charged", words.hours),
+        Column("tokens_per_second", "tokens/s", words.count),
+        Column("relative_speed", f"speed, {results.reference} = 1", words.ratio),
+        Column("overshoot", "overshoot", words.percent),
+    ]
+    note = "Mean over seeds. Tokens seen counts repeats; speed is tokens per charged second of the whole job."
+    return Table("spending", "What the budget bought", columns, rows, note)
+
+
+def _spending_row(results: StudyResults, arm: str, reference: float | None) -> dict[str, Any]:
+    runs = _runs(results, arm)
+    means = {
+        key: mean_over(runs, lambda run, key=key: run.summary[key])  # type: ignore[misc]
+        for key in ("tokens", "unique_tokens", "steps", "flops", "hours", "tokens_per_second")
+    }
+    speed = means["tokens_per_second"]
+    return {
+        "arm": arm,
+        "objective": objective_in_words(results.recipe, arm),
+        **means,
+        "relative_speed": speed / reference if speed and reference else None,
+        "overshoot": mean_over(runs, lambda run: run.summary["budget"]["spent"] / run.summary["budget"]["limit"] - 1),
+    }
+
+
+def ledger(results: StudyResults, unit: str) -> Table:
+    """Per arm: where ``"seconds"`` or ``"flops"`` went, mean over seeds."""
+    rows = [{"arm": arm, **activities(_runs(results, arm), unit)} for arm in results.arms]
+    show = words.flops if unit == "flops" else lambda value: f"{value:.1f}"
+    headings = {"data_wait": "waiting for data", "other": "other, not charged"}
+    columns = [Column("arm", "arm", is_text=True)]
+    columns += [Column(name, headings.get(name, name), show) for name in ACTIVITIES]
+    title = "Where the FLOPs went" if unit == "flops" else "Where the seconds went"
+    charged = results.recipe.budget.charge
+    note = f"Mean over seeds. Charged to the budget: {', '.join(charged)}. Other: validation, checkpoints, set-up."
+    return Table(f"ledger_{unit}", title, columns, rows, note)
+
+
+def activities(runs: list[Run], unit: str) -> dict[str, float]:
+    """Mean over ``runs`` of each of `ACTIVITIES`, in ``unit``; ``other`` sums the remaining accounts."""
+    spent = {name: mean_over(runs, lambda run, name=name: run.account(name, unit)) or 0.0 for name in ACCOUNTS}  # type: ignore[misc]
+    named = {name: spent.pop(name) for name in ACTIVITIES if name in spent}
+    return {**named, "other": sum(spent.values())}
+
+
+def teacher_cost(results: StudyResults) -> Table | None:
+    """Per arm: FLOPs of one student with the teacher's own training excluded, included, and shared by all students."""
+    cost, source = teacher_flops(results)
+    taught = [run for run in results.all_runs() if run.summary.get("teacher")]
+    if not taught:
+        return None
+    rows = []
+    for arm in results.arms:
+        runs = _runs(results, arm)
+        own = mean_over(runs, lambda run: run.summary["flops"])
+        has_teacher = any(run.summary.get("teacher") for run in runs)
+        extra = (cost if has_teacher else 0.0) if cost is not None or not has_teacher else None
+        rows.append(
+            {
+                "arm": arm,
+                "excluded": own,
+                "included": None if own is None or extra is None else own + extra,
+                "amortised": None if own is None or extra is None else own + extra / len(taught),
+            }
+        )
+    columns = [
+        Column("arm", "arm", is_text=True),
+        Column("excluded", "excluded", words.flops),
+        Column("included", "included", words.flops),
+        Column("amortised", f"shared by {len(taught)} students", words.flops),
+    ]
+    note = f"FLOPs per student. The teacher's own training: {words.flops(cost)} FLOPs ({source})."
+    return Table("teacher_cost", "The teacher's own cost", columns, rows, note)
+
+
+def teacher_flops(results: StudyResults) -> tuple[float | None, str]:
+    """(FLOPs of the teacher's own training or None, where the figure comes from)."""
+    if results.teacher:
+        return float(results.teacher["flops"]), "trained by this study; its ledger"
+    teacher: dict[str, Any] = next(
+        (run.summary["teacher"] for run in results.all_runs() if run.summary.get("teacher")), {}
+    )
+    source = teacher.get("cost_source") or "no source given"
+    return teacher.get("cost_flops"), source if teacher.get("cost_flops") else "not stated in the recipe: unknown"
+
+
+def runs(results: StudyResults) -> Table:
+    """Every single run: the raw material of all means."""
+    rows = [_run_row(run) for run in results.all_runs()]
+    columns = [
+        Column("arm", "arm", is_text=True),
+        Column("seed", "seed"),
+        Column("steps", "steps"),
+        Column("tokens", "tokens", words.count),
+        Column("flops", "FLOPs", words.flops),
+        Column("hours", "hours", words.hours),
+        Column("probe_loss", "probe loss", lambda value: words.NOTHING if value is None else f"{value:.3f}"),
+        Column("score", "average score", words.points),
+    ]
+    return Table("runs", "Every run", columns, rows)
+
+
+def _run_row(run: Run) -> dict[str, Any]:
+    keys = ("steps", "tokens", "unique_tokens", "flops", "hours", "tokens_per_second")
+    row = {"arm": run.arm, "seed": run.seed, **{key: run.summary[key] for key in keys}, "probe_loss": run.probe_loss}
+    row["score"] = run.score
+    return row | {f"score_{task}": run.task_score(task) for task in (run.finetune or {"tasks": {}})["tasks"]}
+
+
+def fairness_checks(findings: list[Finding]) -> Table:
+    """What the runs recorded, compared."""
+    rows = [{"check": f.check, "result": "agrees" if f.passed else "DIFFERS", "detail": f.detail} for f in findings]
+    columns = [Column("check", "check", is_text=True), Column("result", "result", is_text=True)]
+    return Table("fairness", "Fairness check", [*columns, Column("detail", "detail", is_text=True)], rows)
+
+
+def allowed_differences(differences: list[Difference], arms: list[str]) -> Table:
+    """What the recipe lets arms differ in, beside the objective."""
+    rows = [{"key": difference.key, **difference.values} for difference in differences]
+    columns = [Column("key", "key", is_text=True), *(Column(arm, arm, is_text=True) for arm in arms)]
+    return Table("allowed_differences", "Allowed differences between arms", columns, rows)
+
+
+def _runs(results: StudyResults, arm: str) -> list[Run]:
+    return list(results.runs[arm].values())

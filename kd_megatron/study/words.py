@@ -1,0 +1,96 @@
+"""Numbers as a reader sees them: units, few digits, a real minus sign, and a dash where there is nothing."""
+
+from typing import Any
+
+from kd_megatron.study.statistics import Estimate
+
+NOTHING = "\N{EN DASH}"
+_LARGE = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def count(value: float | None) -> str:
+    """``"4.60B"``, ``"12.3M"``, ``"840"``."""
+    if value is None:
+        return NOTHING
+    for size, suffix in _LARGE:
+        if abs(value) >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.4g}"
+
+
+def flops(value: float | None) -> str:
+    """``"1.25e+15"`` as ``"1.25e15"``."""
+    return NOTHING if value is None else f"{value:.2e}".replace("e+", "e")
+
+
+def ratio(value: float | None) -> str:
+    """``"0.57"``."""
+    return NOTHING if value is None else f"{value:.2f}"
+
+
+def percent(value: float | None) -> str:
+    """A fraction as ``"12.3 %"``."""
+    return NOTHING if value is None else f"{100 * value:.1f} %"
+
+
+def hours(value: float | None) -> str:
+    """``"3.40"``; three significant digits below an hour."""
+    return NOTHING if value is None else f"{value:.3g}"
+
+
+def points(value: float | None) -> str:
+    """A score in [0, 1] in points of 100: ``"71.2"``."""
+    return NOTHING if value is None else signless(f"{100 * value:.1f}")
+
+
+def score(value: Estimate | None) -> str:
+    """Mean and half interval in points: ``"71.2 ± 1.3"``; the mean alone when there is one seed."""
+    return _plus_minus(value, 100, 1)
+
+
+def loss(value: Estimate | None) -> str:
+    """Mean and half interval in nats: ``"2.134 ± 0.012"``."""
+    return _plus_minus(value, 1, 3)
+
+
+def score_difference(value: Estimate | None) -> str:
+    """``"+1.2 [−0.3, +2.7]"`` in points; ``"+1.2 (1 seed)"`` without an interval."""
+    return difference(value, 100, 1)
+
+
+def loss_difference(value: Estimate | None) -> str:
+    """The same in nats."""
+    return difference(value, 1, 3)
+
+
+def difference(value: Estimate | None, scale: float, digits: int) -> str:
+    """A signed difference with its interval."""
+    if value is None:
+        return NOTHING
+    mean = signed(scale * value.mean, digits)
+    if value.low is None or value.high is None:
+        return f"{mean} (1 seed)"
+    return f"{mean} [{signed(scale * value.low, digits)}, {signed(scale * value.high, digits)}]"
+
+
+def signed(value: float, digits: int) -> str:
+    """``"+1.2"`` or ``"−0.3"``; ``"0.0"`` when it rounds to zero."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else signless(text)
+
+
+def signless(text: str) -> str:
+    """A minus sign in place of the hyphen."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def plain(value: Any) -> str:
+    """Anything else."""
+    return NOTHING if value is None else str(value)
+
+
+def _plus_minus(value: Estimate | None, scale: float, digits: int) -> str:
+    if value is None:
+        return NOTHING
+    mean = signless(f"{scale * value.mean:.{digits}f}")
+    return mean if value.half_width is None else f"{mean} ± {scale * value.half_width:.{digits}f}"
