@@ -15,3 +15,10 @@ FLOAT32_LOSS_RELATIVE = 2e-6
 FLOAT32_GRADIENT_OF_LARGEST = 2e-6
 # A Kullback-Leibler divergence in float32 may round below zero by this share of the number of terms summed.
 KL_BELOW_ZERO_PER_TERM = 1e-7
+
+# --- data ---
+
+# Counts against a binomial law: seeds are fixed, so nothing flickers; a fair draw lies outside once in 1.7 million.
+MASK_SIGMAS = 5.0
+# A chi-squared statistic above its mean; its right tail is heavier than a normal one, 1 in 10,000 with few cells.
+ORDER_CHI_SQUARED_SIGMAS = 5.0

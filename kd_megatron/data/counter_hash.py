@@ -37,7 +37,7 @@ def key(*parts: int) -> int:
     return int(state[0])
 
 
-def random_bits(keys: Bits | int, counters: NDArray[Any]) -> Bits:
+def random_bits(keys: Bits | np.uint64 | int, counters: NDArray[Any]) -> Bits:
     """64 random bits for each counter under its key; ``keys`` broadcasts against ``counters`` (integers >= 0)."""
     # Odd multiples of the counter keep all 64 bits apart before the mix, as the increments of splitmix64 do.
     state: Bits = (counters.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)

@@ -29,23 +29,24 @@ def permute(index: Index, size: int, key: int) -> Index:
     if size == 1:
         return np.zeros_like(index)
     num_bits = max(2, (size - 1).bit_length())
-    values = _feistel(index.astype(np.uint64), num_bits, key)
+    round_keys = counter_hash.random_bits(key, np.arange(_NUM_ROUNDS))
+    values = _feistel(index.astype(np.uint64), num_bits, round_keys)
     outside = np.flatnonzero(values >= size)
     while outside.size:
-        walked = _feistel(values[outside], num_bits, key)
+        walked = _feistel(values[outside], num_bits, round_keys)
         values[outside] = walked
         outside = outside[walked >= size]
     return values.astype(np.int64)
 
 
-def _feistel(values: NDArray[np.uint64], num_bits: int, key: int) -> NDArray[np.uint64]:
+def _feistel(values: NDArray[np.uint64], num_bits: int, round_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     low_bits = np.uint64(num_bits // 2)
     low_mask = np.uint64((1 << (num_bits // 2)) - 1)
     high_mask = np.uint64((1 << (num_bits - num_bits // 2)) - 1)
     high, low = values >> low_bits, values & low_mask
-    for round_number in range(0, _NUM_ROUNDS, 2):
-        high ^= counter_hash.random_bits(counter_hash.key(key, round_number), low) & high_mask
-        low ^= counter_hash.random_bits(counter_hash.key(key, round_number + 1), high) & low_mask
+    for even_key, odd_key in zip(round_keys[0::2], round_keys[1::2], strict=True):
+        high ^= counter_hash.random_bits(even_key, low) & high_mask
+        low ^= counter_hash.random_bits(odd_key, high) & low_mask
     return (high << low_bits) | low
 
 

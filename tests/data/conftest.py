@@ -1,5 +1,6 @@
 """Small shard sets, written by megatron-core's own builder so that its format, not ours, is what is read."""
 
+import itertools
 import json
 import warnings
 from collections.abc import Callable
@@ -7,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from kd_megatron.manifest import MANIFEST, TOKENIZER, Manifest, ShardEntry, file_sha256, vocabulary_hash
 
@@ -46,7 +46,7 @@ def write_shard(directory: Path, name: str, split: str, documents: list[list[int
     bin_path, idx_path = directory / f"{name}.bin", directory / f"{name}.idx"
     builder = IndexedDatasetBuilder(str(bin_path), dtype=getattr(np, dtype))
     for document in documents:
-        builder.add_document(torch.tensor(document, dtype=torch.int64), [len(document)])
+        builder.add_document(np.array(document), [len(document)])
     builder.finalize(str(idx_path))
     return ShardEntry(
         name=name,
@@ -80,6 +80,12 @@ def documents() -> dict[str, list[list[int]]]:
         "train-00002": random_documents(2, 70),
         "valid-00000": random_documents(3, 30),
     }
+
+
+@pytest.fixture(scope="session")
+def streams(documents: dict[str, list[list[int]]]) -> dict[str, list[int]]:
+    """The documents of each shard, end to end."""
+    return {name: list(itertools.chain.from_iterable(texts)) for name, texts in documents.items()}
 
 
 @pytest.fixture(scope="session")
