@@ -37,7 +37,7 @@ class Shard:
     tokens: NDArray[Any]  # [tokens] uint16 or int32, a read-only memory map
     lengths: NDArray[np.int32]  # [documents]
 
-    def window_starts(self, length: int) -> NDArray[np.unsignedinteger[Any]]:
+    def window_starts(self, length: int) -> NDArray[np.integer[Any]]:
         """[num_windows] flat offset of each window of ``length`` tokens, from megatron's sample index.
 
         Windows follow one another through the documents in their order; the last, partial one is dropped.
@@ -51,7 +51,7 @@ class Shard:
         )  # [num_windows + 1, 2]: document, offset in the document
         offsets = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
         starts = offsets[sample_index[:-1, 0]] + sample_index[:-1, 1]
-        return starts.astype(np.uint32 if self.entry.tokens < 2**32 else np.uint64)
+        return starts.astype(np.uint32 if self.entry.tokens < 2**32 else np.int64)
 
     def gather(self, starts: NDArray[Any], length: int) -> NDArray[Any]:
         """[num_windows, length] the tokens of the windows at ``starts``, a copy."""
