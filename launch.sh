@@ -121,7 +121,7 @@ signal_group() {
 
 start_processes() {
     environment+=("OMP_NUM_THREADS=$(threads_per_process "$procs")")
-    run_group "${environment[@]}" .venv/bin/python -m deepspeed.launcher.runner --quiet --num_gpus "$procs" \
+    run_group "${environment[@]}" .venv/bin/python -m deepspeed.launcher.runner --log_level critical --num_gpus "$procs" \
         --master_port "${MASTER_PORT:-$(free_port)}" --no_local_rank --module kd_megatron "$@"
 }
 
@@ -148,7 +148,7 @@ start_hosts() {
     done
     run_group "${environment[@]}" "DS_ENV_FILE=$scratch/deepspeed_env" \
         "PDSH_SSH_ARGS_APPEND=${PDSH_SSH_ARGS_APPEND:-} -o ServerAliveInterval=5 -o ServerAliveCountMax=3" \
-        .venv/bin/python -m deepspeed.launcher.runner --quiet --hostfile "$hosts" --force_multi --no_ssh_check \
+        .venv/bin/python -m deepspeed.launcher.runner --log_level critical --hostfile "$hosts" --force_multi --no_ssh_check \
         --venv_script "$PWD/.venv/bin/activate" --master_addr "${MASTER_ADDR:-$first}" \
         --master_port "${MASTER_PORT:-29500}" --no_local_rank --module kd_megatron "${arguments[@]}"
 }

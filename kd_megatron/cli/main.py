@@ -7,6 +7,7 @@ Only the module of the command that runs is imported, and heavy libraries only i
 import argparse
 import importlib
 import os
+import signal
 import sys
 import time
 import traceback
@@ -128,6 +129,7 @@ def report_error(message: str) -> None:
     """
     rank = int(os.environ.get("RANK", 0))
     if rank:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(RANK_PATIENCE_SECONDS)
     print(f"[rank {rank}] error: {message}" if rank else f"error: {message}", file=sys.stderr, flush=True)
 
