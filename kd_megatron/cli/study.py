@@ -1,0 +1,40 @@
+"""Run a whole study: data, teacher, every arm with every seed, fine-tuning, report.
+
+Run the same command again after a stop of any kind: finished pieces are skipped, the interrupted one resumes.
+More seeds or arms may be added to the recipe later; what was finished is kept. The last line is the report's path.
+
+  kd-megatron study recipes/demo.yaml
+  kd-megatron study recipes/demo.yaml seeds=[0,1,2] name=demo_3_seeds
+  kd-megatron study recipes/wiki_small.yaml budget.flops=2e14 --output studies/wiki_twice_the_budget
+"""
+
+import argparse
+
+HELP = "every arm x seed -> fine-tuning -> report; resumes where it stopped"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("recipe", help="a study recipe, such as recipes/demo.yaml")
+    parser.add_argument("overrides", nargs="*", help="dotted keys of the recipe, such as budget.hours=0.1")
+    parser.add_argument("--output", metavar="DIR", help="where to keep the study (default: studies/NAME)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run or continue the study on all ranks, and print the report's path."""
+    from pathlib import Path
+
+    from kd_megatron import config, dist
+    from kd_megatron.schema import StudyRecipe
+    from kd_megatron.study.runner import run_study
+
+    recipe = config.load(args.recipe, StudyRecipe, args.overrides)
+    directory = Path(args.output or recipe.output or f"studies/{recipe.name}")
+    dist.initialise()
+    try:
+        run_study(recipe, directory)
+        if dist.is_main():
+            print(directory / "report" / "index.html")
+    finally:
+        dist.shut_down()
+    return 0

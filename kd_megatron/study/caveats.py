@@ -1,0 +1,101 @@
+"""What a reader must know before believing the numbers. Written from the data, so that none is forgotten."""
+
+from kd_megatron.study import tables, words
+from kd_megatron.study.answer import num_seeds
+from kd_megatron.study.fairness import Difference
+from kd_megatron.study.results import StudyResults
+from kd_megatron.study.run_checks import Finding
+
+FEW_SEEDS = 3
+
+
+def caveats(results: StudyResults, findings: list[Finding], allowed: list[Difference]) -> list[str]:
+    """One sentence or two per caveat, the gravest first."""
+    return [
+        *_unfinished(results),
+        *_unfair(findings, allowed),
+        *_seeds(results),
+        *_finetuning(results),
+        *_repetition(results),
+        *_untrained(results),
+        *_tuning(results),
+        *results.recipe.notes,
+    ]
+
+
+def _unfinished(results: StudyResults) -> list[str]:
+    if not results.missing:
+        return []
+    return [f"The study is not finished. Missing: {'; '.join(results.missing)}. Means are over what there is."]
+
+
+def _unfair(findings: list[Finding], allowed: list[Difference]) -> list[str]:
+    failed = [finding.check for finding in findings if not finding.passed]
+    said = [f"The runs differ in: {'; '.join(failed)} (see the fairness check)."] if failed else []
+    if allowed:
+        keys = ", ".join(difference.key for difference in allowed)
+        said.append(f"The recipe lets arms differ in {keys} beside their objective (see the table of differences).")
+    return said
+
+
+def _seeds(results: StudyResults) -> list[str]:
+    num = min((len(runs) for runs in results.runs.values() if runs), default=0)
+    if num == 0:
+        return []
+    if num == 1:
+        said = "One seed: no interval can be given, and a difference between arms may be chance."
+    else:
+        said = f"Intervals are Student's t over {num_seeds(num)}"
+        said += ", which makes them wide." if num <= FEW_SEEDS else "."
+    if len(results.arms) > 2:
+        said += f" They are not corrected for picking the best of {len(results.arms)} arms."
+    return [said]
+
+
+def _finetuning(results: StudyResults) -> list[str]:
+    recipe = results.recipe.finetune
+    if recipe is None:
+        return ["No fine-tuning: arms are ranked by the probe's held-out loss, which favours arms that train MLM."]
+    num_cells = len(recipe.grid.learning_rates) * len(recipe.grid.batch_sizes)
+    said = [
+        f"The best of {num_cells} fine-tuning settings is selected on the dev split that is also reported, alike for "
+        f"all arms, with {num_seeds(len(recipe.seeds))} of fine-tuning per setting: absolute scores are optimistic."
+        if num_cells > 1
+        else f"Scores are on the dev split, with {num_seeds(len(recipe.seeds))} of fine-tuning."
+    ]
+    for task, note in tables.partial_tasks(results).items():
+        said.append(f"{task} is scored on a partial or substitute split{f': {note}' if note else ''}.")
+    return said
+
+
+def _repetition(results: StudyResults) -> list[str]:
+    epochs = {
+        arm: max(run.summary["tokens"] / max(run.summary["unique_tokens"], 1) for run in results.runs[arm].values())
+        for arm in results.arms
+    }
+    repeated = [f"{arm} {value:.1f} times" for arm, value in epochs.items() if value > 1.05]
+    return [f"Data is repeated: {', '.join(repeated)} on average."] if repeated else []
+
+
+def _untrained(results: StudyResults) -> list[str]:
+    said = []
+    for arm in results.arms:
+        names = next(iter(results.runs[arm].values())).summary.get("untrained_parameters") or []
+        if names:
+            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            said.append(
+                f"{arm} gives no gradient to {len(names)} parameter tensor{'s' if len(names) > 1 else ''} ({shown}): "
+                "fine-tuning starts from their initial values."
+            )
+    return said
+
+
+def _tuning(results: StudyResults) -> list[str]:
+    if "training.learning_rate" in results.recipe.allow_difference:
+        return []
+    rate = f"{results.recipe.training.learning_rate:g}"
+    said = [f"All arms use one learning rate ({rate}) and untuned weights; an arm may do better with its own."]
+    cost, source = tables.teacher_flops(results)
+    if cost is not None and any(run.summary.get("teacher") for run in results.all_runs()):
+        said.append(f"The budget does not include the teacher's own training ({words.flops(cost)} FLOPs; {source}).")
+    return said

@@ -1,0 +1,137 @@
+"""A report as a list of blocks, and its two renderings: one self-contained HTML page, and Markdown."""
+
+import base64
+import html
+from dataclasses import dataclass
+from pathlib import Path
+
+from kd_megatron.study.style import CSS
+from kd_megatron.study.tables import Table
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A section's heading."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Running text. ``lead`` sets it large: the answer."""
+
+    text: str
+    lead: bool = False
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list of sentences."""
+
+    items: list[str]
+
+
+@dataclass(frozen=True)
+class TableBlock:
+    """A table with its title and note."""
+
+    table: Table
+
+
+@dataclass(frozen=True)
+class FigureBlock:
+    """A PNG with its caption, which is also its text for those who cannot see it."""
+
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks folded away until the reader opens them."""
+
+    summary: str
+    blocks: list["Block"]
+
+
+Block = Heading | Paragraph | Bullets | TableBlock | FigureBlock | Details
+
+
+def to_html(title: str, subtitle: str, blocks: list[Block]) -> str:
+    """One page: styles and images inside, no script, nothing from outside."""
+    body = "\n".join(_html(block) for block in blocks)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>\n{CSS}</style>\n</head>\n<body>\n<main>\n"
+        f'<header><h1>{html.escape(title)}</h1>\n<p class="subtitle">{html.escape(subtitle)}</p></header>\n'
+        f"{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _html(block: Block) -> str:
+    match block:
+        case Heading(text):
+            return f"<h2>{html.escape(text)}</h2>"
+        case Paragraph(text, lead):
+            return f"<p{' class=lead' if lead else ''}>{html.escape(text)}</p>"
+        case Bullets(items):
+            return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in items) + "</ul>"
+        case TableBlock(table):
+            return _html_table(table)
+        case FigureBlock(path, caption):
+            image = base64.b64encode(path.read_bytes()).decode("ascii")
+            text = html.escape(caption)
+            picture = f'<img src="data:image/png;base64,{image}" alt="{text}">'
+            return f"<figure>{picture}<figcaption>{text}</figcaption></figure>"
+        case Details(summary, blocks):
+            inside = "\n".join(_html(inner) for inner in blocks)
+            return f"<details><summary>{html.escape(summary)}</summary>\n{inside}\n</details>"
+
+
+def _html_table(table: Table) -> str:
+    classes = ["text" if column.is_text else "number" for column in table.columns]
+    head = "".join(
+        f'<th scope="col" class="{kind}">{html.escape(column.heading)}</th>'
+        for column, kind in zip(table.columns, classes, strict=True)
+    )
+    rows = "\n".join(f"<tr>{_html_cells(row, classes)}</tr>" for row in table.shown())
+    note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
+    return (
+        f'<section class="table"><h3>{html.escape(table.title)}</h3><div class="scroll"><table>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>{note}</section>"
+    )
+
+
+def _html_cells(row: list[str], classes: list[str]) -> str:
+    return "".join(f'<td class="{kind}">{html.escape(cell)}</td>' for cell, kind in zip(row, classes, strict=True))
+
+
+def to_markdown(title: str, subtitle: str, blocks: list[Block], directory: Path) -> str:
+    """The same as Markdown; figures are linked relative to ``directory``."""
+    return f"# {title}\n\n{subtitle}\n\n" + "\n\n".join(_markdown(block, directory) for block in blocks) + "\n"
+
+
+def _markdown(block: Block, directory: Path) -> str:
+    match block:
+        case Heading(text):
+            return f"## {text}"
+        case Paragraph(text, lead):
+            return f"**{text}**" if lead else text
+        case Bullets(items):
+            return "\n".join(f"- {item}" for item in items)
+        case TableBlock(table):
+            return _markdown_table(table)
+        case FigureBlock(path, caption):
+            return f"![{caption}]({path.relative_to(directory)})\n\n*{caption}*"
+        case Details(summary, blocks):
+            return f"### {summary}\n\n" + "\n\n".join(_markdown(inner, directory) for inner in blocks)
+
+
+def _markdown_table(table: Table) -> str:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    rule = "|" + "|".join(" :-- " if column.is_text else " --: " for column in table.columns) + "|"
+    lines = [line([column.heading for column in table.columns]), rule, *map(line, table.shown())]
+    return f"**{table.title}**\n\n" + "\n".join(lines) + (f"\n\n{table.note}" if table.note else "")

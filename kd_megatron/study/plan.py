@@ -1,0 +1,231 @@
+"""What a study will cost: sizes, FLOPs per token, tokens and steps that the budget buys, memory, repetition.
+
+FLOPs come from `engine.flops` (counted by hand, as the ledger charges them). Memory is an estimate: model states are
+exact for mixed-precision AdamW (ZeRO, Rajbhandari et al. 2020, section 3), activations are rough.
+"""
+
+import math
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from kd_megatron import config
+from kd_megatron.engine.flops import ArmCost, arm_cost, num_masked_positions
+from kd_megatron.errors import DataError, RecipeError
+from kd_megatron.manifest import Manifest, read_manifest
+from kd_megatron.schema import CorpusRecipe, StudyRecipe
+from kd_megatron.study import fairness, words
+from kd_megatron.study.answer import budget_in_words, num_seeds
+from kd_megatron.study.fairness import Difference
+from kd_megatron.study.results import PREFERRED_REFERENCE, objective_in_words
+
+GIB = 2**30
+BERT_VOCABULARY = 30_522
+ACTIVATION_BYTES = 34  # per token, layer and hidden unit at bf16 (Korthikanti et al. 2022, without attention maps)
+LOGIT_BYTES = 2 + 4 + 4  # per masked slot and vocabulary entry: bf16, fp32 copy, gradient
+CHARGED_FLOPS = ("student", "teacher", "loss")
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """One arm under its budget; tokens and steps are None when only the machine's speed can tell."""
+
+    arm: str
+    objective: str
+    cost: ArmCost
+    charged_flops_per_token: float
+    tokens: float | None
+    steps: int | None
+    epochs: float | None
+    relative_tokens: float | None  # to the reference arm at equal FLOPs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole study, planned."""
+
+    recipe: StudyRecipe
+    arms: list[ArmPlan]
+    vocab_size: int
+    vocab_source: str
+    pool_tokens: int | None  # tokens of one epoch, None before the data is prepared
+    memory_gib: list[dict[str, float]]  # for each ZeRO stage 0-3, per process
+    num_processes: int
+    allowed: list[Difference]
+
+
+def plan(recipe: StudyRecipe, num_processes: int = 1) -> Plan:
+    """Plan ``recipe`` on ``num_processes`` processes.
+
+    Raises:
+        RecipeError: arms differ in more than the study allows, or an objective's options are wrong.
+        ModelError: the teacher's size cannot be known, or student and teacher do not fit.
+    """
+    allowed = fairness.check(recipe)
+    manifests = _manifests(recipe)
+    vocab_size, source = _vocabulary(recipe, manifests)
+    pool = _pool_tokens(recipe, manifests)
+    resolved = {arm: fairness.resolve_arm(recipe, arm) for arm in recipe.arms}
+    costs = {arm: arm_cost(resolved[arm], arm, vocab_size) for arm in recipe.arms}
+    reference = costs.get(PREFERRED_REFERENCE, next(iter(costs.values())))
+    arms = [_plan_arm(resolved[arm], arm, cost, reference, pool) for arm, cost in costs.items()]
+    largest = max(costs.values(), key=lambda cost: cost.teacher_parameters)
+    memory = [memory_gib(recipe, largest, stage, num_processes, vocab_size) for stage in range(4)]
+    return Plan(recipe, arms, vocab_size, source, pool, memory, num_processes, allowed)
+
+
+def _plan_arm(recipe: StudyRecipe, arm: str, cost: ArmCost, reference: ArmCost, pool: int | None) -> ArmPlan:
+    charged = charged_flops_per_token(recipe, cost)
+    tokens_per_step = recipe.training.global_batch_size * recipe.data.sequence_length
+    steps = steps_afforded(recipe, charged, tokens_per_step)
+    tokens = None if steps is None else float(steps * tokens_per_step)
+    return ArmPlan(
+        arm=arm,
+        objective=objective_in_words(recipe, arm),
+        cost=cost,
+        charged_flops_per_token=charged,
+        tokens=tokens,
+        steps=steps,
+        epochs=tokens / pool if tokens is not None and pool else None,
+        relative_tokens=reference.total_flops_per_token / cost.total_flops_per_token,
+    )
+
+
+def charged_flops_per_token(recipe: StudyRecipe, cost: ArmCost) -> float:
+    """FLOPs per token that count towards the budget."""
+    parts = {name: getattr(cost, f"{name}_flops_per_token") for name in CHARGED_FLOPS}
+    return sum(flops for name, flops in parts.items() if name in recipe.budget.charge)
+
+
+def steps_afforded(recipe: StudyRecipe, charged: float, tokens_per_step: int) -> int | None:
+    """Optimizer steps until the budget is used up (the last one may overshoot); None for budgets in time."""
+    budget = recipe.budget
+    if budget.unit == "tokens":
+        return math.ceil(budget.limit / tokens_per_step)
+    if budget.unit == "flops" and charged > 0:
+        return math.ceil(budget.limit / (charged * tokens_per_step))
+    return None
+
+
+def memory_gib(recipe: StudyRecipe, cost: ArmCost, stage: int, num_processes: int, vocab_size: int) -> dict[str, float]:
+    """Per process, in GiB: bf16 weights, bf16 gradients, fp32 master and Adam moments, teacher, activations."""
+    student, share = cost.student_parameters, 1 / num_processes
+    per_parameter = 2 if recipe.training.precision == "bf16" else 4
+    states = {
+        "weights": per_parameter * student * (share if stage >= 3 else 1),
+        "gradients": per_parameter * student * (share if stage >= 2 else 1),
+        "optimizer": (12 if per_parameter == 2 else 8) * student * (share if stage >= 1 else 1),
+    }
+    teacher_bytes = 2 if recipe.teacher and recipe.teacher.precision == "bf16" else 4
+    micro, length = recipe.training.micro_batch_size, recipe.data.sequence_length
+    layers = ACTIVATION_BYTES * micro * length * recipe.student.hidden_size * recipe.student.num_layers
+    logits = LOGIT_BYTES * micro * num_masked_positions(recipe) * vocab_size
+    parts = {**states, "teacher": teacher_bytes * cost.teacher_parameters}
+    parts["activations"] = (layers + logits) * (per_parameter / 2)
+    return {name: size / GIB for name, size in {**parts, "total": sum(parts.values())}.items()}
+
+
+def _manifests(recipe: StudyRecipe) -> list[Manifest] | None:
+    """The manifests of all shard sets, None when one is not prepared yet."""
+    try:
+        return [read_manifest(shards.path) for shards in recipe.data.shards]
+    except DataError:
+        return None
+
+
+def _vocabulary(recipe: StudyRecipe, manifests: list[Manifest] | None) -> tuple[int, str]:
+    if manifests:
+        return manifests[0].vocab_size, "of the shards' tokenizer"
+    try:
+        corpus = config.load(recipe.data.corpus, CorpusRecipe) if recipe.data.corpus else None
+    except RecipeError:
+        corpus = None
+    if corpus and corpus.tokenizer.train:
+        return corpus.tokenizer.train.vocab_size, "that the corpus recipe trains"
+    return BERT_VOCABULARY, "of bert-base-uncased, assumed: the data is not prepared yet"
+
+
+def _pool_tokens(recipe: StudyRecipe, manifests: list[Manifest] | None) -> int | None:
+    """Tokens that one epoch processes: each window holds [CLS], length - 2 tokens of the stream, and [SEP]."""
+    if manifests is None:
+        return None
+    length = recipe.data.sequence_length
+    windows = sum(manifest.tokens("train") for manifest in manifests) // (length - 2)
+    if recipe.data.unique_tokens:
+        windows = min(windows, recipe.data.unique_tokens // length)
+    return windows * length or None
+
+
+def show(planned: Plan, console: Console) -> None:
+    """Print the plan."""
+    recipe = planned.recipe
+    console.print(f"[bold]{recipe.name}[/bold]  {recipe.description}".rstrip())
+    first = planned.arms[0].cost
+    teacher = max(entry.cost.teacher_parameters for entry in planned.arms)
+    console.print(
+        f"student {words.count(first.student_parameters)} parameters, "
+        f"teacher {words.count(teacher) + ' parameters' if teacher else 'none'}, "
+        f"vocabulary {planned.vocab_size:,} ({planned.vocab_source})"
+    )
+    runs = len(planned.arms) * len(recipe.seeds)
+    each = budget_in_words(recipe.budget)
+    seeds = num_seeds(len(recipe.seeds))
+    console.print(f"budget {each} for each student; {len(planned.arms)} arms x {seeds} = {runs} students")
+    if recipe.teacher and recipe.teacher.train:
+        console.print(f"and {budget_in_words(recipe.teacher.train.budget)} for the teacher, trained first")
+    console.print(_cost_table(planned))
+    for line in _remarks(planned):
+        console.print(line, style="dim")
+    console.print(_memory_table(planned))
+
+
+def _cost_table(planned: Plan) -> RichTable:
+    table = RichTable(title="FLOPs per token, forward and backward, and what the budget buys", title_justify="left")
+    for heading in ("arm", "student", "teacher", "loss", "total", "teacher's share", "tokens", "steps", "epochs"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    table.add_column("tokens at equal FLOPs", justify="right")
+    for entry in planned.arms:
+        cost = entry.cost
+        flops = (cost.student_flops_per_token, cost.teacher_flops_per_token, cost.loss_flops_per_token)
+        table.add_row(
+            entry.arm,
+            *(words.flops(value) if value else words.NOTHING for value in flops),
+            words.flops(cost.total_flops_per_token),
+            f"{100 * cost.teacher_flops_per_token / cost.total_flops_per_token:.0f} %",
+            words.count(entry.tokens),
+            words.NOTHING if entry.steps is None else f"{entry.steps:,}",
+            words.ratio(entry.epochs),
+            words.ratio(entry.relative_tokens),
+        )
+    return table
+
+
+def _memory_table(planned: Plan) -> RichTable:
+    title = f"Memory per process, {planned.num_processes} process{'es' if planned.num_processes > 1 else ''}, GiB"
+    table = RichTable(title=f"{title} (activations: rough)", title_justify="left")
+    table.add_column("ZeRO stage")
+    for name in planned.memory_gib[0]:
+        table.add_column(name, justify="right")
+    for stage, parts in enumerate(planned.memory_gib):
+        table.add_row(str(stage), *(f"{value:.2f}" for value in parts.values()))
+    return table
+
+
+def _remarks(planned: Plan) -> list[str]:
+    recipe, said = planned.recipe, []
+    if planned.arms[0].tokens is None:
+        said.append(
+            f"A budget in {recipe.budget.unit.replace('_', ' ')} buys tokens by the machine's speed, which is not "
+            "known here; the last column says what each arm would see relative to the reference at equal FLOPs."
+        )
+    if planned.pool_tokens is None:
+        said.append("The data is not prepared yet, so epochs are not known.")
+    else:
+        said.append(f"One epoch is {words.count(planned.pool_tokens)} tokens.")
+    said += [
+        f"Allowed difference between arms: {difference.key}: "
+        + ", ".join(f"{arm} {value}" for arm, value in difference.values.items())
+        for difference in planned.allowed
+    ]
+    return said

@@ -1,0 +1,195 @@
+"""Writes a study's report: index.html (one self-contained file), report.md, results.json, tables/*.csv, figures/*.png.
+
+Works on an unfinished study and says what is missing. The report appears at once or not at all.
+"""
+
+import math
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd_megatron import __version__, logs
+from kd_megatron.errors import disk_full_is_clear
+from kd_megatron.study import fairness, figures, results, tables
+from kd_megatron.study.answer import answer, budget_in_words, measure_of, num_seeds
+from kd_megatron.study.caveats import caveats
+from kd_megatron.study.document import (
+    Block,
+    Bullets,
+    Details,
+    FigureBlock,
+    Heading,
+    Paragraph,
+    TableBlock,
+    to_html,
+    to_markdown,
+)
+from kd_megatron.study.fairness import Difference
+from kd_megatron.study.results import StudyResults
+from kd_megatron.study.run_checks import Finding, run_findings
+from kd_megatron.study.tables import Table
+
+CAPTIONS = {
+    "scores": "Score of each arm. Filled marker: mean over seeds, with its 95 % interval; open circles: single seeds; "
+    "dashed line: mean of the reference arm.",
+    "scores_by_task": "The same for each task.",
+    "loss": "Held-out masked-language-model loss of the same probe head for all arms, against tokens seen (left) and "
+    "against the budget (right). Thin lines: single seeds; thick lines: their mean.",
+    "score_against_tokens": "Score against the tokens that each arm saw within the budget. Open: single seeds; filled: "
+    "mean, with its 95 % interval.",
+    "ledger": "Where the time (left) and the FLOPs (right) of one student went, mean over seeds.",
+}
+
+
+def write_report(directory: Path | str) -> Path:
+    """Write ``directory/report`` anew from what the study's pieces left behind.
+
+    Returns:
+        The path of ``index.html``.
+
+    Raises:
+        OutputError: ``directory`` is no study, or a summary in it is damaged.
+    """
+    study = results.load(directory)
+    findings, allowed = run_findings(study), allowed_differences(study)
+    final, aside = study.directory / "report", study.directory / "report.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    with disk_full_is_clear(final):
+        for part in ("figures", "tables"):
+            (aside / part).mkdir(parents=True)
+        drawn = figures.write_figures(study, aside / "figures")
+        blocks = content(study, findings, allowed, drawn)
+        for table in all_tables(study, findings, allowed):
+            table.write_csv(aside / "tables")
+        logs.write_json(aside / "results.json", as_data(study, findings, allowed))
+        title, subtitle = f"Study {study.recipe.name}", _subtitle(study)
+        (aside / "report.md").write_text(to_markdown(title, subtitle, blocks, aside), encoding="utf-8")
+        (aside / "index.html").write_text(to_html(title, subtitle, blocks), encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)
+    aside.rename(final)
+    return final / "index.html"
+
+
+def allowed_differences(study: StudyResults) -> list[Difference]:
+    """What the resolved recipes of the arms differ in beside the objective."""
+    recipe = study.recipe
+    return fairness.differences({arm: fairness.resolve_arm(recipe, arm) for arm in recipe.arms})
+
+
+def all_tables(study: StudyResults, findings: list[Finding], allowed: list[Difference]) -> list[Table]:
+    """Every table, for csv."""
+    found = [tables.scores(study), tables.spending(study), tables.runs(study)]
+    found += [tables.ledger(study, unit) for unit in ("seconds", "flops")]
+    found += [table] if (table := tables.teacher_cost(study)) else []
+    return [*found, tables.fairness_checks(findings), tables.allowed_differences(allowed, list(study.recipe.arms))]
+
+
+def content(
+    study: StudyResults, findings: list[Finding], allowed: list[Difference], drawn: dict[str, Path]
+) -> list[Block]:
+    """The report, top to bottom: answer, tables, figures, teacher's cost, caveats, method."""
+    blocks: list[Block] = [Paragraph(answer(study), lead=True)]
+    if study.missing:
+        blocks.append(Paragraph(f"Not finished: {len(study.missing)} pieces are missing, listed under the caveats."))
+    if study.recipe.description:
+        blocks.append(Paragraph(study.recipe.description))
+    if study.arms:
+        blocks += [TableBlock(tables.scores(study)), *_figures(drawn, "scores", "scores_by_task")]
+        blocks += [Heading("What the budget bought"), TableBlock(tables.spending(study))]
+        blocks += _figures(drawn, "loss", "score_against_tokens")
+        blocks += [Heading("Where the budget went"), *_figures(drawn, "ledger")]
+        ledgers: list[Block] = [TableBlock(tables.ledger(study, unit)) for unit in ("seconds", "flops")]
+        blocks.append(Details("The same in numbers", ledgers))
+        if table := tables.teacher_cost(study):
+            blocks += [Heading("With the teacher's own training counted"), TableBlock(table)]
+    blocks += [Heading("Caveats"), Bullets(caveats(study, findings, allowed))]
+    return [*blocks, Heading("Method"), *_method(study, findings, allowed)]
+
+
+def _figures(drawn: dict[str, Path], *names: str) -> list[Block]:
+    return [FigureBlock(drawn[name], CAPTIONS[name]) for name in names if name in drawn]
+
+
+def _method(study: StudyResults, findings: list[Finding], allowed: list[Difference]) -> list[Block]:
+    recipe = study.recipe
+    student, training = recipe.student, recipe.training
+    facts = [
+        f"Student: {student.architecture}, {student.num_layers} layers, hidden size {student.hidden_size}, "
+        f"{student.num_attention_heads} attention heads; {_parameters(study)}; weights at first: "
+        f"{student.initialise.method}.",
+        f"Teacher: {_teacher(study)}.",
+        f"Budget: {budget_in_words(recipe.budget)} for each student; charged: {', '.join(recipe.budget.charge)}.",
+        f"Data: {', '.join(shards.path for shards in recipe.data.shards)}; sequence length "
+        f"{recipe.data.sequence_length}, {100 * recipe.data.mask_fraction:g} % masked"
+        + (f", pool capped at {recipe.data.unique_tokens:,} unique tokens." if recipe.data.unique_tokens else "."),
+        f"Optimisation: batch {training.global_batch_size} sequences, learning rate {training.learning_rate:g}, "
+        f"{training.schedule} schedule over the budget, warm-up {100 * training.warmup_fraction:g} %, "
+        f"{training.precision}, DeepSpeed {training.ds_config}.",
+        f"Seeds: {', '.join(map(str, recipe.seeds))}. Arms with one seed see the same batches with the same masks.",
+        "Statistics: means over seeds with Student's t-intervals at 95 %; differences are taken seed by seed.",
+    ]
+    blocks: list[Block] = [Bullets(facts)]
+    if findings:
+        blocks.append(TableBlock(tables.fairness_checks(findings)))
+    if allowed:
+        blocks.append(TableBlock(tables.allowed_differences(allowed, list(recipe.arms))))
+    else:
+        blocks.append(Paragraph("Allowed differences between arms beside the objective: none."))
+    if study.arms:
+        blocks.append(Details("Every run", [TableBlock(tables.runs(study))]))
+        blocks.append(Details("Commit, versions, hardware, data", [TableBlock(_fingerprint(study))]))
+    return blocks
+
+
+def _parameters(study: StudyResults) -> str:
+    counts = sorted({run.summary["parameters"] for run in study.all_runs()})
+    return f"{' or '.join(f'{number:,}' for number in counts) or 'not yet known number of'} parameters"
+
+
+def _teacher(study: StudyResults) -> str:
+    recipe = study.recipe.teacher
+    if recipe is None:
+        return "none"
+    taught = next((run.summary["teacher"] for run in study.all_runs() if run.summary.get("teacher")), None)
+    size = f", {taught['parameters']:,} parameters" if taught else ""
+    return f"{recipe.path or 'trained first by this study, on the same data'}{size}, frozen, {recipe.precision}"
+
+
+def _fingerprint(study: StudyResults) -> Table:
+    run = study.all_runs()[0]
+    flat = fairness.flatten(run.summary.get("fingerprint") or {})
+    columns = [tables.Column("key", "entry", is_text=True), tables.Column("value", "value", is_text=True)]
+    title = f"Recorded by {run.arm}, seed {run.seed}; the fairness check compares it with the others"
+    return Table("fingerprint", title, columns, [{"key": key, "value": value} for key, value in flat.items()])
+
+
+def _subtitle(study: StudyResults) -> str:
+    arms, seeds = len(study.recipe.arms), num_seeds(len(study.recipe.seeds))
+    budget = budget_in_words(study.recipe.budget)
+    return f"{arms} arms, {seeds}, {budget} for each student. kd_megatron {__version__}."
+
+
+def as_data(study: StudyResults, findings: list[Finding], allowed: list[Difference]) -> dict[str, Any]:
+    """``results.json``: everything the report says, as numbers in base units (scores in [0, 1], seconds, FLOPs)."""
+    measure = measure_of(study)
+    found = all_tables(study, findings, allowed)
+    return {
+        "study": study.recipe.name,
+        "answer": answer(study),
+        "ranked_by": measure.quantity,
+        "reference": study.reference,
+        "missing": study.missing,
+        "tables": {table.name: [_plain(row) for row in table.rows] for table in found},
+        "caveats": caveats(study, findings, allowed),
+        "fingerprint": study.all_runs()[0].summary.get("fingerprint") if study.arms else None,
+        "recipe": yaml.safe_load((study.directory / results.RECIPE_FILE).read_text(encoding="utf-8")),
+    }
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Estimates as mappings, and no NaN, which is not JSON."""
+    plain = {key: asdict(value) if isinstance(value, tables.Estimate) else value for key, value in row.items()}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
