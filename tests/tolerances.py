@@ -15,6 +15,12 @@ FLOAT32_LOSS_RELATIVE = 2e-6
 FLOAT32_GRADIENT_OF_LARGEST = 2e-6
 # A Kullback-Leibler divergence in float32 may round below zero by this share of the number of terms summed.
 KL_BELOW_ZERO_PER_TERM = 1e-7
+# The gradient of relation_kl at equality is p - q of two softmaxes of the same float64 numbers: a few units of 1e-16.
+GRADIENT_AT_EQUALITY = 1e-14
+# T = 1e4 leaves terms of relative order logits / T in the limit of the divergence at high temperature.
+HIGH_TEMPERATURE_RELATIVE = 1e-3
+# Sample standard deviation of 180,000 normal draws: 1 / sqrt(2 n) = 0.17 %, ten times that.
+INITIAL_SPREAD_RELATIVE = 0.02
 
 # --- data ---
 

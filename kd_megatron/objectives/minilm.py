@@ -42,12 +42,12 @@ class MiniLm(Objective):
 
     def __init__(self, options: MiniLmOptions, student: ModelShape, teacher: ModelShape | None) -> None:
         super().__init__(options, student, teacher)
-        self.distilled = checks.require_teacher("minilm", teacher)
-        checks.require_heads_divide("minilm", options.num_relation_heads, student, self.distilled)
+        self.teacher_shape = checks.require_teacher("minilm", teacher)
+        checks.require_heads_divide("minilm", options.num_relation_heads, student, self.teacher_shape)
         self.student_layer = options.student_layer or student.num_layers
-        self.teacher_layer = options.teacher_layer or default_teacher_layer(self.distilled.num_layers)
+        self.teacher_layer = options.teacher_layer or default_teacher_layer(self.teacher_shape.num_layers)
         checks.require_layer("minilm", "student_layer", self.student_layer, "student", student)
-        checks.require_layer("minilm", "teacher_layer", self.teacher_layer, "teacher", self.distilled)
+        checks.require_layer("minilm", "teacher_layer", self.teacher_layer, "teacher", self.teacher_shape)
         self.needs_student = self._needs(self.student_layer)
         self.needs_teacher = self._needs(self.teacher_layer)
         self.weights = {str(relation): weight for relation, weight in options.relations.items()}
@@ -80,13 +80,13 @@ class MiniLm(Objective):
     def flops(self, length: int, num_masked: int) -> float:
         """`relation_kl_flops` once per relation."""
         return len(self.weights) * kernel.relation_kl_flops(
-            length, self.options.num_relation_heads, self.student.hidden_size, self.distilled.hidden_size
+            length, self.options.num_relation_heads, self.student.hidden_size, self.teacher_shape.hidden_size
         )
 
 
 def default_teacher_layer(num_layers: int) -> int:
     """The last layer of a teacher of up to 12 layers; of a deeper one the fourth from the top: 21 of 24.
 
-    The paper takes an upper-middle layer of large teachers (section 4.3); 21 of 24 is its choice for BERT-large.
+    The paper takes an upper-middle layer of large teachers: 21 of 24 for BERT-large.
     """
     return num_layers if num_layers <= 12 else num_layers - 3

@@ -1,11 +1,13 @@
-"""Distillation of attention scores and hidden states layer by layer (TinyBERT's general stage, Jiao et al. 2020,
-arXiv 1909.10351, section 3.1).
+"""Distillation of attention scores and hidden states, layer by layer.
 
-    loss = sum over student layers i = 1..L_s of MSE(scores_s(i), scores_t(g(i)))              attention, equation 6
-         + sum over i = 0..L_s of MSE(W h_s(i), h_t(g(i))),   0 being the embedding output     hidden, equations 7 and 8
+Source: the general stage of TinyBERT, Jiao et al. 2020, arXiv 1909.10351, "Transformer Distillation".
 
-with g(i) = i * L_t / L_s and scores before softmax. One projection W is shared by all layers, as in the released code,
-and has no bias, as in the equations. No MLM or logit term: the student's own head is not trained.
+    loss = sum over student layers i = 1..L_s of MSE(scores_s(i), scores_t(g(i)))             term attention
+         + sum over i = 0..L_s of MSE(W h_s(i), h_t(g(i))),   0 being the embedding output    term hidden
+
+with g(i) = i * L_t / L_s and scores before softmax. One projection W is shared by all layers, as in the released code
+(the paper writes W_e for the embeddings and W_h for the layers); it has no bias, as in the paper (the released code has
+one). No MLM or logit term: the student's own head is not trained.
 
 Shapes: B batch, L length, D_s and D_t hidden sizes, H heads.
 """
@@ -31,7 +33,7 @@ INITIAL_STANDARD_DEVIATION = 0.02  # of W: BERT's, which the released code gives
 
 
 class TinyBertOptions(ObjectiveOptions):
-    """Options of objective ``tinybert``."""
+    """Options of objective ``tinybert``. The paper's general stage reads clean text: ``inputs: clean``."""
 
     objective: Literal["tinybert"]
     num_relation_heads: Count | None = None  # an extension: re-split projections into as many heads; None: heads agree
@@ -46,16 +48,16 @@ class TinyBert(Objective):
 
     def __init__(self, options: TinyBertOptions, student: ModelShape, teacher: ModelShape | None) -> None:
         super().__init__(options, student, teacher)
-        self.distilled = checks.require_teacher("tinybert", teacher)
-        self.num_heads = _num_heads(options, student, self.distilled)
-        self.layers = layer_mapping(student.num_layers, self.distilled.num_layers)
+        self.teacher_shape = checks.require_teacher("tinybert", teacher)
+        self.num_heads = _num_heads(options, student, self.teacher_shape)
+        self.layers = layer_mapping(student.num_layers, self.teacher_shape.num_layers)
         student_layers, teacher_layers = tuple(self.layers), tuple(self.layers.values())
         self.needs_student = Needs(queries=student_layers[1:], keys=student_layers[1:], hidden=student_layers)
         self.needs_teacher = Needs(queries=teacher_layers[1:], keys=teacher_layers[1:], hidden=teacher_layers)
         self.weights = {"attention": 1.0, "hidden": 1.0}
         self.projection: nn.Linear | None = None
-        if options.projection == "always" or student.hidden_size != self.distilled.hidden_size:
-            self.projection = nn.Linear(student.hidden_size, self.distilled.hidden_size, bias=False)
+        if options.projection == "always" or student.hidden_size != self.teacher_shape.hidden_size:
+            self.projection = nn.Linear(student.hidden_size, self.teacher_shape.hidden_size, bias=False)
             nn.init.normal_(self.projection.weight, std=INITIAL_STANDARD_DEVIATION)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
@@ -63,7 +65,7 @@ class TinyBert(Objective):
         lengths = batch.valid().sum(-1, dtype=torch.float64)  # [B]
         return {
             "attention": lengths.square().sum() * self.num_heads,
-            "hidden": lengths.sum() * self.distilled.hidden_size,
+            "hidden": lengths.sum() * self.teacher_shape.hidden_size,
         }
 
     def forward(self, student: Taps, teacher: Taps | None, batch: Batch) -> dict[str, Tensor]:
@@ -101,7 +103,7 @@ class TinyBert(Objective):
         ``5 L D_t`` (difference, square, sum; backward 2) and, with a projection, ``6 L D_s D_t`` (forward 2,
         backward 2 to the hidden state and 2 to W).
         """
-        student_width, teacher_width = self.student.hidden_size, self.distilled.hidden_size
+        student_width, teacher_width = self.student.hidden_size, self.teacher_shape.hidden_size
         attention = kernel.score_mse_flops(length, self.num_heads, student_width, teacher_width)
         projection = 6.0 * length * student_width * teacher_width if self.projection is not None else 0.0
         hidden = 5.0 * length * teacher_width + projection

@@ -21,8 +21,8 @@ def relation_kl(
     """Sum over valid query rows and relation heads of KL(teacher's relation || student's relation), in nats.
 
     A relation is ``softmax(X X^T / sqrt(D/R))`` over the valid keys, X being one relation head of a projection
-    (queries, keys or values). Source: Wang et al. 2021, MiniLMv2 (arXiv 2012.15828), equations 5 to 8; theirs is this
-    sum divided by R and by the number of rows.
+    (queries, keys or values). Source: Wang et al. 2021, MiniLMv2 (arXiv 2012.15828), section 3.1; theirs is this sum
+    divided by R and by the number of rows.
 
     Args:
         student: [B, L, H_s, d_s], any floating dtype; computed in float32 at least, the gradient has its dtype.

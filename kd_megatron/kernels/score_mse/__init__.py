@@ -22,8 +22,8 @@ def score_mse(
 ) -> Tensor:
     """Sum over heads and valid (query, key) pairs of the squared difference of ``Q K^T / sqrt(d)``, before softmax.
 
-    Source: Jiao et al. 2020, TinyBERT (arXiv 1909.10351), equation 6 with un-normalised attention; theirs is this sum
-    divided by the number of heads and pairs. Each side is scaled by its own head size.
+    Source: Jiao et al. 2020, TinyBERT (arXiv 1909.10351), attention based distillation without softmax; theirs is
+    this sum divided by the number of heads and pairs. Each side is scaled by its own head size.
 
     Args:
         student_queries, student_keys: [B, L, H_s, d_s], any floating dtype; computed in float32 at least, gradients
