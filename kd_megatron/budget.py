@@ -33,15 +33,20 @@ class Ledger:
     unique_tokens: int = 0  # distinct tokens of the pool that were read
     steps: int = 0
     overshoot: float = 0.0  # of the budget, in its unit, when the run ended
+    _inner_seconds: list[float] = field(default_factory=list, repr=False, compare=False)
 
     @contextlib.contextmanager
     def clock(self, account: str) -> Iterator[None]:
-        """Charge the wall-clock time of the ``with`` block to ``account``."""
+        """Charge the wall-clock time of the ``with`` block to ``account``; a nested clock's time goes to its own."""
         start = time.perf_counter()
+        self._inner_seconds.append(0.0)
         try:
             yield
         finally:
-            self.accounts[account].seconds += time.perf_counter() - start
+            elapsed = time.perf_counter() - start
+            self.accounts[account].seconds += elapsed - self._inner_seconds.pop()
+            if self._inner_seconds:
+                self._inner_seconds[-1] += elapsed
 
     def charge_flops(self, account: str, flops: float) -> None:
         """Charge ``flops`` (all ranks together) to ``account``."""
@@ -70,10 +75,19 @@ class Ledger:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for ``ledger.json`` and checkpoints."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if not name.startswith("_")}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """The ledger that `to_dict` wrote."""
-        accounts = {name: Entry(**data["accounts"].get(name, {})) for name in ACCOUNTS}
-        return cls(**{**data, "accounts": accounts})
+        ledger = cls()
+        ledger.restore(data)
+        return ledger
+
+    def restore(self, data: dict[str, Any]) -> None:
+        """Take over what `to_dict` wrote, in place: the clocks of a run share one ledger."""
+        for name, value in data.items():
+            if name != "accounts":
+                setattr(self, name, value)
+        for name in ACCOUNTS:
+            self.accounts[name] = Entry(**data["accounts"].get(name, {}))

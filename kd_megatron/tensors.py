@@ -68,3 +68,14 @@ class Taps:
     hidden: dict[int, Tensor] = field(default_factory=dict)  # layer -> [B, L, D]
     logits: Tensor | None = None  # [B, K, V] at the masked slots
     all_logits: Tensor | None = None  # [B, L, V]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a model: what an objective may know of it."""
+
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    vocab_size: int
+    has_mlm_head: bool = True

@@ -1,0 +1,141 @@
+"""FLOPs of an arm by hand count, per sequence: what the ledger charges and `plan` predicts.
+
+Matrix products alone are counted, 2 m n k each; softmax, norms and element-wise work are below 2 % at these sizes.
+Backward costs twice the forward for everything that the loss reaches. One legend: L length, K masked positions,
+D hidden size, F feed-forward size, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from kd_megatron.errors import ModelError
+from kd_megatron.models.build import shape_of, student_config
+from kd_megatron.models.known import config_or_known
+from kd_megatron.objectives import registry
+from kd_megatron.objectives.base import Objective
+from kd_megatron.schema import StudyRecipe
+from kd_megatron.tensors import Needs
+
+
+@dataclass(frozen=True)
+class SequenceCost:
+    """FLOPs of one training sequence of ``length`` tokens, by account."""
+
+    student: float
+    teacher: float
+    loss: float
+
+    @property
+    def total(self) -> float:
+        """All accounts together."""
+        return self.student + self.teacher + self.loss
+
+
+@dataclass(frozen=True)
+class ArmCost:
+    """What an arm costs per token, and how large its models are (parameters with embeddings and head)."""
+
+    student_flops_per_token: float
+    teacher_flops_per_token: float
+    loss_flops_per_token: float
+    student_parameters: int
+    teacher_parameters: int
+
+    @property
+    def total_flops_per_token(self) -> float:
+        """Student, teacher and loss."""
+        return self.student_flops_per_token + self.teacher_flops_per_token + self.loss_flops_per_token
+
+
+def projections_flops(config: PretrainedConfig, length: int) -> float:
+    """Queries, keys and values of one layer: three products of L x D x D."""
+    return 3 * 2.0 * length * config.hidden_size**2
+
+
+def layer_flops(config: PretrainedConfig, length: int) -> float:
+    """One layer, forward: projections, scores and their use (2 L^2 D each), output, feed-forward (2 of L D F)."""
+    width, inner = config.hidden_size, config.intermediate_size
+    attention = 2 * 2.0 * length**2 * width
+    return projections_flops(config, length) + attention + 2.0 * length * width**2 + 2 * 2.0 * length * width * inner
+
+
+def head_flops(config: PretrainedConfig, num_positions: int) -> float:
+    """MLM head, forward: a D x D transform and the D x V decoder at ``num_positions`` positions."""
+    return 2.0 * num_positions * config.hidden_size * (config.hidden_size + config.vocab_size)
+
+
+def _head_positions(needs: Needs, length: int, num_masked: int) -> int:
+    return length if needs.all_logits else num_masked if needs.logits else 0
+
+
+def student_flops(config: PretrainedConfig, needs: Needs, length: int, num_masked: int) -> float:
+    """Forward and backward. Under pure relation losses the top layer above its projections gets no backward."""
+    forward = config.num_hidden_layers * layer_flops(config, length)
+    head = head_flops(config, _head_positions(needs, length, num_masked))
+    top = config.num_hidden_layers
+    reached = forward
+    if not needs.head and top not in needs.hidden:
+        reached -= layer_flops(config, length) - projections_flops(config, length)
+    return forward + 2.0 * reached + 3.0 * head
+
+
+def teacher_flops(config: PretrainedConfig, needs: Needs, length: int, num_masked: int) -> float:
+    """Forward alone, up to the highest layer needed, heads only when needed."""
+    highest = max((*needs.attention_layers, *needs.hidden), default=0)
+    layers = config.num_hidden_layers if needs.head else highest
+    return layers * layer_flops(config, length) + head_flops(config, _head_positions(needs, length, num_masked))
+
+
+def sequence_cost(
+    objective: Objective, student: PretrainedConfig, teacher: PretrainedConfig | None, length: int, num_masked: int
+) -> SequenceCost:
+    """One training sequence under ``objective``."""
+    needs = objective.needs_teacher
+    return SequenceCost(
+        student=student_flops(student, objective.needs_student, length, num_masked),
+        teacher=teacher_flops(teacher, needs, length, num_masked) if teacher is not None and needs is not None else 0.0,
+        loss=objective.flops(length, num_masked),
+    )
+
+
+def num_parameters(config: PretrainedConfig) -> int:
+    """Parameters of a BERT-like masked-language model with a tied decoder (no pooler)."""
+    width, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
+    layer = 4 * (width * width + width) + 2 * width * inner + inner + width + 4 * width
+    embeddings = (vocab + config.max_position_embeddings + config.type_vocab_size) * width + 2 * width
+    head = width * width + width + 2 * width + vocab
+    return embeddings + config.num_hidden_layers * layer + head
+
+
+def teacher_config(study: StudyRecipe, vocab_size: int) -> PretrainedConfig | None:
+    """The config of the study's teacher, given or to be trained; None when it has none."""
+    if study.teacher is None:
+        return None
+    if study.teacher.train is not None:
+        return student_config(study.teacher.train.encoder, vocab_size)
+    assert study.teacher.path is not None
+    return config_or_known(study.teacher.path)
+
+
+def num_masked_positions(study: StudyRecipe) -> int:
+    """K, the masked positions per sequence: the fraction of the tokens between [CLS] and [SEP]."""
+    return max(1, round(study.data.mask_fraction * (study.data.sequence_length - 2)))
+
+
+def arm_cost(study: StudyRecipe, arm: str, vocab_size: int) -> ArmCost:
+    """FLOPs per token and parameters of ``arm``. Raises `ModelError` when the teacher's sizes cannot be known."""
+    options = registry.parse_options(study.arms[arm], where=f"arms.{arm}")
+    student, teacher = student_config(study.student, vocab_size), teacher_config(study, vocab_size)
+    objective = registry.build(options, shape_of(student), None if teacher is None else shape_of(teacher))
+    if objective.needs_teacher is not None and teacher is None:
+        raise ModelError(given=f"arm {arm!r} distils, but the recipe has no teacher", fix="add a 'teacher' section")
+    length = study.data.sequence_length
+    cost = sequence_cost(objective, student, teacher, length, num_masked_positions(study))
+    return ArmCost(
+        student_flops_per_token=cost.student / length,
+        teacher_flops_per_token=cost.teacher / length,
+        loss_flops_per_token=cost.loss / length,
+        student_parameters=num_parameters(student),
+        teacher_parameters=num_parameters(teacher) if teacher is not None and objective.needs_teacher else 0,
+    )

@@ -1,0 +1,69 @@
+"""A finished student as a Hugging Face directory: safetensors, tokenizer, a card, and what stayed untrained."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel
+
+from kd_megatron.errors import disk_full_is_clear
+
+FACTS = "kd_megatron.json"
+
+
+def export(
+    model: PreTrainedModel, weights: dict[str, Tensor], tokenizer_path: Path, directory: Path, facts: dict[str, Any]
+) -> None:
+    """Write ``model`` with ``weights`` (float32, by parameter name) to ``directory``, all or nothing.
+
+    Args:
+        facts: goes to ``kd_megatron.json`` and the card; has ``untrained_parameters``, a list of names.
+    """
+    aside = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    # A fresh model of the same class: the training one may be partitioned, bf16 and wired to our attention function.
+    config = type(model.config).from_dict(model.config.to_dict())
+    plain = type(model)._from_config(config)
+    plain.load_state_dict(weights, strict=False)
+    missing = {name for name, _ in plain.named_parameters()} - set(weights)
+    if missing:
+        raise ValueError(f"export lacks weights: {sorted(missing)}")
+    with disk_full_is_clear(directory):
+        plain.save_pretrained(aside)
+        AutoTokenizer.from_pretrained(tokenizer_path).save_pretrained(aside)
+        (aside / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (aside / "README.md").write_text(card(facts), encoding="utf-8")
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(aside, directory)
+
+
+def card(facts: dict[str, Any]) -> str:
+    """The model card."""
+    untrained = facts["untrained_parameters"]
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: fill-mask",
+        "---",
+        f"# {facts['name']}",
+        "",
+        f"Trained by kd_megatron: objective `{facts['objective']}`, seed {facts['seed']}, {facts['tokens']:,} tokens, "
+        f"{facts['flops']:.3e} charged FLOPs, budget {facts['budget']}.",
+        "",
+        f"Data: {facts['data']}.",
+        "",
+    ]
+    if untrained:
+        lines += [
+            f"**{len(untrained)} parameter tensors were never trained**, because the objective gives them no gradient; "
+            "they hold their initial values. Predictions of the masked-language-model head are then meaningless, and "
+            "fine-tuning starts these parameters from there:",
+            "",
+            *(f"- `{name}`" for name in untrained),
+            "",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,102 @@
+"""The training loop. Everything it does is on this page."""
+
+import torch
+
+from kd_megatron import dist
+from kd_megatron.data.prefetch import Prefetcher
+from kd_megatron.engine import checkpoint
+from kd_megatron.errors import Interrupted
+from kd_megatron.tensors import Batch
+from kd_megatron.training.progress import Progress
+from kd_megatron.training.schedule import learning_rate
+from kd_megatron.training.setup import Run
+from kd_megatron.training.signals import StopRequest, stop_requests
+from kd_megatron.training.step import StepResult
+
+
+def train(run: Run) -> None:
+    """Train until the budget is spent. Collective.
+
+    Raises:
+        Interrupted: a signal asked for it; a checkpoint was saved and the same command resumes.
+        NonFiniteError: a loss or gradient was not finite; the weights were not updated.
+    """
+    recipe, ledger, budget = run.study.training, run.ledger, run.study.budget
+    progress = Progress(run)
+    with stop_requests() as stop, Prefetcher(run.micro_batches, first=ledger.steps) as batches:
+        while (fraction := budget_fraction(run)) < 1.0:
+            rate = learning_rate(recipe, fraction)
+            result = one_step(run, batches, rate, stop)
+            charge(run)
+            fraction = budget_fraction(run)
+            progress.add(result, rate)
+            if ledger.steps % recipe.log_every_steps == 0 or fraction >= 1.0:
+                progress.report(fraction)
+            if (due := markers_passed(run, fraction)) > run.validations_done and fraction < 1.0:
+                validate(run, fraction)
+                run.validations_done = due
+            if ledger.steps % recipe.checkpoint_every_steps == 0 or fraction >= 1.0 or result.stop:
+                save(run)
+            if result.stop and fraction < 1.0:
+                raise Interrupted(
+                    given=f"stopped by {stop.signal or 'a signal on another rank'} at step {ledger.steps}",
+                    fix="run the same command again: it resumes from the checkpoint just saved",
+                )
+    ledger.overshoot = ledger.spent(budget) - budget.limit
+
+
+def budget_fraction(run: Run) -> float:
+    """The share of the budget that is spent, by rank 0's ledger, on every rank (docs/fairness.md, clause 5)."""
+    return dist.from_main(run.ledger.fraction(run.study.budget))
+
+
+def one_step(run: Run, batches: Prefetcher[list[Batch]], rate: float, stop: StopRequest) -> StepResult:
+    """One optimizer step on the next global batch; its time is charged as it passes."""
+    seed_random_numbers(run.seed, run.ledger.steps)
+    with run.ledger.clock("data_wait"):
+        micro_batches = [batch.to(run.device) for batch in batches.get(run.ledger.steps)]
+    run.module.train()
+    return run.step.run(micro_batches, rate, bool(stop))
+
+
+def seed_random_numbers(seed: int, step: int) -> None:
+    """Dropout draws are a function of (run seed, step, rank), so that a resume needs no saved generator state."""
+    torch.manual_seed(hash((seed, step, dist.rank())))
+
+
+def charge(run: Run) -> None:
+    """Book one step's FLOPs and tokens."""
+    ledger, recipe = run.ledger, run.study.training
+    for account in ("student", "teacher", "loss"):
+        ledger.charge_flops(account, recipe.global_batch_size * getattr(run.cost, account))
+    ledger.steps += 1
+    samples = ledger.steps * recipe.global_batch_size
+    ledger.tokens = samples * run.study.data.sequence_length
+    ledger.unique_tokens = run.loader.unique_samples(samples) * run.study.data.sequence_length
+
+
+def markers_passed(run: Run, fraction: float) -> int:
+    """How many of the recipe's validation markers lie at or before ``fraction``."""
+    return sum(marker <= fraction for marker in run.study.validation.at)
+
+
+def validate(run: Run, fraction: float) -> dict[str, float]:
+    """Measure the student on the held-out split and write the row."""
+    with run.ledger.clock("validation"):
+        embeddings = run.engine.full_weight(run.module.student.embeddings)
+        scores = run.validation.measure(run.module.student, embeddings, run.objective.needs_student.head)
+    row = {f"validation/{name}": value for name, value in scores.items()}
+    run.metrics.write({**run.spent(), "budget_fraction": fraction, **row})
+    return scores
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint."""
+    with run.ledger.clock("checkpoint"):
+        checkpoint.save(
+            run.engine,
+            run.directory / "checkpoints",
+            run.ledger.steps,
+            run.state(),
+            run.study.training.keep_checkpoints,
+        )

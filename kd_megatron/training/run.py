@@ -1,0 +1,191 @@
+"""One run from start to summary: claim the directory, train (or resume), validate, export, sum up."""
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd_megatron import dist
+from kd_megatron.errors import OutputError, disk_full_is_clear
+from kd_megatron.logs import quiet_libraries, say, write_json
+from kd_megatron.models.export import export
+from kd_megatron.schema import StudyRecipe
+from kd_megatron.training.fingerprint import fingerprint
+from kd_megatron.training.loop import train, validate
+from kd_megatron.training.setup import Run, prepare_run
+
+RECIPE, SUMMARY, LEDGER, FINGERPRINT = "recipe.yaml", "summary.json", "ledger.json", "fingerprint.json"
+TEACHER_ARM = "teacher"
+
+
+def pretrain(study: StudyRecipe, arm: str, seed: int, directory: Path, teacher_path: str | None) -> dict[str, Any]:
+    """Train ``arm`` at ``seed`` and return its summary; at once when it was finished before. Collective.
+
+    Args:
+        study: with the arm's own overrides already applied.
+        directory: of this run alone; a directory of another run is refused.
+        teacher_path: the teacher's directory or hub id, None when the arm has none.
+    """
+    quiet_libraries()
+    dist.initialise()
+    claim(study, arm, seed, directory)
+    finished = dist.from_main(read_summary(directory))
+    if finished is not None:
+        return finished
+    run = prepare_run(study, arm, seed, directory, teacher_path)
+    try:
+        facts = fingerprint(run.loader, teacher_path)
+        if dist.is_main():
+            write_json(directory / FINGERPRINT, facts)
+        train(run)
+        return _finish(run, teacher_path, facts)
+    finally:
+        run.metrics.close()
+        run.engine.close()
+        del run
+        gc.collect()
+
+
+def train_teacher(study: StudyRecipe, directory: Path) -> dict[str, Any]:
+    """Train the study's own teacher by the scratch objective, on the study's data, and return its summary."""
+    assert study.teacher is not None
+    recipe = study.teacher.train
+    assert recipe is not None
+    rate = recipe.learning_rate or study.training.learning_rate
+    as_study = study.model_copy(
+        update={
+            "student": recipe.encoder,
+            "teacher": None,
+            "arms": {TEACHER_ARM: {"objective": "scratch"}},
+            "budget": recipe.budget,
+            "seeds": [recipe.seed],
+            "training": study.training.model_copy(update={"learning_rate": rate}),
+            "finetune": None,
+            "allow_difference": [],
+        }
+    )
+    return pretrain(as_study, TEACHER_ARM, recipe.seed, directory, teacher_path=None)
+
+
+def read_summary(directory: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, None while there is none."""
+    path = directory / SUMMARY
+    if not path.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return summary if summary.get("status") == "finished" else None
+
+
+def claim(study: StudyRecipe, arm: str, seed: int, directory: Path) -> None:
+    """Make ``directory`` this run's own. Raises `OutputError` when it holds anything else."""
+    problem = None
+    if dist.is_main():
+        problem = _problem(study, arm, seed, directory)
+    problem = dist.from_main(problem)
+    if problem:
+        raise OutputError(
+            given=f"output directory {directory} {problem}",
+            expected="an empty directory, or one that holds this very run (which is then resumed)",
+            fix="choose another directory, or remove this one",
+        )
+
+
+def _problem(study: StudyRecipe, arm: str, seed: int, directory: Path) -> str | None:
+    """Write the resolved recipe into an empty ``directory``; what is wrong with it otherwise."""
+    resolved = {"run": {"arm": arm, "seed": seed}, **study.model_dump(mode="json")}
+    path = directory / RECIPE
+    if path.is_file():
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        differing = sorted(_differing(found, resolved))
+        return f"holds another run; these keys differ: {', '.join(differing)}" if differing else None
+    if directory.exists() and any(directory.iterdir()):
+        return "holds files that are not a run's"
+    with disk_full_is_clear(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(RECIPE + ".partial")
+        aside.write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+        aside.replace(path)
+    return None
+
+
+def _differing(found: Any, wanted: Any, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = found.keys() | wanted.keys()
+        return [key for name in keys for key in _differing(found.get(name), wanted.get(name), f"{prefix}.{name}")]
+    return [] if found == wanted else [prefix.lstrip(".")]
+
+
+def _finish(run: Run, teacher_path: str | None, facts: dict[str, Any]) -> dict[str, Any]:
+    """Validate at the end of the budget, export, and write ledger and summary (last: it says that all is there)."""
+    scores = validate(run, fraction=1.0)
+    weights = {
+        name.removeprefix("student.model."): weight
+        for name, weight in run.engine.full_weights().items()
+        if name.startswith("student.model.")
+    }
+    summary = summarise(run, teacher_path, scores, facts)
+    if dist.is_main():
+        card = {key: summary[key] for key in ("objective", "seed", "tokens", "flops", "untrained_parameters")}
+        card |= {
+            "name": f"{run.study.name}: {run.arm}, seed {run.seed}",
+            "budget": f"{run.study.budget.limit:g} {run.study.budget.unit}",
+            "data": ", ".join(shards.path for shards in run.study.data.shards),
+        }
+        export(run.module.student.model, weights, run.loader.tokenizer_path, run.directory / "export", card)
+        with disk_full_is_clear(run.directory):
+            write_json(run.directory / LEDGER, run.ledger.to_dict())
+            write_json(run.directory / SUMMARY, summary)
+    dist.barrier()
+    loss = scores["probe_mlm_loss"]
+    say(f"{run.arm} seed {run.seed}: {run.ledger.tokens:,} tokens, held-out MLM loss {loss:.3f} nats (probe)")
+    return summary
+
+
+def summarise(run: Run, teacher_path: str | None, scores: dict[str, float], facts: dict[str, Any]) -> dict[str, Any]:
+    """The summary of a finished run, as plain data."""
+    budget, ledger = run.study.budget, run.ledger
+    length = run.study.data.sequence_length
+    return {
+        "status": "finished",
+        "arm": run.arm,
+        "objective": run.objective.options.objective,
+        "seed": run.seed,
+        "steps": ledger.steps,
+        "tokens": ledger.tokens,
+        "unique_tokens": ledger.unique_tokens,
+        "parameters": run.num_parameters,
+        "budget": {
+            "unit": budget.unit,
+            "limit": budget.limit,
+            "spent": ledger.spent(budget),
+            "overshoot": ledger.overshoot,
+            "charge": list(budget.charge),
+        },
+        "hours": run.charged_seconds() / 3600.0,
+        "flops": ledger.flops(*budget.charge),
+        "tokens_per_second": ledger.tokens / max(run.charged_seconds(), 1e-9),
+        "ledger": ledger.to_dict(),
+        "validation": {"mlm_loss": None, "mlm_accuracy": None, **scores},
+        "untrained_parameters": [name.removeprefix("student.model.") for name in run.untrained],
+        "export": "export",
+        "teacher": _teacher_facts(run, teacher_path),
+        "flops_per_token": {name: getattr(run.cost, name) / length for name in ("student", "teacher", "loss")},
+        "fingerprint": facts,
+    }
+
+
+def _teacher_facts(run: Run, path: str | None) -> dict[str, Any] | None:
+    """What is known of the teacher's size and cost; None when the objective uses none."""
+    teacher, recipe = run.step.teacher, run.study.teacher
+    if teacher is None or recipe is None or path is None:
+        return None
+    own = read_summary(Path(path).parent) if recipe.train is not None else None
+    return {
+        "path": path,
+        "parameters": sum(parameter.numel() for parameter in teacher.encoder.parameters()),
+        "cost_flops": own["flops"] if own else recipe.cost_flops,
+        "cost_source": "this study's ledger" if own else recipe.cost_source,
+    }

@@ -1,0 +1,175 @@
+"""Builds a run: every check that can fail comes before the first step is paid for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kd_megatron import dist
+from kd_megatron.budget import Ledger
+from kd_megatron.data.loader import Loader
+from kd_megatron.engine import checkpoint
+from kd_megatron.engine.build import Engine, micro_batches_per_step
+from kd_megatron.engine.flops import SequenceCost, sequence_cost
+from kd_megatron.errors import ModelError
+from kd_megatron.logs import MetricsWriter, say
+from kd_megatron.models.build import (
+    DTYPES,
+    build_student,
+    check_same_vocabulary,
+    load_teacher,
+    model_config,
+    shape_of,
+)
+from kd_megatron.models.initialise import initialise
+from kd_megatron.models.taps import TappedEncoder
+from kd_megatron.objectives import registry
+from kd_megatron.objectives.base import Objective
+from kd_megatron.schema import StudyRecipe
+from kd_megatron.tensors import Batch
+from kd_megatron.training.step import Step, StudentWithObjective
+from kd_megatron.training.teacher import Teacher
+from kd_megatron.training.validate import Validation
+
+
+@dataclass
+class Run:
+    """One arm at one seed, ready to train."""
+
+    study: StudyRecipe
+    arm: str
+    seed: int
+    directory: Path
+    device: torch.device
+    loader: Loader
+    module: StudentWithObjective
+    engine: Engine
+    step: Step
+    ledger: Ledger
+    validation: Validation
+    metrics: MetricsWriter
+    cost: SequenceCost
+    untrained: list[str]
+    num_parameters: int
+    validations_done: int = 0
+
+    @property
+    def objective(self) -> Objective:
+        """The arm's objective."""
+        return self.module.objective
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of ``step``: a contiguous stretch of the global batch, whatever the split."""
+        size = self.study.training.micro_batch_size
+        count = micro_batches_per_step(self.study.training)
+        first = step * self.study.training.global_batch_size + dist.rank() * count * size
+        return [self.loader.batch(first + index * size, size) for index in range(count)]
+
+    def charged_seconds(self) -> float:
+        """Wall-clock seconds of the accounts that count towards the budget."""
+        return self.ledger.seconds(*self.study.budget.charge)
+
+    def spent(self) -> dict[str, float]:
+        """The first columns of every row of ``metrics.jsonl``."""
+        return {
+            "step": self.ledger.steps,
+            "tokens": self.ledger.tokens,
+            "flops": self.ledger.flops(*self.study.budget.charge),
+            "hours": self.charged_seconds() / 3600.0,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside weights and optimizer."""
+        return {"ledger": self.ledger.to_dict(), "validations_done": self.validations_done}
+
+
+def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teacher_path: str | None) -> Run:
+    """Load data and models, check that they fit, build the engine and resume from the newest good checkpoint."""
+    device = dist.initialise()
+    loader = Loader(study.data, seed)
+    options = registry.parse_options(study.arms[arm], where=f"arms.{arm}")
+    student = build_student(study.student, loader.vocab_size, special_ids(loader), seed)
+    initialise(student, study.student.initialise, teacher_path)
+
+    teacher_config = model_config(teacher_path) if teacher_path is not None else None
+    torch.manual_seed(seed)  # of the objective's own parameters
+    objective = registry.build(
+        options, shape_of(student.config), None if teacher_config is None else shape_of(teacher_config)
+    )
+    teacher = _teacher(study, objective, teacher_path, loader, device)
+    cost = sequence_cost(objective, student.config, teacher_config, study.data.sequence_length, loader.num_masked)
+
+    ledger = Ledger(num_devices=dist.world_size())
+    module = StudentWithObjective(TappedEncoder(student, objective.needs_student), objective, ledger)
+    num_parameters = sum(parameter.numel() for parameter in student.parameters())  # before ZeRO-3 partitions them
+    untrained = freeze_untrained(module.to(device), teacher, loader.batch(0, 2).to(device))
+    engine = Engine(module, study.training)
+    validations_done = _resume(engine, ledger, directory)
+    return Run(
+        study=study,
+        arm=arm,
+        seed=seed,
+        directory=directory,
+        device=device,
+        loader=loader,
+        module=module,
+        engine=engine,
+        step=Step(engine, objective, teacher, ledger),
+        ledger=ledger,
+        validation=Validation(study.data, study.validation, device, study.training.precision == "bf16"),
+        metrics=MetricsWriter(directory, ledger.steps, study.training.tensorboard),
+        cost=cost,
+        untrained=untrained,
+        num_parameters=num_parameters,
+        validations_done=validations_done,
+    )
+
+
+def special_ids(loader: Loader) -> dict[str, int]:
+    """The special token ids that a Hugging Face config names."""
+    special = loader.special
+    return {"pad_token_id": special.pad_id, "bos_token_id": special.cls_id, "eos_token_id": special.sep_id}
+
+
+def _teacher(
+    study: StudyRecipe, objective: Objective, path: str | None, loader: Loader, device: torch.device
+) -> Teacher | None:
+    if objective.needs_teacher is None:
+        return None
+    if path is None or study.teacher is None:
+        raise ModelError(
+            given=f"objective {objective.options.objective!r} distils, but the recipe has no teacher",
+            expected="a 'teacher' section with 'path' or 'train'",
+            fix="add one",
+        )
+    check_same_vocabulary(path, loader.tokenizer_sha256, ", ".join(s.path for s in study.data.shards))
+    return Teacher(load_teacher(path, DTYPES[study.teacher.precision], objective.needs_teacher, device))
+
+
+def freeze_untrained(module: StudentWithObjective, teacher: Teacher | None, batch: Batch) -> list[str]:
+    """Freeze the parameters that the objective gives no gradient, and name them.
+
+    They are found by one small forward and backward. Left in the optimizer they would still decay, and some ZeRO
+    configurations would apply a stale gradient to them; frozen, they keep their first values exactly.
+    """
+    inputs = module.objective.options.inputs
+    sums = module(batch, None if teacher is None else teacher(batch, inputs))
+    torch.stack([sums[term] * module.objective.weights[term] for term in sums]).sum().backward()
+    untrained = [name for name, parameter in module.named_parameters() if parameter.grad is None]
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in set(untrained))
+    module.zero_grad(set_to_none=True)
+    return untrained
+
+
+def _resume(engine: Engine, ledger: Ledger, directory: Path) -> int:
+    """Go on from the newest good checkpoint, if there is one; returns how many validations it had done."""
+    newest = checkpoint.newest(directory / "checkpoints")
+    if newest is None:
+        return 0
+    path, state = newest
+    checkpoint.load(engine, path)
+    ledger.restore(state["ledger"])
+    say(f"resumed from {path} at step {ledger.steps}, {ledger.tokens:,} tokens")
+    return int(state["validations_done"])

@@ -1,0 +1,146 @@
+"""One validation for all arms: held-out masked-language-model loss at fixed masks (docs/fairness.md, clause 8).
+
+Objectives that train an MLM head are measured with it. All objectives are measured with a probe: a fresh head of the
+same form, its decoder starting from the student's own embeddings, trained on the frozen student for a fixed number
+of steps on the same batches. The probe alone is comparable between arms.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from kd_megatron import dist
+from kd_megatron.data.loader import Loader
+from kd_megatron.models.taps import TappedEncoder, at_positions
+from kd_megatron.schema import DataRecipe, ValidationRecipe
+from kd_megatron.tensors import IGNORED, Batch, Needs, Taps
+
+PROBE_SEED = 20_240_619  # of the probe's head and batches: the same in every run of every study
+PROBE_BATCH_SIZE = 32
+EVALUATION_BATCH_SIZE = 32
+
+
+class ProbeHead(nn.Module):
+    """A BERT-style MLM head: dense, GELU, layer norm, decoder. [N, D] -> [N, V]."""
+
+    def __init__(self, embeddings: Tensor) -> None:
+        super().__init__()
+        vocab_size, width = embeddings.shape
+        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.decoder = nn.Linear(width, vocab_size)
+        self.decoder.weight.data.copy_(embeddings)
+        nn.init.zeros_(self.decoder.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states."""
+        logits: Tensor = self.decoder(self.transform(hidden))
+        return logits
+
+
+class Validation:
+    """Measures a student on the held-out split.
+
+    Args:
+        data: the study's data; its ``valid`` split is read with fixed masks.
+        recipe: how many samples, and the probe's steps and learning rate.
+        device: where the student is.
+        bf16: whether the probe computes in bfloat16 (autocast), as the student does.
+    """
+
+    def __init__(self, data: DataRecipe, recipe: ValidationRecipe, device: torch.device, bf16: bool) -> None:
+        self.recipe, self.device, self.bf16 = recipe, device, bf16
+        self.held_out = Loader(data, run_seed=0, split="valid")
+        self.probe_data = Loader(data, run_seed=PROBE_SEED, split="train")
+        self.num_samples = min(recipe.num_samples, self.held_out.num_windows)
+
+    def measure(self, student: TappedEncoder, embeddings: Tensor, has_trained_head: bool) -> dict[str, float]:
+        """Loss (nats per masked token) and accuracy, by probe and, where it is trained, by the student's own head.
+
+        Args:
+            student: in any mode; it is put back into that mode.
+            embeddings: its input embeddings [V, D], whole, float32.
+        """
+        last = student.model.config.num_hidden_layers
+        frozen = TappedEncoder(student.model, Needs(hidden=(last,), logits=has_trained_head))
+        was_training = student.training
+        student.eval()
+        frozen.eval()
+        try:
+            probe = self._train_probe(frozen, embeddings, last)
+            return self._evaluate(frozen, probe, last, has_trained_head)
+        finally:
+            student.train(was_training)
+
+    def _train_probe(self, student: TappedEncoder, embeddings: Tensor, last: int) -> ProbeHead:
+        """The same head, batches and steps for every student; gradients are summed over ranks."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(PROBE_SEED)
+            probe = ProbeHead(embeddings).to(self.device)
+        optimizer = torch.optim.AdamW(probe.parameters(), lr=self.recipe.probe_learning_rate, fused=True)
+        for step in range(self.recipe.probe_steps):
+            for group in optimizer.param_groups:
+                group["lr"] = self.recipe.probe_learning_rate * (1.0 - step / self.recipe.probe_steps)
+            batch = self._my_part(self.probe_data.batch(step * PROBE_BATCH_SIZE, PROBE_BATCH_SIZE))
+            with torch.no_grad():
+                states = _masked_states(student(batch), batch, last)
+            targets = dist.all_reduce((batch.labels != IGNORED).sum().double().cpu()).item()
+            optimizer.zero_grad()
+            loss, _ = self._score(probe, states, batch.labels)
+            (loss / targets).backward()
+            for parameter in probe.parameters():
+                assert parameter.grad is not None
+                dist.all_reduce(parameter.grad)
+            optimizer.step()
+        return probe.eval()
+
+    @torch.no_grad()
+    def _evaluate(self, student: TappedEncoder, probe: ProbeHead, last: int, own_head: bool) -> dict[str, float]:
+        totals = torch.zeros(5, dtype=torch.float64)  # targets; loss and hits of the probe; loss and hits of the head
+        for batch in self._held_out_batches():
+            taps = student(batch)
+            totals[0] += float((batch.labels != IGNORED).sum())
+            totals[1:3] += torch.stack(self._score(probe, _masked_states(taps, batch, last), batch.labels)).cpu()
+            if own_head:
+                assert taps.logits is not None
+                totals[3:5] += torch.stack(loss_and_hits(taps.logits, batch.labels)).cpu()
+        count, *sums = dist.all_reduce(totals).tolist()
+        names = ("probe_mlm_loss", "probe_mlm_accuracy", *(("mlm_loss", "mlm_accuracy") if own_head else ()))
+        return {name: value / count for name, value in zip(names, sums, strict=False)}
+
+    def _score(self, probe: ProbeHead, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = probe(states)
+        return loss_and_hits(logits, labels)
+
+    def _held_out_batches(self) -> Iterator[Batch]:
+        for first in range(0, self.num_samples, EVALUATION_BATCH_SIZE):
+            yield self._my_part(self.held_out.batch(first, min(EVALUATION_BATCH_SIZE, self.num_samples - first)))
+
+    def _my_part(self, batch: Batch) -> Batch:
+        """This rank's rows; every rank has at least one, so that collective calls inside the student match."""
+        size, ranks = len(batch.sample_ids), dist.world_size()
+        rows = torch.arange(size)[dist.rank() :: ranks] if size >= ranks else torch.arange(size)
+        weight_here = size >= ranks or dist.is_main()
+        labels = batch.labels[rows] if weight_here else torch.full_like(batch.labels[rows], IGNORED)
+        return Batch(
+            input_ids=batch.input_ids[rows],
+            clean_ids=batch.clean_ids[rows],
+            attention_mask=None if batch.attention_mask is None else batch.attention_mask[rows],
+            masked_positions=batch.masked_positions[rows],
+            labels=labels,
+            sample_ids=batch.sample_ids[rows],
+        ).to(self.device)
+
+
+def _masked_states(taps: Taps, batch: Batch, last: int) -> Tensor:
+    """The last hidden states at the masked slots, [B, K, D] float32."""
+    return at_positions(taps.hidden[last], batch.masked_positions).float()
+
+
+def loss_and_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy (nats) and number of right predictions of ``logits`` [B, K, V] for ``labels`` [B, K]."""
+    flat, targets = logits.flatten(0, 1).float(), labels.flatten()
+    loss = cross_entropy(flat, targets, ignore_index=IGNORED, reduction="sum").double()
+    return loss, (flat.argmax(-1) == targets).sum().double()
