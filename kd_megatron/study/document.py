@@ -5,7 +5,7 @@ import html
 from dataclasses import dataclass
 from pathlib import Path
 
-from kd_megatron.study.style import CSS
+from kd_megatron.study.style import CSS, DOTS_PER_INCH, PIXELS_PER_INCH
 from kd_megatron.study.tables import Table
 
 
@@ -82,11 +82,17 @@ def _html(block: Block) -> str:
         case FigureBlock(path, caption):
             image = base64.b64encode(path.read_bytes()).decode("ascii")
             text = html.escape(caption)
-            picture = f'<img src="data:image/png;base64,{image}" alt="{text}">'
+            picture = f'<img src="data:image/png;base64,{image}" width="{_shown_width(path)}" alt="{text}">'
             return f"<figure>{picture}<figcaption>{text}</figcaption></figure>"
         case Details(summary, blocks):
             inside = "\n".join(_html(inner) for inner in blocks)
             return f"<details><summary>{html.escape(summary)}</summary>\n{inside}\n</details>"
+
+
+def _shown_width(path: Path) -> int:
+    """CSS pixels for a PNG, so that all figures have letters of one size. A PNG's width is in its bytes 16 to 20."""
+    width = int.from_bytes(path.read_bytes()[16:20], "big")
+    return round(width * PIXELS_PER_INCH / DOTS_PER_INCH)
 
 
 def _html_table(table: Table) -> str:
@@ -97,8 +103,9 @@ def _html_table(table: Table) -> str:
     )
     rows = "\n".join(f"<tr>{_html_cells(row, classes)}</tr>" for row in table.shown())
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
+    title = f"<h3>{html.escape(table.title)}</h3>" if table.title else ""
     return (
-        f'<section class="table"><h3>{html.escape(table.title)}</h3><div class="scroll"><table>\n'
+        f'<section class="table">{title}<div class="scroll"><table>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>{note}</section>"
     )
 
@@ -134,4 +141,5 @@ def _markdown_table(table: Table) -> str:
 
     rule = "|" + "|".join(" :-- " if column.is_text else " --: " for column in table.columns) + "|"
     lines = [line([column.heading for column in table.columns]), rule, *map(line, table.shown())]
-    return f"**{table.title}**\n\n" + "\n".join(lines) + (f"\n\n{table.note}" if table.note else "")
+    title = f"**{table.title}**\n\n" if table.title else ""
+    return title + "\n".join(lines) + (f"\n\n{table.note}" if table.note else "")

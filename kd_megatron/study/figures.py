@@ -3,6 +3,7 @@
 Colours are Okabe and Ito's (2008), which people with colour-blindness can tell apart.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from matplotlib.ticker import EngFormatter
 from kd_megatron.study import tables
 from kd_megatron.study.answer import Measure, measure_of
 from kd_megatron.study.results import StudyResults
+from kd_megatron.study.style import DOTS_PER_INCH
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D3B")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -42,7 +44,7 @@ STYLE: Any = {
     "axes.titlesize": 9.5,
     "legend.frameon": False,
     "lines.linewidth": 1.6,
-    "savefig.dpi": 200,
+    "savefig.dpi": DOTS_PER_INCH,
     "savefig.bbox": "tight",
     "figure.constrained_layout.use": True,
     "hatch.linewidth": 0.5,
@@ -163,7 +165,7 @@ def _curves(axes: Axes, results: StudyResults, arm: str, metric: str, against: s
 
 
 def score_against_tokens(results: StudyResults) -> Figure | None:
-    """One open point per run, one filled point per arm's mean, with its interval."""
+    """One open point per run, one filled point per arm's mean."""
     if not any(run.score is not None for run in results.all_runs()):
         return None
     figure, axes = pyplot.subplots(figsize=(4.8, 3.2))
@@ -176,9 +178,8 @@ def score_against_tokens(results: StudyResults) -> Figure | None:
         tokens = [float(run.summary["tokens"]) for run in scored]
         values = [100 * run.score for run in scored if run.score is not None]
         axes.plot(tokens, values, marker, mfc="none", mec=colour, markersize=4.5, linestyle="none")
-        error = None if mean.half_width is None else 100 * mean.half_width
         centre = sum(tokens) / len(tokens)
-        axes.errorbar(centre, 100 * mean.mean, yerr=error, fmt=marker, color=colour, markersize=8, capsize=3, label=arm)
+        axes.plot(centre, 100 * mean.mean, marker, color=colour, markersize=8, label=arm)
     axes.set_xlabel("tokens seen within the budget")
     axes.set_ylabel("average score (points)")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -195,7 +196,7 @@ def ledger(results: StudyResults) -> Figure | None:
     for axes, unit in zip(panels, ("seconds", "flops"), strict=True):
         spent = {arm: tables.activities(list(results.runs[arm].values()), unit) for arm in results.arms}
         longest = max(sum(parts.values()) for parts in spent.values())
-        scale, name = _clock_unit(longest) if unit == "seconds" else (1.0, "FLOPs")
+        scale, name = _clock_unit(longest) if unit == "seconds" else _power_unit(longest)
         left = [0.0] * len(results.arms)
         for activity, (colour, hatch) in ACTIVITY_STYLE.items():
             widths = [spent[arm][activity] / scale for arm in results.arms]
@@ -218,6 +219,11 @@ def _clock_unit(seconds: float) -> tuple[float, str]:
     if seconds < 180:
         return 1.0, "seconds"
     return (60.0, "minutes") if seconds < 3 * 3600 else (3600.0, "hours")
+
+
+def _power_unit(flops: float) -> tuple[float, str]:
+    power = math.floor(math.log10(flops)) if flops > 0 else 0
+    return 10.0**power, rf"$10^{{{power}}}$ FLOPs"
 
 
 def look(results: StudyResults, arm: str) -> tuple[str, str, object]:

@@ -39,7 +39,7 @@ CAPTIONS = {
     "loss": "Held-out masked-language-model loss of the same probe head for all arms, against tokens seen (left) and "
     "against the budget (right). Thin lines: single seeds; thick lines: their mean.",
     "score_against_tokens": "Score against the tokens that each arm saw within the budget. Open: single seeds; filled: "
-    "mean, with its 95 % interval.",
+    "their mean.",
     "ledger": "Where the time (left) and the FLOPs (right) of one student went, mean over seeds.",
 }
 

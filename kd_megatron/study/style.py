@@ -1,5 +1,8 @@
 """The page's style: system fonts, light and dark, tables that scroll on a phone, figures on a white card."""
 
+DOTS_PER_INCH = 200  # of the PNG files
+PIXELS_PER_INCH = 108  # of figures on the page: their 9-point letters become 13.5 pixels, near the text's size
+
 CSS = """\
 :root { --ink: #1c1e21; --faint: #5f6670; --paper: #ffffff; --line: #dfe3e8; --shade: #f5f7f9; --accent: #0b62a4; }
 @media (prefers-color-scheme: dark) {
@@ -26,7 +29,7 @@ th:first-child, td:first-child { padding-left: 0.25rem; font-weight: 600; white-
 td { border-bottom: 1px solid var(--line); vertical-align: top; }
 .number { text-align: right; }
 td.number { white-space: nowrap; }
-.text { text-align: left; overflow-wrap: anywhere; min-width: 5.5rem; }
+.text { text-align: left; overflow-wrap: anywhere; min-width: 6rem; }
 figure { margin: 1.5rem 0; }
 img { display: block; max-width: 100%; height: auto; background: #ffffff; padding: 0.75rem;
   border: 1px solid var(--line); border-radius: 6px; }

@@ -134,11 +134,12 @@ def spending(results: StudyResults) -> Table:
         Column("flops", "FLOPs charged", words.flops),
         Column("hours", "hours charged", words.hours),
         Column("tokens_per_second", "tokens/s", words.count),
-        Column("relative_speed", f"speed, {results.reference} = 1", words.ratio),
+        Column("relative_speed", "relative speed", words.ratio),
         Column("overshoot", "overshoot", words.percent),
     ]
-    note = "Mean over seeds. Tokens seen counts repeats; speed is tokens per charged second of the whole job."
-    return Table("spending", "What the budget bought", columns, rows, note)
+    note = "Mean over seeds. Tokens seen counts repeats; speed is tokens per charged second of the "
+    note += f"whole job, relative to {results.reference}."
+    return Table("spending", "", columns, rows, note)
 
 
 def _spending_row(results: StudyResults, arm: str, reference: float | None) -> dict[str, Any]:
@@ -204,7 +205,7 @@ def teacher_cost(results: StudyResults) -> Table | None:
         Column("amortised", f"shared by {len(taught)} students", words.flops),
     ]
     note = f"FLOPs per student. The teacher's own training: {words.flops(cost)} FLOPs ({source})."
-    return Table("teacher_cost", "The teacher's own cost", columns, rows, note)
+    return Table("teacher_cost", "", columns, rows, note)
 
 
 def teacher_flops(results: StudyResults) -> tuple[float | None, str]:
@@ -231,7 +232,7 @@ def runs(results: StudyResults) -> Table:
         Column("probe_loss", "probe loss", lambda value: words.NOTHING if value is None else f"{value:.3f}"),
         Column("score", "average score", words.points),
     ]
-    return Table("runs", "Every run", columns, rows)
+    return Table("runs", "", columns, rows)
 
 
 def _run_row(run: Run) -> dict[str, Any]:

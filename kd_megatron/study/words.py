@@ -20,7 +20,9 @@ def count(value: float | None) -> str:
 
 def flops(value: float | None) -> str:
     """``"1.25e+15"`` as ``"1.25e15"``."""
-    return NOTHING if value is None else f"{value:.2e}".replace("e+", "e")
+    if not value:
+        return NOTHING if value is None else "0"
+    return f"{value:.2e}".replace("e+", "e")
 
 
 def ratio(value: float | None) -> str:
