@@ -1,0 +1,239 @@
+"""From a corpus recipe to a verified shard set, in four stages that resume: spool, tokenizer, shards, publication.
+
+Everything is built in ``OUTPUT.partial-KEY`` beside the output, KEY a hash of the recipe and of its sources' files,
+so that work for another recipe or another state of the sources is never taken up. One rename publishes the set:
+the output directory is complete or absent.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep import read, tokenize
+from data_prep.assign import document_digest, shard_names
+from data_prep.spool import Spool, fill
+from data_prep.verify import verify
+from data_prep.workers import WorkerPool
+from data_prep.write import ShardJob, ShardResult, read_spool, token_dtype, write_shard
+from kd_megatron import logs
+from kd_megatron.errors import DataError, ModelError, OutputError, RecipeError, disk_full_is_clear
+from kd_megatron.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest, vocabulary_hash
+from kd_megatron.schema import CorpusRecipe
+
+_NOT_CONTENT = {"output", "num_workers", "description"}  # recipe keys that do not change a shard's bytes
+
+
+def prepare(recipe: CorpusRecipe, workers: int | None = None) -> Path:
+    """Prepare the corpus, or return at once when its output holds exactly this recipe's shard set.
+
+    Args:
+        recipe: the corpus.
+        workers: processes; ``None`` takes ``recipe.num_workers``, or one per core this process may use. The bytes
+            written do not depend on it.
+
+    Returns:
+        The directory of the shard set.
+
+    Raises:
+        DataError: a source cannot be read or nothing of it is left.
+        ModelError: the tokenizer cannot be loaded.
+        OutputError: the output holds something else, another process is writing it, or the disk is full.
+    """
+    output = Path(recipe.output).expanduser().resolve()
+    if _is_finished(recipe, output):
+        return Path(recipe.output)
+    num_workers = workers or recipe.num_workers or len(os.sched_getaffinity(0))
+    partial = output.with_name(f"{output.name}.partial-{_key(recipe)}")
+    _mention_others(partial, output)
+    with disk_full_is_clear(partial), _locked(partial), WorkerPool(num_workers) as pool:
+        try:
+            manifest = _build(recipe, partial, pool)
+        except (DataError, ModelError):  # the same input ends the same way: nothing here is worth resuming
+            shutil.rmtree(partial)
+            raise
+        _publish(manifest, partial, output)
+    return Path(recipe.output)
+
+
+def _build(recipe: CorpusRecipe, partial: Path, pool: WorkerPool) -> Manifest:
+    if (partial / MANIFEST).exists():  # interrupted after the last shard, before the rename
+        return read_manifest(partial)
+    spool = fill(recipe, partial / "spool", pool)
+    tokenizer = _tokenizer(recipe, spool, partial)
+    results = _write_shards(recipe, spool, partial, tokenizer, pool)
+    return _manifest(recipe, spool, results, tokenizer)
+
+
+def _is_finished(recipe: CorpusRecipe, output: Path) -> bool:
+    """Whether ``output`` holds this recipe's set (checked, not in full). Raises `OutputError` when it holds another."""
+    if os.path.ismount(output):
+        raise RecipeError(
+            given=f"output {output} is a mount point",
+            expected="a directory inside it: the finished set is moved into place by one rename",
+            fix=f"set output to {output}/NAME",
+        )
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return False
+    if not (output / MANIFEST).is_file():
+        raise OutputError(
+            given=f"output {output} exists and is not a shard set",
+            expected="a new or empty directory, or this recipe's own shard set",
+            fix="choose another 'output', or move what is there",
+        )
+    manifest = read_manifest(output)
+    wanted, found = _content(recipe.model_dump(mode="json")), _content(manifest.recipe)
+    if different := sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)):
+        raise OutputError(
+            given=f"output {output} holds another recipe's shard set (different: {', '.join(different)})",
+            expected="a new directory, or the recipe that made it",
+            fix="choose another 'output', or delete the old set",
+        )
+    verify(output, full=False)
+    _warn_if_sources_changed(recipe, manifest, output)
+    return True
+
+
+def _warn_if_sources_changed(recipe: CorpusRecipe, manifest: Manifest, output: Path) -> None:
+    for source, recorded in zip(recipe.sources, manifest.sources, strict=True):
+        with contextlib.suppress(DataError):  # the set stands on its own: its sources may be gone by now
+            if read.fingerprint(source) != recorded["fingerprint"]:
+                logs.warn(f"{read.describe(source)} changed since {output} was prepared; delete it to prepare it anew")
+
+
+def _content(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in recipe.items() if key not in _NOT_CONTENT}
+
+
+def _key(recipe: CorpusRecipe) -> str:
+    """A hash of what determines the shards' bytes: recipe, sources' files, tokenizer's files."""
+    sources = [read.fingerprint(source) for source in recipe.sources]
+    tokenizer = read.tokenizer_fingerprint(recipe.tokenizer.load)
+    content = json.dumps([_content(recipe.model_dump(mode="json")), sources, tokenizer], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _mention_others(partial: Path, output: Path) -> None:
+    for other in output.parent.glob(f"{output.name}.partial-*"):
+        if other != partial:
+            logs.warn(f"{other} is unfinished work of another recipe or state of the sources; delete it if unwanted")
+
+
+@contextlib.contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    """Hold ``partial`` for this process; the lock goes with the process, however it ends."""
+    partial.mkdir(parents=True, exist_ok=True)
+    with (partial / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                given=f"another process is preparing {partial}",
+                expected="one at a time",
+                fix="wait for it; it will be found finished",
+            ) from error
+        yield
+
+
+def _tokenizer(recipe: CorpusRecipe, spool: Spool, partial: Path) -> Any:
+    """Load or train the tokenizer and save it beside the shards; on resume, the saved one."""
+    saved = partial / TOKENIZER
+    if saved.is_dir():
+        return tokenize.load(str(saved))
+    if recipe.tokenizer.train is None:
+        tokenizer = tokenize.load(str(recipe.tokenizer.load))
+    else:
+        started = time.monotonic()
+        texts = itertools.islice(_training_texts(recipe, spool, partial), recipe.tokenizer.train.max_documents)
+        tokenizer = tokenize.train(texts, recipe.tokenizer.train, partial / "tokenizer-text.txt")
+        seconds = time.monotonic() - started
+        logs.say(f"trained a WordPiece vocabulary of {len(tokenizer):,} tokens in {seconds:.0f} s")
+    aside = partial / f"{TOKENIZER}.partial"
+    tokenizer.save_pretrained(aside)
+    os.replace(aside, saved)
+    return tokenizer
+
+
+def _training_texts(recipe: CorpusRecipe, spool: Spool, partial: Path) -> Iterator[str]:
+    """Distinct training documents in shard order; shards follow hashes, so the first ones are a random sample."""
+    for name in spool.documents:
+        seen: set[bytes] = set()
+        for text in read_spool(partial / "spool" / f"{name}.jsonl") if name.startswith("train") else ():
+            digest = document_digest(text)
+            if not (recipe.clean.deduplicate and digest in seen):
+                seen.add(digest)
+                yield text
+
+
+def _write_shards(
+    recipe: CorpusRecipe, spool: Spool, partial: Path, tokenizer: Any, pool: WorkerPool
+) -> list[ShardResult]:
+    jobs = [
+        ShardJob(
+            name=name,
+            spool=partial / "spool" / f"{name}.jsonl",
+            directory=partial,
+            tokenizer=partial / TOKENIZER,
+            end_id=tokenizer.sep_token_id,
+            vocab_size=_vocab_size(tokenizer),
+            deduplicate=recipe.clean.deduplicate,
+        )
+        for name in shard_names(recipe)
+        if spool.documents.get(name)
+    ]
+    num_finished = sum((partial / f"{job.name}.json").exists() for job in jobs)
+    if num_finished:
+        logs.say(f"resuming: {num_finished} of {len(jobs)} shards are finished already")
+    left = sum(spool.documents[job.name] for job in jobs if not (partial / f"{job.name}.json").exists())
+    started = time.monotonic()
+    with logs.progress_bar("documents") as progress:
+        task = progress.add_task(f"writing {len(jobs)} shards", total=left, note="")
+
+        def show(num_documents: int, num_tokens: int) -> None:
+            rate = num_tokens / max(time.monotonic() - started, 1e-6)
+            progress.update(task, completed=num_documents, note=f"{num_tokens:,} tokens, {rate:,.0f} tokens/s")
+
+        return list(pool.map(write_shard, jobs, on_progress=show))
+
+
+def _vocab_size(tokenizer: Any) -> int:
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def _manifest(recipe: CorpusRecipe, spool: Spool, results: list[ShardResult], tokenizer: Any) -> Manifest:
+    entries = [result.entry for result in results if result.entry]
+    statistics = spool.statistics | {
+        "dropped_duplicate": sum(result.duplicates for result in results),
+        "documents_kept": sum(entry.documents for entry in entries),
+        "text_bytes": sum(result.text_bytes for result in results),
+    }
+    vocab_size = _vocab_size(tokenizer)
+    return Manifest(
+        name=recipe.name,
+        dtype=token_dtype(vocab_size),
+        vocab_size=vocab_size,
+        tokenizer_sha256=vocabulary_hash(tokenizer.get_vocab()),
+        shards=entries,
+        statistics=statistics,
+        sources=spool.sources,
+        recipe=recipe.model_dump(mode="json"),
+    )
+
+
+def _publish(manifest: Manifest, partial: Path, output: Path) -> None:
+    """Leave only the set itself in ``partial``, write its manifest, move it into place."""
+    kept = {TOKENIZER} | {f"{entry.name}.{kind}" for entry in manifest.shards for kind in ("bin", "idx")}
+    logs.write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
+    for path in partial.iterdir():
+        if path.is_dir() and path.name not in kept:
+            shutil.rmtree(path)
+        elif path.name not in kept | {MANIFEST}:
+            path.unlink()
+    os.rename(partial, output)

@@ -1,0 +1,133 @@
+"""Is a shard set what its manifest says? Every way in which a shard can be torn or altered is a `DataError`.
+
+megatron-core opens a truncated ``.bin``, a foreign ``.idx`` or flipped bits without a word and trains on garbage.
+The index is read here from its bytes (docs/data_format.md), not through the library that wrote it.
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from kd_megatron.errors import DataError
+from kd_megatron.manifest import TOKENIZER, Manifest, ShardEntry, file_sha256, read_manifest, vocabulary_hash
+
+_HEADER = b"MMIDIDX\x00\x00"
+_HEADER_BYTES = 34  # magic 9, version 8, dtype code 1, number of sequences 8, number of document bounds 8
+_DTYPE_CODES = {"int32": 4, "uint16": 8}
+_CHUNK_TOKENS = 1 << 24
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """A ``.idx`` file: lengths in tokens [documents], byte pointers [documents], document bounds [documents + 1]."""
+
+    dtype_code: int
+    lengths: np.ndarray
+    pointers: np.ndarray
+    bounds: np.ndarray
+
+
+def verify(directory: Path | str, full: bool = True) -> Manifest:
+    """Check every shard and the tokenizer of a shard set against its manifest.
+
+    Args:
+        directory: the shard set.
+        full: read everything (sha256 of each file, every id below the vocabulary's size); otherwise sizes, counts
+            and the structure of each index.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DataError: naming the file that is missing, torn, altered or of another set.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    check_tokenizer(directory, manifest)
+    for entry in manifest.shards:
+        check_shard(directory, entry, manifest.dtype, manifest.vocab_size, full)
+    return manifest
+
+
+def check_tokenizer(directory: Path, manifest: Manifest) -> None:
+    """The tokenizer beside the shards is the one that made them. Raises `DataError`."""
+    path = directory / TOKENIZER / "tokenizer.json"
+    try:
+        vocabulary = tokenizers.Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(
+            given=f"{path} cannot be read: {error}",
+            expected="the tokenizer that made the shards",
+            fix="prepare the shard set again",
+        ) from error
+    if vocabulary_hash(vocabulary) != manifest.tokenizer_sha256:
+        raise _mismatch(path, "the vocabulary's hash", vocabulary_hash(vocabulary), manifest.tokenizer_sha256)
+
+
+def check_shard(directory: Path, entry: ShardEntry, dtype: str, vocab_size: int, full: bool) -> None:
+    """One shard's two files against its entry. Raises `DataError`."""
+    bin_path, idx_path = directory / f"{entry.name}.bin", directory / f"{entry.name}.idx"
+    for path in (bin_path, idx_path):
+        if not path.is_file():
+            raise DataError(
+                given=f"{path} is missing", expected="the file its manifest lists", fix="copy or prepare the set again"
+            )
+    _require(bin_path, "bytes", bin_path.stat().st_size, entry.bin_bytes)
+    if full:
+        _require(idx_path, "sha256", file_sha256(idx_path), entry.idx_sha256)
+        _require(bin_path, "sha256", file_sha256(bin_path), entry.bin_sha256)
+    _check_index(idx_path, entry, dtype)
+    if full:
+        _check_ids(bin_path, dtype, vocab_size)
+
+
+def _check_index(path: Path, entry: ShardEntry, dtype: str) -> None:
+    index = read_index(path)
+    _require(path, "the dtype code", index.dtype_code, _DTYPE_CODES[dtype])
+    _require(path, "documents", len(index.lengths), entry.documents)
+    _require(path, "tokens", int(index.lengths.sum(dtype=np.int64)), entry.tokens)
+    ends = np.cumsum(index.lengths, dtype=np.int64) * np.dtype(dtype).itemsize
+    if not np.array_equal(index.pointers, np.concatenate(([0], ends[:-1]))):
+        raise _mismatch(path, "the pointers", "others", "the cumulative lengths")
+    if not np.array_equal(index.bounds, np.arange(entry.documents + 1)):
+        raise _mismatch(path, "the document bounds", "others", "one sequence for each document")
+    _require(path, "the end of the last document, in bytes", int(ends[-1]), entry.bin_bytes)
+
+
+def read_index(path: Path) -> ShardIndex:
+    """Parse a ``.idx`` file. Raises `DataError` when it is not one, or not complete."""
+    content = path.read_bytes()
+    if len(content) < _HEADER_BYTES or not content.startswith(_HEADER):
+        raise _mismatch(path, "the header", repr(content[:9]), repr(_HEADER))
+    version, dtype_code, num_sequences, num_bounds = struct.unpack_from("<QBQQ", content, len(_HEADER))
+    expected_bytes = _HEADER_BYTES + 12 * num_sequences + 8 * num_bounds
+    if version != 1 or len(content) != expected_bytes:
+        raise _mismatch(path, "bytes", str(len(content)), f"{expected_bytes} by its own header (version {version})")
+    lengths = np.frombuffer(content, np.int32, num_sequences, _HEADER_BYTES)
+    pointers = np.frombuffer(content, np.int64, num_sequences, _HEADER_BYTES + 4 * num_sequences)
+    bounds = np.frombuffer(content, np.int64, num_bounds, _HEADER_BYTES + 12 * num_sequences)
+    return ShardIndex(dtype_code, lengths, pointers, bounds)
+
+
+def _check_ids(path: Path, dtype: str, vocab_size: int) -> None:
+    tokens = np.memmap(path, dtype=dtype, mode="r")
+    for first in range(0, len(tokens), _CHUNK_TOKENS):
+        chunk = tokens[first : first + _CHUNK_TOKENS]
+        if chunk.min() < 0 or chunk.max() >= vocab_size:
+            raise _mismatch(path, "an id", f"{chunk.min()} ... {chunk.max()}", f"0 ... {vocab_size - 1}")
+
+
+def _require(path: Path, what: str, given: object, expected: object) -> None:
+    if given != expected:
+        raise _mismatch(path, what, str(given), str(expected))
+
+
+def _mismatch(path: Path, what: str, given: str, expected: str) -> DataError:
+    return DataError(
+        given=f"{path} does not match its manifest: {what}: {given}",
+        expected=expected,
+        fix="the file is torn, altered or of another shard set: copy it again, or prepare the set again",
+    )

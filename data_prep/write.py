@@ -1,0 +1,167 @@
+"""One shard: spooled documents -> ids -> ``NAME.bin`` and ``NAME.idx``, checked, published by rename.
+
+The entry ``NAME.json`` comes last: a shard with an entry is finished, everything else is written again.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from data_prep import verify, workers
+from data_prep.assign import document_digest
+from data_prep.tokenize import Encoder
+from kd_megatron.errors import DataError
+from kd_megatron.manifest import ShardEntry, file_sha256
+
+UINT16_VOCABULARY = 65_500  # megatron-core's own limit, DType.optimal_dtype
+_BATCH_CHARACTERS = 2_000_000
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What `write_shard` needs to know; travels to the worker."""
+
+    name: str
+    spool: Path  # one JSON string a line
+    directory: Path  # of the finished shard
+    tokenizer: Path
+    end_id: int
+    vocab_size: int
+    deduplicate: bool
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A written shard: its manifest entry (None when no document fell into it) and its share of the statistics."""
+
+    entry: ShardEntry | None
+    duplicates: int
+    text_bytes: int
+
+
+def token_dtype(vocab_size: int) -> Literal["uint16", "int32"]:
+    """``"uint16"`` where every id fits, else ``"int32"``."""
+    return "uint16" if vocab_size <= UINT16_VOCABULARY else "int32"
+
+
+def write_shard(job: ShardJob) -> ShardResult:
+    """Write one shard and its entry, then delete its spool. Done already: read the entry."""
+    entry_path = job.directory / f"{job.name}.json"
+    if entry_path.exists():
+        return _read_result(entry_path)
+    aside = job.directory / f"{job.name}.{os.getpid()}.partial.bin"
+    seen: set[bytes] = set()
+    num_documents = num_tokens = num_duplicates = text_bytes = 0
+    dtype = token_dtype(job.vocab_size)
+    builder = _builder(aside, dtype)
+    encoder = _encoder(job.tokenizer, job.end_id)
+    for texts in _batches(job.spool):
+        kept = [text for text in texts if not (job.deduplicate and _is_repeated(text, seen))]
+        num_duplicates += len(texts) - len(kept)
+        encoded = encoder.encode(kept)
+        for text, ids in zip(kept, encoded, strict=True):
+            _add(builder, ids, job.vocab_size, job.name)
+            text_bytes += len(text.encode("utf-8"))
+        num_documents += len(kept)
+        num_tokens += sum(map(len, encoded))
+        workers.report(len(texts), sum(map(len, encoded)))
+    builder.finalize(str(aside.with_suffix(".idx")))
+    entry = _publish(job, aside, num_documents, num_tokens, dtype) if num_documents else None
+    result = ShardResult(entry, num_duplicates, text_bytes)
+    _write_result(entry_path, result)
+    job.spool.unlink(missing_ok=True)
+    return result
+
+
+def _publish(job: ShardJob, aside: Path, num_documents: int, num_tokens: int, dtype: str) -> ShardEntry:
+    idx_aside = aside.with_suffix(".idx")
+    entry = ShardEntry(
+        name=job.name,
+        split="valid" if job.name.startswith("valid") else "train",
+        documents=num_documents,
+        tokens=num_tokens,
+        bin_bytes=aside.stat().st_size,
+        bin_sha256=file_sha256(aside),
+        idx_sha256=file_sha256(idx_aside),
+    )
+    os.replace(aside, job.directory / f"{job.name}.bin")
+    os.replace(idx_aside, job.directory / f"{job.name}.idx")
+    verify.check_shard(job.directory, entry, dtype, job.vocab_size, full=True)
+    return entry
+
+
+def _add(builder: Any, ids: np.ndarray, vocab_size: int, shard: str) -> None:
+    """Append one document. The builder casts in silence, so ids are checked while they are still int64."""
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        raise DataError(
+            given=f"shard {shard}: token id {ids.min() if ids.min() < 0 else ids.max()}",
+            expected=f"ids from 0 to {vocab_size - 1}, the tokenizer's vocabulary",
+            fix="the tokenizer's files contradict each other: load another one",
+        )
+    import torch
+
+    builder.add_document(torch.from_numpy(ids), [len(ids)])
+
+
+def _builder(bin_path: Path, dtype: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns about packages for GPUs
+        from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    return IndexedDatasetBuilder(str(bin_path), dtype=getattr(np, dtype))
+
+
+@lru_cache(maxsize=1)
+def _encoder(tokenizer: Path, end_id: int) -> Encoder:
+    return Encoder(tokenizer, end_id)
+
+
+def _is_repeated(text: str, seen: set[bytes]) -> bool:
+    digest = document_digest(text)
+    if digest in seen:
+        return True
+    seen.add(digest)
+    return False
+
+
+def read_spool(path: Path) -> Iterator[str]:
+    """The documents of a spool, in order, one at a time; none when nothing fell into the shard."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def _batches(spool: Path) -> Iterator[list[str]]:
+    texts: list[str] = []
+    num_characters = 0
+    for text in read_spool(spool):
+        texts.append(text)
+        num_characters += len(text)
+        if num_characters >= _BATCH_CHARACTERS:
+            yield texts
+            texts, num_characters = [], 0
+    if texts:
+        yield texts
+
+
+def _write_result(path: Path, result: ShardResult) -> None:
+    entry = result.entry.model_dump() if result.entry else None
+    row = {"entry": entry, "duplicates": result.duplicates, "text_bytes": result.text_bytes}
+    aside = path.with_suffix(".json.partial")
+    aside.write_text(json.dumps(row), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _read_result(path: Path) -> ShardResult:
+    row = json.loads(path.read_text(encoding="utf-8"))
+    entry = ShardEntry.model_validate(row["entry"]) if row["entry"] else None
+    return ShardResult(entry, row["duplicates"], row["text_bytes"])
