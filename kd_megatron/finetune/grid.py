@@ -1,0 +1,179 @@
+"""The whole stage: every task x learning rate x batch size x seed, spread over ranks, resumable cell by cell.
+
+Every rank sees the same output directory; a cell belongs to one rank, and ends as one file there.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as torch_dist
+
+from kd_megatron import dist, logs
+from kd_megatron.errors import KdError, OutputError, disk_full_is_clear
+from kd_megatron.finetune import model as models
+from kd_megatron.finetune.batches import EncodedTask, encode_task
+from kd_megatron.finetune.jobs import SUMMARY, Job, claim, list_jobs, read_cell, share_out, write_cell
+from kd_megatron.finetune.summary import SELECTION, summarise_task
+from kd_megatron.finetune.tasks import Task, load_task
+from kd_megatron.finetune.train import run_cell, usable_precision
+from kd_megatron.schema import FinetuneRecipe
+
+POLL_SECONDS = 2.0
+T = TypeVar("T")
+
+
+def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> dict[str, Any]:
+    """Fine-tune the model on every cell that is not done yet, and summarise. Collective: every rank calls it.
+
+    Args:
+        model_path: a directory in Hugging Face format with safetensors and tokenizer.
+        recipe: tasks, grid, seeds and settings.
+        output: gets TASK/cells/*.json and summary.json.
+
+    Returns:
+        The content of ``summary.json``, on every rank.
+
+    Raises:
+        DataError: a task's data cannot be used.
+        ModelError: the model or its tokenizer cannot be used.
+        NonFiniteError: a cell diverged; the finished ones are kept.
+        OutputError: ``output`` holds the scores of another model, or the disk is full.
+    """
+    device, model_path, output = dist.initialise(), Path(model_path), Path(output)
+    logs.quiet_libraries()
+    _main_first(lambda: models.check_directory(model_path))
+    model_hash = _main_first(lambda: models.content_hash(model_path))
+    _main_first(lambda: claim(output, model_path, model_hash))
+    tokenizer = models.load_tokenizer(model_path, recipe.max_length)
+    tasks = _main_first(lambda: [load_task(task, recipe.glue_path) for task in recipe.tasks])
+    precision = _agree_on_precision(recipe.precision, device)
+    _warn_of_untrained(model_path)
+
+    jobs = [job for task in tasks for job in list_jobs(task, recipe, precision, model_hash, output)]
+    pending = dist.from_main([job for job in jobs if read_cell(job) is None])
+    if len(pending) < len(jobs):
+        logs.say(f"{len(jobs) - len(pending)} of {len(jobs)} cells are done already")
+    by_name = {task.name: task for task in tasks}
+
+    @functools.lru_cache(maxsize=1)
+    def encoded(name: str) -> EncodedTask:
+        return _encode(by_name[name], tokenizer, recipe.max_length)
+
+    def run(job: Job, on_step: Callable[[int], None]) -> dict[str, Any]:
+        return run_cell(model_path, encoded(job.cell.task), job.cell, recipe, precision, device, on_step)
+
+    _run_pending(pending, run)
+    return dist.from_main(_summarise(tasks, jobs, model_path, model_hash, precision, output) if dist.is_main() else {})
+
+
+def _run_pending(pending: list[Job], run: Callable[[Job, Callable[[int], None]], dict[str, Any]]) -> None:
+    """Run this rank's share of ``pending``, wait for the others, and end all ranks with the first error of any."""
+    error: KdError | None = None
+    mine = share_out(pending, dist.world_size())[dist.rank()]
+    others = [job for job in pending if job not in mine]
+    with logs.progress_bar("examples") as bar:
+        handle = bar.add_task("fine-tuning", total=sum(job.num_examples for job in pending), note="")
+        my_examples, others_examples, polled = 0, 0, time.monotonic()
+
+        def on_step(num_examples: int) -> None:
+            nonlocal my_examples, others_examples, polled
+            my_examples += num_examples
+            if others and dist.is_main() and time.monotonic() - polled > POLL_SECONDS:
+                others_examples = sum(job.num_examples for job in others if job.path.exists())
+                polled = time.monotonic()
+            bar.update(handle, completed=my_examples + others_examples)
+
+        try:
+            for number, job in enumerate(mine, start=1):
+                bar.update(handle, note=f"cell {number} of {len(mine)}: {job.cell}")
+                content = run(job, on_step)
+                write_cell(job, content)
+                speed = f"{content['examples_per_second']:.0f} examples/s"
+                logs.say(f"{job.cell}: score {content['score']:.4f}, {speed}, {content['train_seconds']:.0f} s")
+        except KdError as caught:
+            error = caught
+        dist.wait_for_all()
+    _raise_first(error)
+
+
+def _raise_first(error: KdError | None) -> None:
+    errors: list[KdError | None] = [error]
+    if dist.world_size() > 1:
+        errors = [None] * dist.world_size()
+        torch_dist.all_gather_object(errors, error)
+    for found in errors:
+        if found is not None:
+            raise found
+
+
+def _main_first(work: Callable[[], T]) -> T:
+    """``work`` on rank 0, which may fill a cache and whose error ends all ranks, then on the others."""
+    error: KdError | None = None
+    result: T
+    if dist.is_main():
+        try:
+            result = work()
+        except KdError as caught:
+            error = caught
+    error = dist.from_main(error)
+    if error is not None:
+        raise error
+    return result if dist.is_main() else work()
+
+
+def _agree_on_precision(requested: str, device: torch.device) -> str:
+    """One precision for all ranks: fp32 as soon as one of them has no use for bf16."""
+    if dist.any_rank(usable_precision(requested, device) != requested):
+        logs.warn(
+            "this processor has no bf16 matrix instructions: fine-tuning in fp32 (faster here; the summary says so)"
+        )
+        return "fp32"
+    return requested
+
+
+def _warn_of_untrained(model_path: Path) -> None:
+    names = models.untrained_parameters(model_path)
+    if names:
+        logs.warn(
+            f"{len(names)} parameters of {model_path} were never trained, such as {names[0]} (its objective does not "
+            "reach them): fine-tuning starts from their initial values"
+        )
+
+
+def _encode(task: Task, tokenizer: Any, max_length: int) -> EncodedTask:
+    encoded = encode_task(task, tokenizer, max_length)
+    num_truncated = encoded.train.num_truncated
+    if num_truncated > len(encoded.train) // 10:
+        logs.warn(f"{task.name}: {num_truncated} of {len(encoded.train)} training texts are cut at {max_length} tokens")
+    return encoded
+
+
+def _summarise(
+    tasks: list[Task], jobs: list[Job], model_path: Path, model_hash: str, precision: str, output: Path
+) -> dict[str, Any]:
+    summaries = {}
+    for task in tasks:
+        cells = [(job, read_cell(job)) for job in jobs if job.cell.task == task.name]
+        absent = [job.path for job, content in cells if content is None]
+        if absent:
+            raise OutputError(
+                given=f"{absent[0]} was finished on another rank but cannot be read here",
+                expected="one output directory that all nodes see",
+                fix="put --output on a shared file system and run the same command again",
+            )
+        summaries[task.name] = summarise_task(task, [content for _, content in cells if content is not None])
+    summary = {
+        "model": str(model_path),
+        "model_hash": model_hash,
+        "precision": precision,
+        "tasks": summaries,
+        "average": sum(part["mean"] for part in summaries.values()) / len(summaries),
+        "selection": SELECTION,
+    }
+    with disk_full_is_clear(output):
+        logs.write_json(output / SUMMARY, summary)
+    return summary

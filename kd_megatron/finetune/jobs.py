@@ -1,0 +1,108 @@
+"""The cells of a grid as jobs: their files, their identity, their sizes, and who does which.
+
+A finished cell is a file whose name and content carry a hash of all that determines its score: the model's files, the
+task's rows, the recipe's settings. An unchanged cell is never done twice, a changed one is never taken for an old one.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_megatron import dist, logs
+from kd_megatron.errors import OutputError, disk_full_is_clear
+from kd_megatron.finetune.tasks import Task
+from kd_megatron.finetune.train import Cell, count_steps
+from kd_megatron.schema import FinetuneRecipe
+
+FORMAT = 1  # of a cell: raised when the same inputs would give another score
+OWNER = "model.json"  # whose scores an output directory holds
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell, its file and its size."""
+
+    cell: Cell
+    key: str
+    path: Path
+    num_examples: int  # to be trained on, repeats counted
+    num_characters: int  # of these; tells how long the job takes beside others
+
+
+def list_jobs(task: Task, recipe: FinetuneRecipe, precision: str, model_hash: str, output: Path) -> list[Job]:
+    """All cells of a task in the order of the grid."""
+    settings = {
+        "format": FORMAT,
+        "model": model_hash,
+        "task": task.content_hash(),
+        "precision": precision,
+        **recipe.model_dump(include={"epochs", "max_length", "warmup_fraction", "weight_decay"}),
+    }
+    num_characters = sum(map(len, [*task.train.first, *(task.train.second or [])]))
+    jobs = []
+    for learning_rate in dict.fromkeys(recipe.grid.learning_rates):
+        for batch_size in dict.fromkeys(recipe.grid.batch_sizes):
+            for seed in recipe.seeds:
+                cell = Cell(task.name, learning_rate, batch_size, seed)
+                described = json.dumps({**settings, **asdict(cell)}, sort_keys=True)
+                key = hashlib.sha256(described.encode()).hexdigest()[:12]
+                name = f"lr_{learning_rate:g}-batch_{batch_size}-seed_{seed}-{key}.json"
+                share = count_steps(len(task.train), cell, recipe.epochs) * batch_size / len(task.train)
+                sizes = round(share * len(task.train)), round(share * num_characters)
+                jobs.append(Job(cell, key, output / task.name / "cells" / name, *sizes))
+    return jobs
+
+
+def share_out(jobs: list[Job], num_ranks: int) -> list[list[Job]]:
+    """The jobs of each rank: the longest first, each to the rank with least to do, then in the order of ``jobs``."""
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    loads = [0] * num_ranks
+    for index in sorted(range(len(jobs)), key=lambda i: -jobs[i].num_characters):
+        lightest = loads.index(min(loads))
+        shares[lightest].append(index)
+        loads[lightest] += jobs[index].num_characters
+    return [[jobs[index] for index in sorted(share)] for share in shares]
+
+
+def read_cell(job: Job) -> dict[str, Any] | None:
+    """The content of the job's file, or None when it is not done."""
+    try:
+        content = json.loads(job.path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return content if isinstance(content, dict) and content.get("key") == job.key else None
+
+
+def write_cell(job: Job, content: dict[str, Any]) -> None:
+    """Publish the content of a finished cell, all or nothing."""
+    with disk_full_is_clear(job.path):
+        job.path.parent.mkdir(parents=True, exist_ok=True)
+        logs.write_json(job.path, {"key": job.key, **content})
+
+
+def claim(output: Path, model_path: Path, model_hash: str) -> None:
+    """Mark ``output`` as this model's. Raises `OutputError` when it is another's: scores are never mixed."""
+    owner = output / OWNER
+    if owner.is_file():
+        found = json.loads(owner.read_text(encoding="utf-8"))
+        if found["model_hash"] != model_hash:
+            raise OutputError(
+                given=f"{output} holds the scores of another model: {found['model']} ({found['model_hash']})",
+                expected=f"an output of its own for {model_path} ({model_hash})",
+                fix="choose another --output, or remove the directory if its scores are no longer wanted",
+            )
+        return
+    foreign = [name for name in (SUMMARY, "config.json", "recipe.yaml") if (output / name).exists()]
+    if output.is_file() or foreign:
+        raise OutputError(
+            given=f"{output} holds something else: {', '.join(foreign) or 'it is a file'}",
+            expected="a new directory, or one that fine-tuning wrote",
+            fix="choose another --output",
+        )
+    if dist.is_main():
+        with disk_full_is_clear(output):
+            output.mkdir(parents=True, exist_ok=True)
+            logs.write_json(owner, {"model": str(model_path), "model_hash": model_hash})

@@ -1,0 +1,139 @@
+"""The model to fine-tune: any Hugging Face encoder directory, with a classification head drawn from the seed alone."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kd_megatron import logs
+from kd_megatron.errors import ModelError
+from kd_megatron.manifest import file_sha256
+
+CARD = "kd_megatron.json"  # what kd_megatron says of a model it exported
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+
+
+def check_directory(path: Path) -> None:
+    """Raise `ModelError` unless ``path`` holds a configuration, safetensors weights and a tokenizer."""
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            given=f"{path} is not a model directory: it has no config.json",
+            expected="an encoder in Hugging Face format, such as RUN/export",
+            fix="correct --model, or download the model with: hf download ID --local-dir DIRECTORY",
+        )
+    if not list(path.glob("*.safetensors")):
+        raise ModelError(
+            given=f"{path} has no .safetensors file",
+            expected="weights as safetensors (pickled weights are not read: they can run code)",
+            fix="save the model with save_pretrained of a current transformers",
+        )
+    if not _tokenizer_files(path):
+        raise ModelError(
+            given=f"{path} has no tokenizer",
+            expected="the tokenizer's files beside the weights, such as tokenizer.json",
+            fix="save the tokenizer the model was trained with into the same directory",
+        )
+
+
+def content_hash(path: Path) -> str:
+    """A short hash of what a score depends on: configuration, weights and tokenizer."""
+    files = sorted({path / "config.json", *path.glob("*.safetensors"), *_tokenizer_files(path)})
+    digests = [f"{file.name}:{file_sha256(file)}" for file in files]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+
+
+def untrained_parameters(path: Path) -> list[str]:
+    """The parameters that the model's card says its pretraining never changed."""
+    card = path / CARD
+    if not card.is_file():
+        return []
+    try:
+        return list(json.loads(card.read_text(encoding="utf-8")).get("untrained_parameters", []))
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
+        raise ModelError(given=f"{card} is not a valid card: {error}", fix="export the model again") from error
+
+
+def load_tokenizer(path: Path, max_length: int) -> Any:
+    """The model's tokenizer, after checking that it pads, and that its ids and ``max_length`` fit the model."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(given=f"{path} cannot be read: {error}", expected="an encoder and its tokenizer") from error
+    if tokenizer.pad_token_id is None:
+        raise ModelError(given=f"the tokenizer of {path} has no padding token", fix="give it one and save it again")
+    if len(tokenizer) > config.vocab_size:
+        raise ModelError(
+            given=f"the tokenizer of {path} has {len(tokenizer)} tokens, the model {config.vocab_size}",
+            expected="the tokenizer the model was trained with",
+        )
+    # RoBERTa counts its positions from padding_idx + 1, so that two of them are never used.
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    max_positions = getattr(config, "max_position_embeddings", max_length + offset) - offset
+    if max_length > max_positions:
+        raise ModelError(
+            given=f"max_length {max_length}; {path} has {max_positions} positions",
+            expected="a max_length within the model's positions",
+            fix=f"set max_length={max_positions}",
+        )
+    return tokenizer
+
+
+def load_classifier(path: Path, num_outputs: int, regression: bool, seed: int) -> nn.Module:
+    """The encoder in fp32 with a fresh head. Weights the checkpoint lacks depend on ``seed`` and their name alone.
+
+    Raises:
+        ModelError: the checkpoint lacks weights of the encoder itself, so that it is not the model its
+            configuration describes.
+    """
+    import transformers
+    from transformers import AutoModelForSequenceClassification
+
+    transformers.utils.logging.disable_progress_bar()
+    logs.quiet_libraries()
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            num_labels=num_outputs,
+            problem_type="regression" if regression else "single_label_classification",
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # safetensors, configuration and shape problems each have a type of their own
+        raise ModelError(
+            given=f"{path} cannot be loaded as a classifier: {error}",
+            expected="an encoder whose weights fit its config.json",
+            fix="export or download the model again",
+        ) from error
+    missing = sorted(report["missing_keys"])
+    lost = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name]
+    if lost:
+        raise ModelError(
+            given=f"{path} lacks {len(lost)} weights of the encoder, such as {lost[0]}",
+            expected="all weights that its config.json describes",
+            fix="export or download the model again",
+        )
+    _draw(model, missing, seed, getattr(model.config, "initializer_range", 0.02))
+    return model
+
+
+def _draw(model: nn.Module, names: list[str], seed: int, standard_deviation: float) -> None:
+    """Redraw the named weight matrices, each from a generator of its own: the library's draws depend on how many
+    weights were missing before, which may differ between the arms of a study. Biases and norms stay at 0 and 1."""
+    parameters = dict(model.named_parameters())
+    for name in names:
+        if name in parameters and parameters[name].ndim >= 2:
+            digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            nn.init.normal_(parameters[name], std=standard_deviation, generator=generator)
+
+
+def _tokenizer_files(path: Path) -> set[Path]:
+    return {file for pattern in _TOKENIZER_FILES for file in path.glob(pattern) if file.is_file()}
