@@ -25,7 +25,7 @@ Backend = Annotated[str, AfterValidator(lambda name: check_backend(name, kernel.
 
 
 class MiniLmOptions(ObjectiveOptions):
-    """Options of objective ``minilm``. The paper: 48 relation heads for hidden size 768, 64 for 1024."""
+    """Options of objective ``minilm``. Usual: 48 relation heads for hidden size 768, 64 for 1024."""
 
     objective: Literal["minilm"]
     num_relation_heads: Count  # divides both hidden sizes; independent of attention heads

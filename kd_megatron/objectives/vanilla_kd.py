@@ -127,8 +127,6 @@ def labels_at_positions(batch: Batch) -> Tensor:
 def cosine_distance(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
     """Sum over valid tokens of 1 - cos(h_s, h_t), of hidden states [B, L, D]."""
     dtype = accumulation_dtype(student, teacher)
-    # Autograd keeps the teacher's side for the backward pass and refuses tensors made under
-    # inference_mode; a clone is an ordinary tensor.
-    cosine = functional.cosine_similarity(student.to(dtype), teacher.to(dtype).clone(), dim=-1)  # [B, L]
+    cosine = functional.cosine_similarity(student.to(dtype), teacher.to(dtype), dim=-1)  # [B, L]
     distance = 1.0 - cosine
     return (distance if valid is None else distance.masked_fill(~valid, 0.0)).sum()

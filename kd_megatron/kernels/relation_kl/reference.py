@@ -15,7 +15,7 @@ def relation_kl(student: Tensor, teacher: Tensor, num_relation_heads: int, valid
     student_log = log_relation(student.to(dtype), num_relation_heads, valid)  # [B, R, L, L]
     teacher_log = log_relation(teacher.to(dtype), num_relation_heads, valid)  # [B, R, L, L]
     row_kl = (teacher_log.exp() * (teacher_log - student_log)).sum(-1)  # [B, R, L]
-    if valid is not None:
+    if valid is not None:  # zeroed padding has equal relations on both sides; said again, as this is the definition
         row_kl = row_kl.masked_fill(~valid[:, None, :], 0.0)
     return row_kl.sum()
 
