@@ -50,7 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         with disk_full_is_clear("the output of this command"):
-            return dispatch(arguments)
+            exit_code = dispatch(arguments)
+            sys.stdout.flush()  # here, so that a closed pipe or a full disk is met inside this block
+            return exit_code
     except KdError as error:
         if debug:
             traceback.print_exc()
