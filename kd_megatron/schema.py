@@ -13,6 +13,7 @@ from kd_megatron.config import BUDGET_UNITS, Strict
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(gt=0)]
+Precision = Literal["auto", "bf16", "fp32"]  # auto: bf16 where the hardware multiplies it, fp32 elsewhere
 
 
 # --- corpus -----------------------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ class TrainingRecipe(Strict):
     betas: tuple[float, float] = (0.9, 0.98)
     epsilon: Positive = 1e-6
     gradient_clipping: Annotated[float, Field(ge=0.0)] = 1.0  # global norm; 0 is off
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "auto"
     ds_config: str = "zero0"  # a file of ds_configs/
     log_every_steps: Count = 10
     checkpoint_every_steps: Count = 200
@@ -210,7 +211,7 @@ class TeacherRecipe(Strict):
 
     path: str | None = None
     train: TeacherTrainingRecipe | None = None
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "auto"
     cost_flops: Positive | None = None  # what its own training cost, when it is given
     cost_source: str = ""
 
@@ -266,7 +267,7 @@ class FinetuneRecipe(Strict):
     max_length: Count = 128
     warmup_fraction: Fraction = 0.06
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "auto"
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Self:

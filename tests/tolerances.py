@@ -28,3 +28,10 @@ INITIAL_SPREAD_RELATIVE = 0.02
 MASK_SIGMAS = 5.0
 # A chi-squared statistic above its mean; its right tail is heavier than a normal one, 1 in 10,000 with few cells.
 ORDER_CHI_SQUARED_SIGMAS = 5.0
+
+# --- finetune ---
+
+# Metrics of eight examples against fractions worked by hand: both float64, a handful of operations.
+FINETUNE_HAND_WORKED = 1e-12
+# Logits in float32 of one sequence alone and padded beside longer ones: the same sums in another order.
+FINETUNE_PADDING = 1e-5

@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from kd_megatron import config, dist
+    from kd_megatron.hardware import resolve_precision
     from kd_megatron.schema import StudyRecipe
     from kd_megatron.study.runner import run_study
 
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     directory = Path(args.output or recipe.output or f"studies/{recipe.name}")
     dist.initialise()
     try:
-        run_study(recipe, directory)
+        run_study(resolve_precision(recipe), directory)
         if dist.is_main():
             print(directory / "report" / "index.html")
     finally:

@@ -11,7 +11,7 @@ How sample j of the training data comes about:
    permutation keyed by (run seed, e).
 3. `masking.Masker` masks the window by a hash of (run seed, j, position).
 
-Validation is the same for every run: the held-out split in natural order, masked with a seed of its own.
+Validation is the same for every run: the held-out split in one shuffled order, masked with a seed of its own.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from kd_megatron.manifest import read_manifest
 from kd_megatron.schema import DataRecipe, ShardsRecipe
 from kd_megatron.tensors import Batch
 
-_VALIDATION_SEED = 20_240_430  # of the validation masks; never the run's
+_VALIDATION_SEED = 20_240_430  # of the validation order and masks; never the run's
 _ORDER_VERSION = 1  # raise it when the same recipe and seed give other batches than before
 _POOL, _EPOCH = 1, 2  # purposes of permutation keys
 
@@ -122,7 +122,7 @@ class Loader:
         source, pool = self._sources[number], self._pools[number]
         epochs, places = np.divmod(local, pool)
         if self._split == "valid":
-            return places
+            return permute(places, pool, counter_hash.key(_VALIDATION_SEED, _POOL))
         for epoch in np.unique(epochs):
             rows = epochs == epoch
             epoch_key = counter_hash.key(self._run_seed, _EPOCH, source.number, int(epoch))

@@ -100,9 +100,7 @@ class Engine:
     """
 
     def __init__(self, module: nn.Module, recipe: TrainingRecipe) -> None:
-        import deepspeed
-
-        _quiet_deepspeed()
+        deepspeed = _import_deepspeed()
         # The shared-memory op compiles at first use, and a killed run leaves a lock that hangs every later one.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
@@ -211,8 +209,12 @@ class Engine:
         self.deepspeed.destroy()
 
 
-def _quiet_deepspeed() -> None:
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+def _import_deepspeed() -> Any:
+    """DeepSpeed with its start-up chatter off; it looks for an accelerator while it is imported."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    return deepspeed

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.installed_docs import list_modules, read_docstrings, without_doctests
+from data_prep.installed_docs import list_modules, prose, read_docstrings
 from kd_megatron import logs
 from kd_megatron.errors import DataError, disk_full_is_clear
 from kd_megatron.finetune.tables import Row, read_tsv
@@ -95,8 +95,8 @@ def _package_examples() -> Iterator[tuple[str, str, str]]:
     """(split, text, package). A text that two packages share says nothing of its package: it is left out."""
     found: dict[str, tuple[str, str, str]] = {}
     packages_of: dict[str, set[str]] = {}
-    for package, split, prose in _prose():
-        beginning = " ".join(prose.split()[: 2 * NUM_DOCSTRING_WORDS])  # the pattern is slow on long texts
+    for package, split, document in _documents():
+        beginning = " ".join(document.split()[: 2 * NUM_DOCSTRING_WORDS])  # the pattern is slow on long texts
         words = _NAMES.sub(MASK, beginning).split()[:NUM_DOCSTRING_WORDS]
         text = " ".join(words)
         if len(words) >= MIN_DOCSTRING_WORDS:
@@ -108,8 +108,8 @@ def _package_examples() -> Iterator[tuple[str, str, str]]:
 def _swapped_examples() -> Iterator[tuple[str, str, str]]:
     """(split, sentence, "intact" or "swapped"). Each sentence is used once, in the one form its hash chooses."""
     seen: set[str] = set()
-    for _, split, prose in _prose():
-        for sentence in _SENTENCE.findall(prose):
+    for _, split, document in _documents():
+        for sentence in _SENTENCE.findall(document):
             words = sentence.split()
             if not SENTENCE_WORDS[0] <= len(words) <= SENTENCE_WORDS[1] or sentence.lower() in seen:
                 continue
@@ -134,13 +134,13 @@ def _swap(words: list[str]) -> list[str] | None:
     return swapped
 
 
-def _prose() -> Iterator[tuple[str, str, str]]:
-    """(package, split, docstring on one line without doctests) of every docstring of the packages."""
+def _documents() -> Iterator[tuple[str, str, str]]:
+    """(package, split, docstring as prose on one line) of every docstring of the packages."""
     for package in sorted(ALIASES):
         for module in sorted(list_modules([package]), key=lambda module: _hash(module.name))[:MAX_MODULES]:
             split = "dev" if _hash(f"split {module.name}") % 100 < DEV_MODULES_PERCENT else "train"
             for docstring in read_docstrings(module):
-                yield package, split, " ".join(without_doctests(docstring.text).split())
+                yield package, split, " ".join(prose(docstring.text).split())
 
 
 def _hash(text: str) -> int:

@@ -123,11 +123,11 @@ def rows_from_hub(name: str, examples: Iterable[dict[str, Any]], split: str) -> 
     """Hub examples as the rows the local files would give: the class index becomes the local spelling."""
     task, rows = GLUE[name], []
     for index, example in enumerate(examples):
-        label = example["label"]
+        place, label = f"{HUB_DATASET}/{name}/{split}:{index}", example["label"]
+        if task.labels and not 0 <= label < len(task.labels):
+            raise DataError(given=f"{place} has the unknown label index {label}", expected="a labelled example")
         fields = {**example, "label": task.labels[label] if task.labels else label}
-        rows.append(
-            row_from_fields(f"{HUB_DATASET}/{name}/{split}:{index}", fields, task.hub_text or task.text, "label")
-        )
+        rows.append(row_from_fields(place, fields, task.hub_text or task.text, "label"))
     return rows
 
 

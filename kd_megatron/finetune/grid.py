@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as torch_dist
 
 from kd_megatron import dist, logs
@@ -19,7 +18,8 @@ from kd_megatron.finetune.batches import EncodedTask, encode_task
 from kd_megatron.finetune.jobs import SUMMARY, Job, claim, list_jobs, read_cell, share_out, write_cell
 from kd_megatron.finetune.summary import SELECTION, summarise_task
 from kd_megatron.finetune.tasks import Task, load_task
-from kd_megatron.finetune.train import run_cell, usable_precision
+from kd_megatron.finetune.train import run_cell
+from kd_megatron.hardware import multiplies_bf16, resolve_precision
 from kd_megatron.schema import FinetuneRecipe
 
 POLL_SECONDS = 2.0
@@ -50,10 +50,11 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     _main_first(lambda: claim(output, model_path, model_hash))
     tokenizer = models.load_tokenizer(model_path, recipe.max_length)
     tasks = _main_first(lambda: [load_task(task, recipe.glue_path) for task in recipe.tasks])
-    precision = _agree_on_precision(recipe.precision, device)
+    recipe = resolve_precision(recipe)
+    _warn_of_emulation(recipe.precision)
     _warn_of_untrained(model_path)
 
-    jobs = [job for task in tasks for job in list_jobs(task, recipe, precision, model_hash, output)]
+    jobs = [job for task in tasks for job in list_jobs(task, recipe, model_hash, output)]
     pending = dist.from_main([job for job in jobs if read_cell(job) is None])
     if len(pending) < len(jobs):
         logs.say(f"{len(jobs) - len(pending)} of {len(jobs)} cells are done already")
@@ -64,10 +65,12 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
         return _encode(by_name[name], tokenizer, recipe.max_length)
 
     def run(job: Job, on_step: Callable[[int], None]) -> dict[str, Any]:
-        return run_cell(model_path, encoded(job.cell.task), job.cell, recipe, precision, device, on_step)
+        return run_cell(model_path, encoded(job.cell.task), job.cell, recipe, device, on_step)
 
     _run_pending(pending, run)
-    return dist.from_main(_summarise(tasks, jobs, model_path, model_hash, precision, output) if dist.is_main() else {})
+    return dist.from_main(
+        _summarise(tasks, jobs, model_path, model_hash, recipe.precision, output) if dist.is_main() else {}
+    )
 
 
 def _run_pending(pending: list[Job], run: Callable[[Job, Callable[[int], None]], dict[str, Any]]) -> None:
@@ -125,14 +128,9 @@ def _main_first(work: Callable[[], T]) -> T:
     return result if dist.is_main() else work()
 
 
-def _agree_on_precision(requested: str, device: torch.device) -> str:
-    """One precision for all ranks: fp32 as soon as one of them has no use for bf16."""
-    if dist.any_rank(usable_precision(requested, device) != requested):
-        logs.warn(
-            "this processor has no bf16 matrix instructions: fine-tuning in fp32 (faster here; the summary says so)"
-        )
-        return "fp32"
-    return requested
+def _warn_of_emulation(precision: str) -> None:
+    if precision == "bf16" and not multiplies_bf16():
+        logs.warn("this machine emulates bf16, which is many times slower than fp32; precision=auto takes the faster")
 
 
 def _warn_of_untrained(model_path: Path) -> None:

@@ -32,14 +32,13 @@ class Job:
     num_characters: int  # of these; tells how long the job takes beside others
 
 
-def list_jobs(task: Task, recipe: FinetuneRecipe, precision: str, model_hash: str, output: Path) -> list[Job]:
+def list_jobs(task: Task, recipe: FinetuneRecipe, model_hash: str, output: Path) -> list[Job]:
     """All cells of a task in the order of the grid."""
     settings = {
         "format": FORMAT,
         "model": model_hash,
         "task": task.content_hash(),
-        "precision": precision,
-        **recipe.model_dump(include={"epochs", "max_length", "warmup_fraction", "weight_decay"}),
+        **recipe.model_dump(include={"epochs", "max_length", "warmup_fraction", "weight_decay", "precision"}),
     }
     num_characters = sum(map(len, [*task.train.first, *(task.train.second or [])]))
     jobs = []
@@ -50,9 +49,9 @@ def list_jobs(task: Task, recipe: FinetuneRecipe, precision: str, model_hash: st
                 described = json.dumps({**settings, **asdict(cell)}, sort_keys=True)
                 key = hashlib.sha256(described.encode()).hexdigest()[:12]
                 name = f"lr_{learning_rate:g}-batch_{batch_size}-seed_{seed}-{key}.json"
-                share = count_steps(len(task.train), cell, recipe.epochs) * batch_size / len(task.train)
-                sizes = round(share * len(task.train)), round(share * num_characters)
-                jobs.append(Job(cell, key, output / task.name / "cells" / name, *sizes))
+                num_examples = count_steps(len(task.train), cell, recipe.epochs) * batch_size
+                seen_characters = num_characters * num_examples // len(task.train)
+                jobs.append(Job(cell, key, output / task.name / "cells" / name, num_examples, seen_characters))
     return jobs
 
 

@@ -43,19 +43,6 @@ class Cell:
         return f"{self.task} lr {self.learning_rate:g} batch {self.batch_size} seed {self.seed}"
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bf16 matrices in hardware; without, bf16 is many times slower than fp32."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
-
-
-def usable_precision(requested: str, device: torch.device) -> str:
-    """``requested``, or fp32 where bf16 would only cost time."""
-    if requested == "bf16" and device.type == "cpu" and not cpu_has_bf16():
-        return "fp32"
-    return requested
-
-
 def count_steps(num_train: int, cell: Cell, epochs: float) -> int:
     """Optimizer steps of a cell; the last batch of an epoch may be smaller."""
     return max(1, round(epochs * math.ceil(num_train / cell.batch_size)))
@@ -66,11 +53,13 @@ def run_cell(
     encoded: EncodedTask,
     cell: Cell,
     recipe: FinetuneRecipe,
-    precision: str,
     device: torch.device,
     on_step: Callable[[int], None] = lambda num_examples: None,
 ) -> dict[str, Any]:
     """Train and score one cell; ``on_step`` hears the number of examples of each step.
+
+    The recipe's precision is decided already (`kd_megatron.hardware.resolve_precision`). bf16 is autocast over fp32
+    weights: the optimizer and the outputs are always fp32.
 
     Returns:
         The content of the cell's file: score, metrics, learning curve, speed.
@@ -83,13 +72,13 @@ def run_cell(
         model = load_classifier(model_path, max(1, len(task.label_names)), task.regression, cell.seed).to(device)
         torch.manual_seed(cell.seed)  # of dropout
         start = time.perf_counter()
-        curve, num_examples = _train(model, encoded.train, cell, recipe, precision, on_step)
+        curve, num_examples = _train(model, encoded.train, cell, recipe, on_step)
         seconds = time.perf_counter() - start
     metrics: dict[str, float] = {}
     scores = []
     start = time.perf_counter()
     for name, split in encoded.devs.items():
-        predictions = _predict(model, split, cell, precision)
+        predictions = _predict(model, split, cell, recipe.precision)
         values = task.metric.compute(predictions, split.labels.numpy())
         scores.append(task.metric.score(values))
         metrics |= {f"{name}/{key}" if len(encoded.devs) > 1 else key: value for key, value in values.items()}
@@ -100,7 +89,7 @@ def run_cell(
         "seed": cell.seed,
         "score": scores[0],
         "metrics": metrics,
-        "precision": precision,
+        "precision": recipe.precision,
         "num_steps": count_steps(len(encoded.train), cell, recipe.epochs),
         "num_examples": num_examples,
         "examples_per_second": num_examples / seconds,
@@ -115,7 +104,6 @@ def _train(
     split: EncodedSplit,
     cell: Cell,
     recipe: FinetuneRecipe,
-    precision: str,
     on_step: Callable[[int], None],
 ) -> tuple[list[dict[str, float]], int]:
     """Train ``model`` in place. Returns the learning curve and how many examples were seen."""
@@ -131,7 +119,7 @@ def _train(
     batches = train_batches(split.lengths, cell.batch_size, cell.seed, num_steps)
     for step, indices in enumerate(batches, start=1):
         inputs, labels = split.batch(indices, device)
-        with _autocast(device, precision):
+        with _autocast(device, recipe.precision):
             logits = model(**inputs).logits  # [B, C]
         loss = loss_of(logits, labels)
         loss.backward()

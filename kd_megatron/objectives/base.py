@@ -5,24 +5,12 @@ SUM over targets; the step divides it by the number of targets in the whole glob
 gradient do not depend on micro-batch split, accumulation, world size or padding (docs/fairness.md, clause 7).
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 
 from kd_megatron.config import Strict
-from kd_megatron.tensors import Batch, Needs, Taps
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What an objective may know of a model."""
-
-    num_layers: int
-    hidden_size: int
-    num_attention_heads: int
-    vocab_size: int
-    has_mlm_head: bool = True
+from kd_megatron.tensors import Batch, ModelShape, Needs, Taps
 
 
 class ObjectiveOptions(Strict):

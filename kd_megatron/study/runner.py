@@ -59,11 +59,25 @@ def run_study(recipe: StudyRecipe, directory: Path) -> None:
     dist.barrier()
 
 
-def pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
-    """The pieces of a study, in the order they are run."""
+def prepare_inputs(recipe: StudyRecipe, directory: Path) -> None:
+    """What one run needs before it starts: the data, and the teacher where the study trains its own."""
+    for piece in input_pieces(recipe, directory):
+        if not dist.from_main(piece.is_finished()):
+            logs.say(piece.label)
+            piece.run()
+
+
+def input_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
+    """The pieces that all students build on."""
     found = [_data_piece(recipe)] if recipe.data.corpus else []
     if recipe.teacher and recipe.teacher.train:
         found.append(_teacher_piece(recipe, directory))
+    return found
+
+
+def pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
+    """The pieces of a study, in the order they are run."""
+    found = input_pieces(recipe, directory)
     students = [(arm, seed) for seed in recipe.seeds for arm in recipe.arms]
     found += [_pretrain_piece(recipe, directory, arm, seed) for arm, seed in students]
     if recipe.finetune:

@@ -85,10 +85,13 @@ def test_an_unknown_package_names_the_nearest(site):
         list(installed_docs.iterate_docstrings(["alhpa"]))
 
 
-def test_a_module_is_one_document_without_doctests(site):
-    (site / "zeta" / "good.py").write_text('"""Adds.\n\n>>> 1 + 1\n2\n\nThat is all."""\ndef f():\n    """More."""\n')
+def test_a_module_is_one_document_of_prose(site):
+    (site / "zeta" / "good.py").write_text(
+        '"""Adds.\n\n>>> 1 + 1\n2\n\nThat is all."""\n'
+        'def f():\n    """Returns\n    -------\n    :class:`~torch.Tensor` or ``None``, see :py:func:`g`."""\n'
+    )
     (good,) = [m for m in installed_docs.list_modules(["zeta"]) if m.name == "zeta.good"]
-    assert installed_docs.module_text(good) == "Adds.\n\n\nThat is all.\n\nMore."
+    assert installed_docs.module_text(good) == ("Adds.\n\n\nThat is all.\n\nReturns\ntorch.Tensor or None, see g.")
 
 
 def test_the_real_environment_gives_prose_in_a_stable_order():
