@@ -6,6 +6,7 @@ foreign code. Test suites are left out: they take a third of the parsing and hol
 
 import ast
 import gc
+import re
 import sysconfig
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from pathlib import Path
 from kd_megatron.errors import DataError, nearest
 
 _TEST_DIRECTORIES = frozenset({"test", "tests", "_tests", "testing", "conftest.py"})
+_RULER = re.compile(r"[-=~^*#+|\s]{3,}")
+_ROLE = re.compile(r"(?::[a-z]+)+:`[~!]?")  # :class:`~torch.Tensor` -> `torch.Tensor`
+_QUOTES = re.compile(r"`+_{0,2}")
 
 
 @dataclass(frozen=True)
@@ -103,19 +107,19 @@ def read_docstrings(module: Module) -> list[Docstring]:
 
 
 def module_text(module: Module) -> str:
-    """One document: the docstrings of a file, one after the other, without their doctest sessions."""
-    return "\n\n".join(without_doctests(docstring.text) for docstring in read_docstrings(module))
+    """One document: the docstrings of a file, one after the other, as prose."""
+    return "\n\n".join(prose(docstring.text) for docstring in read_docstrings(module))
 
 
-def without_doctests(text: str) -> str:
-    """``text`` without interpreter sessions: from a ``>>>`` line to the blank line after it is code, not prose."""
+def prose(text: str) -> str:
+    """A docstring without its doctest sessions (code), rulers, reST roles and quoting marks."""
     kept, in_session = [], False
     for line in text.splitlines():
         stripped = line.strip()
         in_session = stripped.startswith(">>>") or (in_session and bool(stripped))
-        if not in_session:
+        if not in_session and not _RULER.fullmatch(stripped):
             kept.append(line)
-    return "\n".join(kept)
+    return _QUOTES.sub("", _ROLE.sub("`", "\n".join(kept)))
 
 
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
