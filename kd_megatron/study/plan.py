@@ -7,6 +7,7 @@ exact for mixed-precision AdamW (ZeRO, Rajbhandari et al. 2020, section 3), acti
 import math
 from dataclasses import dataclass
 
+from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -175,40 +176,45 @@ def show(planned: Plan, console: Console) -> None:
     if recipe.teacher and recipe.teacher.train:
         console.print(f"and {budget_in_words(recipe.teacher.train.budget)} for the teacher, trained first")
     console.print(_cost_table(planned))
+    console.print(_tokens_table(planned))
     for line in _remarks(planned):
         console.print(line, style="dim")
     console.print(_memory_table(planned))
 
 
 def _cost_table(planned: Plan) -> RichTable:
-    table = RichTable(title="FLOPs per token, forward and backward, and what the budget buys", title_justify="left")
-    for heading in ("arm", "student", "teacher", "loss", "total", "teacher's share", "tokens", "steps", "epochs"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right")
-    table.add_column("tokens at equal FLOPs", justify="right")
+    table = _table("FLOPs per token, forward and backward", "arm", "student", "teacher", "loss", "total", "teacher %")
     for entry in planned.arms:
         cost = entry.cost
         flops = (cost.student_flops_per_token, cost.teacher_flops_per_token, cost.loss_flops_per_token)
-        table.add_row(
-            entry.arm,
-            *(words.flops(value) if value else words.NOTHING for value in flops),
-            words.flops(cost.total_flops_per_token),
-            f"{100 * cost.teacher_flops_per_token / cost.total_flops_per_token:.0f} %",
-            words.count(entry.tokens),
-            words.NOTHING if entry.steps is None else f"{entry.steps:,}",
-            words.ratio(entry.epochs),
-            words.ratio(entry.relative_tokens),
-        )
+        shown = (words.flops(value or None) for value in (*flops, cost.total_flops_per_token))
+        table.add_row(entry.arm, *shown, f"{100 * cost.teacher_flops_per_token / cost.total_flops_per_token:.0f}")
+    return table
+
+
+def _tokens_table(planned: Plan) -> RichTable:
+    table = _table("What the budget buys", "arm", "steps", "tokens", "epochs", "tokens at equal FLOPs")
+    for entry in planned.arms:
+        steps = words.NOTHING if entry.steps is None else f"{entry.steps:,}"
+        relative = words.ratio(entry.relative_tokens)
+        table.add_row(entry.arm, steps, words.count(entry.tokens), words.ratio(entry.epochs), relative)
     return table
 
 
 def _memory_table(planned: Plan) -> RichTable:
-    title = f"Memory per process, {planned.num_processes} process{'es' if planned.num_processes > 1 else ''}, GiB"
-    table = RichTable(title=f"{title} (activations: rough)", title_justify="left")
-    table.add_column("ZeRO stage")
-    for name in planned.memory_gib[0]:
-        table.add_column(name, justify="right")
+    processes = f"{planned.num_processes} process{'es' if planned.num_processes > 1 else ''}"
+    title = f"Memory of each of {processes}, GiB (activations: rough)"
+    table = _table(title, "ZeRO stage", *planned.memory_gib[0])
     for stage, parts in enumerate(planned.memory_gib):
         table.add_row(str(stage), *(f"{value:.2f}" for value in parts.values()))
+    return table
+
+
+def _table(title: str, first: str, *others: str) -> RichTable:
+    table = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for heading in others:
+        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
@@ -217,7 +223,7 @@ def _remarks(planned: Plan) -> list[str]:
     if planned.arms[0].tokens is None:
         said.append(
             f"A budget in {recipe.budget.unit.replace('_', ' ')} buys tokens by the machine's speed, which is not "
-            "known here; the last column says what each arm would see relative to the reference at equal FLOPs."
+            "known here; at equal FLOPs an arm sees the given share of the reference's tokens."
         )
     if planned.pool_tokens is None:
         said.append("The data is not prepared yet, so epochs are not known.")

@@ -18,7 +18,7 @@ from kd_megatron.schema import CorpusRecipe, StudyRecipe
 from kd_megatron.study import fairness, results
 from kd_megatron.study.clock import Clock
 
-WORDS_ALONE = ("description", "notes", "output")  # may change at any time: no number depends on them
+WITHOUT_WORDS: dict[str, Any] = {"description": "", "notes": [], "output": None}  # no number depends on these
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,7 @@ def teacher_path(recipe: StudyRecipe, directory: Path) -> str | None:
 def run_recipe(recipe: StudyRecipe, arm: str, seed: int) -> StudyRecipe:
     """What one run depends on, and nothing else: other seeds, fine-tuning and notes may change without staling it."""
     resolved = fairness.resolve_arm(recipe, arm)
-    return resolved.model_copy(
-        update={"seeds": [seed], "finetune": None, "notes": [], "description": "", "output": None}
-    )
+    return resolved.model_copy(update={"seeds": [seed], "finetune": None, **WITHOUT_WORDS})
 
 
 def _data_piece(recipe: StudyRecipe) -> Piece:
@@ -127,7 +125,7 @@ def _teacher_piece(recipe: StudyRecipe, directory: Path) -> Piece:
     def run() -> None:
         from kd_megatron.training.run import train_teacher
 
-        train_teacher(recipe, where)
+        train_teacher(recipe.model_copy(update=WITHOUT_WORDS), where)
 
     return Piece("teacher", "teacher: train", lambda: results.finished_run(where) is not None, run)
 
@@ -191,7 +189,9 @@ def _claim_on_main(recipe: StudyRecipe, directory: Path) -> str | None:
 
 def changed_keys(old: StudyRecipe, new: StudyRecipe) -> list[str]:
     """The keys in which ``new`` is not ``old`` or a growth of it, each with both values."""
-    before, after = (fairness.flatten(recipe.model_dump(mode="json", exclude={*WORDS_ALONE})) for recipe in (old, new))
+    before, after = (
+        fairness.flatten(recipe.model_dump(mode="json", exclude={*WITHOUT_WORDS})) for recipe in (old, new)
+    )
     changed = []
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) == after.get(key):
