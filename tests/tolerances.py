@@ -35,3 +35,18 @@ ORDER_CHI_SQUARED_SIGMAS = 5.0
 FINETUNE_HAND_WORKED = 1e-12
 # Logits in float32 of one sequence alone and padded beside longer ones: the same sums in another order.
 FINETUNE_PADDING = 1e-5
+
+# --- training ---
+
+# float32 over 20 steps, sums taken in another order (micro-batch split, ranks, ZeRO's flat buffers): 2^-24 per
+# operation, fed back through the weights at every step. Relative, for losses and gradient norms.
+PARITY_FLOAT32_RELATIVE = 2e-4
+# bf16 weights with float32 masters over 20 steps: 2^-9 per rounding of activations and gradients.
+PARITY_BF16_RELATIVE = 2e-2
+
+# --- study ---
+
+# Means and intervals in float64 against literals worked out by hand to 7 digits.
+HAND_WORKED_STATISTIC_RELATIVE = 1e-6
+# The same statistic from scipy's own routines: another order of float64 sums.
+SCIPY_RELATIVE = 1e-12

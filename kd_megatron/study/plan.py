@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from kd_megatron import config
 from kd_megatron.engine.flops import ArmCost, arm_cost, num_masked_positions
 from kd_megatron.errors import DataError, RecipeError
+from kd_megatron.hardware import resolve_precision
 from kd_megatron.manifest import Manifest, read_manifest
 from kd_megatron.schema import CorpusRecipe, StudyRecipe
 from kd_megatron.study import fairness, words
@@ -57,13 +58,14 @@ class Plan:
 
 
 def plan(recipe: StudyRecipe, num_processes: int = 1) -> Plan:
-    """Plan ``recipe`` on ``num_processes`` processes.
+    """Plan ``recipe`` on ``num_processes`` processes; ``precision: auto`` as on this machine.
 
     Raises:
         RecipeError: arms differ in more than the study allows, or an objective's options are wrong.
         ModelError: the teacher's size cannot be known, or student and teacher do not fit.
     """
     allowed = fairness.check(recipe)
+    recipe = resolve_precision(recipe)
     manifests = _manifests(recipe)
     vocab_size, source = _vocabulary(recipe, manifests)
     pool = _pool_tokens(recipe, manifests)

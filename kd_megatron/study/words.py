@@ -19,10 +19,11 @@ def count(value: float | None) -> str:
 
 
 def flops(value: float | None) -> str:
-    """``"1.25e+15"`` as ``"1.25e15"``."""
+    """``"1.25e15"``."""
     if not value:
         return NOTHING if value is None else "0"
-    return f"{value:.2e}".replace("e+", "e")
+    digits, exponent = f"{value:.2e}".split("e")
+    return f"{digits}e{int(exponent)}"
 
 
 def ratio(value: float | None) -> str:

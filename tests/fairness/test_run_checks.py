@@ -1,0 +1,89 @@
+"""docs/fairness.md, clauses 2 and 5: what the runs recorded is compared, and a difference is flagged."""
+
+import json
+import shutil
+
+import pytest
+import study_on_disk
+
+from kd_megatron.study import results
+from kd_megatron.study.report import write_report
+from kd_megatron.study.run_checks import run_findings
+
+
+@pytest.fixture
+def study(tmp_path):
+    return study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(num_seeds=2))
+
+
+def failed(study):
+    return {finding.check: finding.detail for finding in run_findings(results.load(study)) if not finding.passed}
+
+
+def change(study, arm, **changes):
+    study_on_disk.edit_summary(study / "arms" / arm / "seed_1", **changes)
+
+
+def summary_of(study, arm):
+    return json.loads((study / "arms" / arm / "seed_1" / "summary.json").read_text())
+
+
+def test_equal_runs_pass(study):
+    assert failed(study) == {}
+    assert len(run_findings(results.load(study))) == 5
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("data", "0badf00d"),
+        ("commit", "other"),
+        ("versions", {"torch": "2.12.0", "python": "3.11.2"}),
+        ("hardware", {"device": "cuda", "num_cores": 2}),
+    ],
+)
+def test_another_fingerprint_is_flagged(study, entry, value):
+    change(study, "minilm", fingerprint=summary_of(study, "minilm")["fingerprint"] | {entry: value})
+    (check,) = failed(study)
+    assert check.startswith(f"fingerprint: {entry}")
+    assert "minilm/1" in failed(study)[check]
+
+
+@pytest.mark.parametrize("change_to", [{"unit": "tokens"}, {"limit": 7e13}, {"charge": ["student"]}])
+def test_another_budget_is_flagged(study, change_to):
+    change(study, "minilm", budget=summary_of(study, "minilm")["budget"] | change_to)
+    assert "budget unit, limit and charged accounts" in failed(study)
+
+
+@pytest.mark.parametrize("spent", [6.0e13 * 0.99, 6.0e13 * 1.02])
+def test_an_underspent_or_overspent_budget_is_flagged(study, spent):
+    # a step of minilm costs 8192 x 4.7e7 = 3.85e11: 0.6 % of the budget
+    change(study, "minilm", budget=summary_of(study, "minilm")["budget"] | {"spent": spent})
+    assert "minilm/1" in failed(study)["equal budgets"]
+
+
+def test_another_size_is_flagged(study):
+    change(study, "tinybert", parameters=1)
+    assert "tinybert/1" in failed(study)["student parameters"]
+
+
+def test_missing_seeds_are_flagged(study):
+    shutil.rmtree(study / "arms" / "tinybert" / "seed_1")
+    assert "tinybert: 0" in failed(study)["seeds"]
+
+
+def test_flags_reach_the_report(study):
+    change(study, "minilm", fingerprint=summary_of(study, "minilm")["fingerprint"] | {"data": "0badf00d"})
+    write_report(study)
+    markdown = (study / "report" / "report.md").read_text()
+    assert "The runs differ in: fingerprint: data" in markdown
+    assert "| fingerprint: data | DIFFERS |" in markdown
+
+
+def test_allowed_differences_reach_the_report(tmp_path):
+    arms = study_on_disk.ARMS | {"minilm": study_on_disk.ARMS["minilm"] | {"training.learning_rate": 5e-4}}
+    recipe = study_on_disk.study_recipe(num_seeds=2, arms=arms, allow_difference=["training.learning_rate"])
+    write_report(study_on_disk.write_study(tmp_path / "s", recipe))
+    markdown = (tmp_path / "s" / "report" / "report.md").read_text()
+    assert "The recipe lets arms differ in training.learning_rate" in markdown
+    assert "| training.learning_rate | 0.001 | 0.001 | 0.0005 | 0.001 |" in markdown
