@@ -125,17 +125,17 @@ class Engine:
         return int(self.deepspeed.zero_optimization_stage())
 
     def _undo_phantom_step(self) -> None:
-        """DeepSpeed's stage 0 bf16 optimizer initialises its state by a real Adam step with zero gradients.
+        """Take back the Adam step, on zero gradients, by which DeepSpeed's stage 0 initialises its optimizer for bf16.
 
-        That step decays the weights once and starts the bias correction at 1; both are taken back here.
+        It would decay the float32 masters once and start the bias correction one step late.
         """
         optimizer = self.deepspeed.optimizer
-        if type(optimizer).__name__ != "BF16_Optimizer":
+        if self.zero_stage > 0 or self.recipe.precision != "bf16":
             return
         optimizer.optimizer.state.clear()
-        for low_group, high_flat in zip(optimizer.bf16_groups_flat, optimizer.fp32_groups_flat_partition, strict=True):
-            partitions = low_group.view(dist.world_size(), -1) if len(low_group) else low_group
-            high_flat.data.copy_(partitions[dist.rank()].to(high_flat.dtype))
+        for masters, weights in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
+            for master, weight in zip(masters, weights, strict=True):
+                master.data.copy_(weight.data)
 
     def forward(self, *inputs: Any) -> dict[str, Tensor]:
         """Run the module; under ZeRO-3 this gathers the parameters it needs."""
@@ -160,18 +160,14 @@ class Engine:
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = self._plain_norm()
-        if norm is None or math.isfinite(norm):
-            try:
-                self.deepspeed.step()
-                if norm is None:
-                    norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
-                applied = self.deepspeed.was_step_applied()
-            except AssertionError:  # the stage 0 bf16 optimizer asserts that the norm is a number
-                applied = False
-        else:
-            applied = False
-        if not applied or norm is None or not math.isfinite(norm):
+        norm, applied = self._plain_norm(), False
+        if norm is None:
+            self.deepspeed.step()
+            norm, applied = float(self.deepspeed.get_global_grad_norm()), self.deepspeed.was_step_applied()
+        elif math.isfinite(norm):
+            self.deepspeed.step()
+            applied = True
+        if not applied or not math.isfinite(norm):
             raise NonFiniteError(
                 given=f"{where}: a gradient is not finite",
                 expected="finite gradients; the weights were not updated and the last checkpoint is good",

@@ -1,6 +1,9 @@
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_encoder import make_model, sentences, write_tsv
 
 
@@ -14,3 +17,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def review_files(tmp_path: Path) -> tuple[Path, Path]:
     """train.tsv (96 rows) and dev.tsv (40 rows) of a task with two labels."""
     return write_tsv(tmp_path / "train.tsv", sentences(96, 1)), write_tsv(tmp_path / "dev.tsv", sentences(40, 2))
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Scores are compared to the last digit with processes of one thread: sums split over threads round differently."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)

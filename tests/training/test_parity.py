@@ -1,0 +1,61 @@
+"""The same 20 steps, however they are split: micro-batches, processes, ZeRO stages (docs/fairness.md, clause 7)."""
+
+import json
+from pathlib import Path
+
+import processes
+import pytest
+from tiny_study import ARMS, write_inputs
+from tolerances import PARITY_BF16_RELATIVE, PARITY_FLOAT32_RELATIVE
+
+Curves = dict[str, list[dict[str, float]]]
+WORKER = str(Path(__file__).parent / "parity_worker.py")
+STAGES = ("zero0", "zero1", "zero2", "zero3")
+
+
+def run_cases(directory: Path, cases: list[str], world_size: int) -> Curves:
+    output = directory / f"curves_{world_size}.json"
+    processes.run([WORKER, str(directory), str(output), *cases], world_size)
+    curves: Curves = json.loads(output.read_text(encoding="utf-8"))
+    return curves
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> Curves:
+    """All curves, by name OBJECTIVE-PROCESSES-STAGE-SPLIT-PRECISION."""
+    directory = write_inputs(tmp_path_factory.mktemp("parity"))
+    alone, together = [], []
+    for objective in ARMS:
+        for size in (8, 4, 2):  # 1x8, 2x4, 4x2
+            alone.append(f"{objective}-1-zero0-{size}-fp32:{objective}:zero0:{size}:fp32")
+        alone += [f"{objective}-1-{stage}-4-fp32:{objective}:{stage}:4:fp32" for stage in STAGES[1:]]
+        together += [f"{objective}-2-{stage}-4-fp32:{objective}:{stage}:4:fp32" for stage in STAGES]
+        together.append(f"{objective}-2-zero2-2-fp32:{objective}:zero2:2:fp32")
+        alone += [f"{objective}-1-{stage}-4-bf16:{objective}:{stage}:4:bf16" for stage in ("zero0", "zero2")]
+        together.append(f"{objective}-2-zero1-2-bf16:{objective}:zero1:2:bf16")
+    return run_cases(directory, alone, 1) | run_cases(directory, together, 2)
+
+
+def largest_difference(one: list[dict[str, float]], two: list[dict[str, float]]) -> float:
+    assert len(one) == len(two) == 20
+    return max(abs(a[key] - b[key]) / abs(a[key]) for a, b in zip(one, two, strict=True) for key in a)
+
+
+@pytest.mark.parametrize("objective", ARMS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_splits_processes_and_stages_give_the_same_losses_and_norms(
+    curves: Curves, objective: str, precision: str
+) -> None:
+    tolerance = {"fp32": PARITY_FLOAT32_RELATIVE, "bf16": PARITY_BF16_RELATIVE}[precision]
+    reference = curves[f"{objective}-1-zero0-8-fp32"]
+    names = [name for name in curves if name.startswith(objective) and name.endswith(precision)]
+    assert len(names) == {"fp32": 11, "bf16": 3}[precision]
+    differences = {name: largest_difference(reference, curves[name]) for name in names}
+    assert max(differences.values()) <= tolerance, differences
+
+
+@pytest.mark.parametrize("objective", ARMS)
+def test_the_curves_move(curves: Curves, objective: str) -> None:
+    """The comparison above would also hold if nothing were trained."""
+    first, *_, last = curves[f"{objective}-1-zero0-8-fp32"]
+    assert sum(last.values()) != pytest.approx(sum(first.values()), rel=0.01)
