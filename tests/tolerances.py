@@ -50,3 +50,8 @@ PARITY_BF16_RELATIVE = 2e-2
 HAND_WORKED_STATISTIC_RELATIVE = 1e-6
 # The same statistic from scipy's own routines: another order of float64 sums.
 SCIPY_RELATIVE = 1e-12
+
+# --- engine ---
+
+# Both count matrix products alone, with integers: only the order of a float sum differs.
+FLOPS_RELATIVE = 1e-12

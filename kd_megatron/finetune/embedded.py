@@ -136,11 +136,14 @@ def _swap(words: list[str]) -> list[str] | None:
 
 def _documents() -> Iterator[tuple[str, str, str]]:
     """(package, split, docstring as prose on one line) of every docstring of the packages."""
-    for package in sorted(ALIASES):
-        for module in sorted(list_modules([package]), key=lambda module: _hash(module.name))[:MAX_MODULES]:
-            split = "dev" if _hash(f"split {module.name}") % 100 < DEV_MODULES_PERCENT else "train"
-            for docstring in read_docstrings(module):
-                yield package, split, " ".join(prose(docstring.text).split())
+    num_read: dict[str, int] = {}
+    for module in sorted(list_modules(sorted(ALIASES)), key=lambda module: _hash(module.name)):
+        num_read[module.package] = num_read.get(module.package, 0) + 1
+        if num_read[module.package] > MAX_MODULES:
+            continue
+        split = "dev" if _hash(f"split {module.name}") % 100 < DEV_MODULES_PERCENT else "train"
+        for docstring in read_docstrings(module):
+            yield module.package, split, " ".join(prose(docstring.text).split())
 
 
 def _hash(text: str) -> int:

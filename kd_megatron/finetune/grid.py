@@ -92,7 +92,7 @@ def _run_pending(pending: list[Job], run: Callable[[Job, Callable[[int], None]],
 
         try:
             for number, job in enumerate(mine, start=1):
-                bar.update(handle, note=f"cell {number} of {len(mine)}: {job.cell}")
+                bar.update(handle, description=f"{number}/{len(mine)} {job.cell}")
                 content = run(job, on_step)
                 write_cell(job, content)
                 speed = f"{content['examples_per_second']:.0f} examples/s"

@@ -46,7 +46,7 @@ def list_jobs(task: Task, recipe: FinetuneRecipe, model_hash: str, output: Path)
         for batch_size in dict.fromkeys(recipe.grid.batch_sizes):
             for seed in recipe.seeds:
                 cell = Cell(task.name, learning_rate, batch_size, seed)
-                described = json.dumps({**settings, **asdict(cell)}, sort_keys=True)
+                described = json.dumps({**settings, "cell": asdict(cell)}, sort_keys=True)
                 key = hashlib.sha256(described.encode()).hexdigest()[:12]
                 name = f"lr_{learning_rate:g}-batch_{batch_size}-seed_{seed}-{key}.json"
                 num_examples = count_steps(len(task.train), cell, recipe.epochs) * batch_size
