@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from kd_megatron import config
-from kd_megatron.engine.flops import ArmCost, arm_cost, num_masked_positions
+from kd_megatron.engine.flops import ArmCost, arm_cost, num_masked_positions, teacher_config
 from kd_megatron.errors import DataError, RecipeError
 from kd_megatron.hardware import resolve_precision
 from kd_megatron.manifest import Manifest, read_manifest
@@ -146,6 +146,9 @@ def _vocabulary(recipe: StudyRecipe, manifests: list[Manifest] | None) -> tuple[
         corpus = None
     if corpus and corpus.tokenizer.train:
         return corpus.tokenizer.train.vocab_size, "that the corpus recipe trains"
+    if recipe.teacher and recipe.teacher.path:
+        given = teacher_config(recipe, BERT_VOCABULARY)
+        return getattr(given, "vocab_size", BERT_VOCABULARY), "of the teacher, assumed: the data is not prepared yet"
     return BERT_VOCABULARY, "of bert-base-uncased, assumed: the data is not prepared yet"
 
 

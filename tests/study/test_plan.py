@@ -1,0 +1,104 @@
+"""The plan: what a budget buys, repetition, memory, and what it says when it cannot know."""
+
+import math
+
+import pytest
+from rich.console import Console
+from study_on_disk import recipe_data
+from tiny_study import tiny_study, write_inputs
+
+from kd_megatron.cli import main
+from kd_megatron.engine.flops import arm_cost
+from kd_megatron.errors import ModelError
+from kd_megatron.manifest import read_manifest
+from kd_megatron.schema import StudyRecipe
+from kd_megatron.study.plan import GIB, memory_gib, plan, show
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def text(planned):
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    show(planned, console)
+    return console.export_text()
+
+
+def test_a_flops_budget_buys_whole_steps(inputs):
+    recipe = tiny_study(inputs, budget={"tokens": None, "flops": 1e9})
+    for entry in plan(recipe).arms:
+        per_step = arm_cost(recipe, entry.arm, 300).total_flops_per_token * 8 * 16
+        assert entry.steps == math.ceil(1e9 / per_step)
+        assert entry.tokens == entry.steps * 8 * 16
+
+
+def test_accounts_that_are_not_charged_cost_nothing(inputs):
+    recipe = tiny_study(inputs, budget={"tokens": None, "flops": 1e9, "charge": ["student"]})
+    minilm = next(entry for entry in plan(recipe).arms if entry.arm == "minilm")
+    assert minilm.charged_flops_per_token == minilm.cost.student_flops_per_token
+    assert minilm.cost.teacher_flops_per_token > 0
+
+
+def test_a_token_budget_buys_every_arm_the_same(inputs):
+    planned = plan(tiny_study(inputs))
+    assert {entry.steps for entry in planned.arms} == {20}
+    assert planned.arms[0].relative_tokens == 1.0
+    assert all(entry.relative_tokens < 1.0 for entry in planned.arms[1:])
+
+
+def test_a_budget_in_time_is_not_guessed(inputs):
+    planned = plan(tiny_study(inputs, budget={"tokens": None, "hours": 1.0}))
+    assert {entry.tokens for entry in planned.arms} == {None}
+    assert "by the machine's speed" in " ".join(text(planned).split())
+
+
+def test_epochs_over_the_pool(inputs):
+    tokens = read_manifest(inputs / "shards").tokens("train")
+    planned = plan(tiny_study(inputs))
+    assert planned.pool_tokens == tokens // 14 * 16  # windows of 16 hold 14 tokens of the stream
+    assert planned.arms[0].epochs == 20 * 8 * 16 / planned.pool_tokens
+    capped = plan(tiny_study(inputs, data={"unique_tokens": 640}))
+    assert (capped.pool_tokens, capped.arms[0].epochs) == (640, 4.0)
+
+
+def test_memory_falls_with_the_stage_and_is_exact_for_model_states(inputs):
+    recipe = StudyRecipe.model_validate(recipe_data(training={"precision": "bf16"}))
+    cost = arm_cost(tiny_study(inputs), "minilm", 300)
+    size = cost.student_parameters
+    stages = [memory_gib(recipe, cost, stage, 4, 300) for stage in range(4)]
+    states = [GIB * (parts["weights"] + parts["gradients"] + parts["optimizer"]) for parts in stages]
+    assert states == pytest.approx([16 * size, (4 + 12 / 4) * size, (2 + 14 / 4) * size, 16 / 4 * size])
+    assert all(parts["total"] == pytest.approx(sum(parts.values()) - parts["total"]) for parts in stages)
+
+
+def test_the_plan_before_the_data_is_prepared(inputs, tmp_path):
+    recipe = tiny_study(inputs, data={"shards": [{"path": str(tmp_path / "absent")}]})
+    planned = plan(recipe)
+    assert (planned.vocab_size, planned.pool_tokens) == (300, None)
+    assert "not prepared yet" in text(planned)
+
+
+def test_a_teacher_that_cannot_be_reached_is_a_clear_error(inputs, tmp_path):
+    with pytest.raises(ModelError):
+        plan(tiny_study(inputs, teacher={"path": str(tmp_path / "absent")}))
+
+
+def test_every_row_fits_a_narrow_terminal(inputs):
+    shown = text(plan(tiny_study(inputs)))
+    assert "…" not in shown
+    for arm in ("scratch", "vanilla_kd", "minilm", "tinybert"):
+        assert shown.count(arm) >= 2
+
+
+def test_command_line(inputs, tmp_path, capsys):
+    import yaml
+
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_study(inputs).model_dump(mode="json")))
+    assert main.main(["plan", str(path), "budget.tokens=5120", "--procs", "2"]) == 0
+    assert "40" in capsys.readouterr().out  # steps of 128 tokens
+    assert main.main(["plan", str(path), "--procs", "0"]) == 2
+    assert main.main(["report", str(tmp_path)]) == 5
+    assert "is not a study" in capsys.readouterr().err

@@ -1,0 +1,169 @@
+"""The runner: order, resuming, claiming a directory, and one real miniature study from shards to report."""
+
+import json
+import random
+
+import pytest
+import yaml
+from study_on_disk import ARMS, recipe_data, study_recipe, write_study
+from tiny_study import tiny_study, write_inputs
+
+from kd_megatron.errors import OutputError, RecipeError
+from kd_megatron.schema import StudyRecipe
+from kd_megatron.study import results
+from kd_megatron.study.clock import Clock, duration
+from kd_megatron.study.runner import claim, pieces, run_recipe, run_study, teacher_path
+
+
+def write_task(directory):
+    """A task that a tiny student can learn: which of two words a sentence has more of."""
+    draw = random.Random(0)
+    for split, size in (("train", 60), ("dev", 30)):
+        rows = []
+        for _ in range(size):
+            label = draw.randrange(2)
+            words = [f"w{20 + label}"] * 5 + [f"w{draw.randrange(30, 200)}" for _ in range(3)]
+            draw.shuffle(words)
+            rows.append(json.dumps({"text": " ".join(words), "label": str(label)}))
+        (directory / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A real study: own teacher, two arms, two seeds, fine-tuned on one task, reported."""
+    inputs = write_inputs(tmp_path_factory.mktemp("inputs"))
+    write_task(inputs)
+    encoder = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    recipe = tiny_study(
+        inputs,
+        teacher={"path": None, "train": {"encoder": encoder, "budget": {"tokens": 10 * 8 * 16}}},
+        seeds=[0, 1],
+        finetune={
+            "tasks": [{"name": "words", "train": str(inputs / "train.jsonl"), "dev": str(inputs / "dev.jsonl")}],
+            "grid": {"learning_rates": [1e-3], "batch_sizes": [16]},
+            "epochs": 1,
+            "max_length": 16,
+            "precision": "fp32",
+        },
+    )
+    recipe = recipe.model_copy(update={"arms": {name: recipe.arms[name] for name in ("scratch", "minilm")}})
+    directory = tmp_path_factory.mktemp("study") / "tiny"
+    run_study(recipe, directory)
+    return recipe, directory
+
+
+def test_a_real_study_ends_in_a_report(finished):
+    _, directory = finished
+    study = results.load(directory)
+    assert study.missing == []
+    assert all(0.0 <= run.score <= 1.0 for run in study.all_runs())
+    data = json.loads((directory / "report" / "results.json").read_text())
+    assert [row["seeds"] for row in data["tables"]["scores"]] == [2, 2]
+    assert {row["check"]: row["result"] for row in data["tables"]["fairness"]}["equal budgets"] == "agrees"
+    assert "DIFFERS" not in {row["result"] for row in data["tables"]["fairness"]}
+    teacher = results.finished_run(directory / "teacher")
+    minilm = next(row for row in data["tables"]["teacher_cost"] if row["arm"] == "minilm")
+    assert minilm["amortised"] == minilm["excluded"] + teacher["flops"] / 2  # two students are taught
+
+
+def test_a_finished_study_is_left_alone(finished):
+    recipe, directory = finished
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if "report" not in path.parts}
+    run_study(recipe, directory)
+    after = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if "report" not in path.parts}
+    assert {path for path in after if after[path] != before.get(path)} <= {directory, directory / "study.yaml"}
+
+
+def test_a_lost_piece_alone_is_done_again(finished):
+    recipe, directory = finished
+    lost = results.arm_directory(directory, "minilm", 1) / "summary.json"
+    kept = results.arm_directory(directory, "scratch", 1) / "summary.json"
+    summary, untouched = json.loads(lost.read_text()), kept.stat().st_mtime_ns
+    lost.unlink()
+    run_study(recipe, directory)
+    again = json.loads(lost.read_text())
+    assert (again["steps"], again["validation"]) == (summary["steps"], summary["validation"])
+    assert kept.stat().st_mtime_ns == untouched
+
+
+def test_arms_alternate_within_a_seed(tmp_path):
+    labels = [piece.label for piece in pieces(study_recipe(num_seeds=2), tmp_path)]
+    assert labels[:5] == [f"{arm} seed 0: pretrain" for arm in ARMS] + ["scratch seed 1: pretrain"]
+    assert labels[8] == "scratch seed 0: fine-tune"
+    assert len(labels) == 16
+
+
+def test_data_and_teacher_come_first(tmp_path):
+    encoder = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    raw = recipe_data(num_seeds=1, teacher={"train": {"encoder": encoder, "budget": {"tokens": 100}}})
+    raw["data"]["corpus"] = "recipes/data/debug.yaml"
+    recipe = StudyRecipe.model_validate(raw)
+    assert [piece.kind for piece in pieces(recipe, tmp_path)[:3]] == ["data", "teacher", "pretrain"]
+    assert teacher_path(recipe, tmp_path) == str(tmp_path / "teacher" / "export")
+
+
+def test_finished_pieces_are_known_from_their_files(tmp_path):
+    directory = write_study(tmp_path / "s", study_recipe())
+    assert all(piece.is_finished() for piece in pieces(study_recipe(), directory))
+    assert not any(piece.is_finished() for piece in pieces(study_recipe(), tmp_path / "other"))
+
+
+def test_unfair_arms_are_refused_before_anything_is_written(tmp_path):
+    arms = ARMS | {"minilm": {"objective": "minilm", "training.learning_rate": 1e-4}}
+    with pytest.raises(RecipeError, match=r"training\.learning_rate"):
+        run_study(study_recipe(arms=arms), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_another_recipe_is_refused_and_its_keys_are_named(tmp_path):
+    claim(study_recipe(), tmp_path / "s")
+    with pytest.raises(OutputError) as refused:
+        claim(study_recipe(budget={"flops": 1e12}, training={"global_batch_size": 32}), tmp_path / "s")
+    assert "budget.flops was 60000000000000.0, is 1000000000000.0" in str(refused.value)
+    assert "training.global_batch_size was 64, is 32" in str(refused.value)
+    kept = yaml.safe_load((tmp_path / "s" / "study.yaml").read_text())
+    assert kept["budget"]["flops"] == 6e13
+
+
+def test_an_edited_arm_and_fewer_seeds_are_refused(tmp_path):
+    claim(study_recipe(), tmp_path / "s")
+    arms = ARMS | {"minilm": {"objective": "minilm", "num_relation_heads": 24}}
+    with pytest.raises(OutputError, match=r"arms\.minilm\.num_relation_heads was 12, is 24"):
+        claim(study_recipe(arms=arms), tmp_path / "s")
+    with pytest.raises(OutputError, match=r"seeds was \[0, 1, 2\], is \[0\]"):
+        claim(study_recipe(num_seeds=1), tmp_path / "s")
+
+
+def test_a_study_may_grow_and_be_renamed_in_words(tmp_path):
+    claim(study_recipe(num_seeds=2), tmp_path / "s")
+    arms = ARMS | {"minilm_24": {"objective": "minilm", "num_relation_heads": 24}}
+    claim(study_recipe(num_seeds=3, arms=arms, description="more", notes=["new"]), tmp_path / "s")
+    assert list(results.load(tmp_path / "s").recipe.arms)[-1] == "minilm_24"
+
+
+def test_a_directory_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(OutputError, match="is not empty"):
+        claim(study_recipe(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_does_not_depend_on_the_rest_of_the_study():
+    small = run_recipe(study_recipe(num_seeds=1), "minilm", 0)
+    large = run_recipe(study_recipe(num_seeds=3, notes=["other"], description="other"), "minilm", 0)
+    assert small == large
+    assert list(small.arms) == ["minilm"]
+
+
+def test_time_left_is_estimated_from_pieces_of_the_same_kind():
+    clock = Clock(["pretrain", "pretrain", "pretrain", "finetune"])
+    assert clock.estimate() == ""
+    clock.seconds["pretrain"], clock.num_left["pretrain"] = [100.0], 2
+    assert clock.estimate() == "  about 3 min left, without finetune"
+    clock.skip("finetune")
+    assert clock.estimate() == "  about 3 min left"
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(40, "40 s"), (720, "12 min"), (12240, "3.4 h")])
+def test_durations(seconds, words):
+    assert duration(seconds) == words
