@@ -12,7 +12,7 @@ from typing import Any
 
 from data_prep.assign import document_digest, shard_of
 from data_prep.clean import clean_text, reason_to_drop
-from data_prep.read import Batch, describe, fingerprint, read_batches, source_bytes
+from data_prep.read import Batch, fingerprint, read_batches, source_bytes
 from data_prep.workers import WorkerPool
 from kd_megatron import logs
 from kd_megatron.errors import DataError
@@ -71,7 +71,9 @@ def _fill_from(
     statistics: Counter[str] = Counter()
     total = source_bytes(source)
     with logs.progress_bar("MB") as progress:
-        task = progress.add_task(f"reading {describe(source)[:60]}", total=total and total / _MEGABYTE, note="")
+        task = progress.add_task(
+            f"reading source {index + 1} of {len(recipe.sources)}", total=total and total / _MEGABYTE, note=""
+        )
         jobs = ((batch, recipe) for batch in read_batches(source))
         for cleaned in pool.map(_clean_batch, jobs):
             for shard, lines in cleaned.lines.items():

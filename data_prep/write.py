@@ -107,7 +107,8 @@ def _add(builder: Any, ids: np.ndarray, vocab_size: int, shard: str) -> None:
         )
     import torch
 
-    builder.add_document(torch.from_numpy(ids), [len(ids)])
+    builder.add_item(torch.from_numpy(ids))
+    builder.end_document()
 
 
 def _builder(bin_path: Path, dtype: str) -> Any:

@@ -1,0 +1,55 @@
+"""One shard: ids that do not fit are refused, finished shards are not written again."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import english_document
+
+from data_prep import tokenize, write
+from kd_megatron.errors import DataError
+from kd_megatron.schema import TrainTokenizerRecipe
+
+
+@pytest.fixture
+def job(tmp_path):
+    texts = [english_document(index) for index in range(20)]
+    tokenizer = tokenize.train(texts, TrainTokenizerRecipe(vocab_size=300), tmp_path / "scratch.txt")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "spool.jsonl").write_text("".join(json.dumps(text) + "\n" for text in [*texts, texts[0]]))
+    return write.ShardJob(
+        name="train-00000",
+        spool=tmp_path / "spool.jsonl",
+        directory=tmp_path,
+        tokenizer=tmp_path / "tokenizer",
+        end_id=tokenizer.sep_token_id,
+        vocab_size=len(tokenizer),
+        deduplicate=True,
+    )
+
+
+def test_a_shard_and_its_entry(job, tmp_path):
+    result = write.write_shard(job)
+    assert result.entry.documents == 20
+    assert result.duplicates == 1
+    assert result.text_bytes == sum(len(english_document(index)) for index in range(20))
+    assert not job.spool.exists()
+    assert {path.name for path in tmp_path.glob("train*")} == {f"train-00000.{kind}" for kind in ("bin", "idx", "json")}
+    before = (tmp_path / "train-00000.bin").stat().st_mtime_ns
+    assert write.write_shard(job) == result
+    assert (tmp_path / "train-00000.bin").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("ids", "vocab_size"), [([5, 300], 300), ([65_536], 65_500), ([-1], 300)])
+def test_an_id_outside_the_vocabulary_is_refused(tmp_path, ids, vocab_size):
+    builder = write._builder(tmp_path / "x.bin", write.token_dtype(vocab_size))
+    with pytest.raises(DataError, match=f"token id {ids[-1]}"):
+        write._add(builder, np.array(ids, dtype=np.int64), vocab_size, "train-00000")
+
+
+def test_wide_ids_survive(tmp_path):
+    """A vocabulary past 65,500 is stored as int32: nothing wraps."""
+    builder = write._builder(tmp_path / "x.bin", write.token_dtype(250_000))
+    write._add(builder, np.array([0, 65_536, 249_999], dtype=np.int64), 250_000, "x")
+    builder.finalize(str(tmp_path / "x.idx"))
+    assert np.fromfile(tmp_path / "x.bin", np.int32).tolist() == [0, 65_536, 249_999]
