@@ -1,0 +1,123 @@
+"""A killed or interrupted run goes on exactly: the same weights, bit for bit, as one that was never stopped."""
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import processes
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny_study import tiny_study, write_inputs
+
+COMMAND = ["-m", "kd_megatron", "pretrain"]
+NUM_STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("resume"))
+
+
+def recipe(inputs: Path, directory: Path, ds_config: str) -> Path:
+    training = {"ds_config": ds_config, "precision": "bf16", "micro_batch_size": 4, "checkpoint_every_steps": 7}
+    student = {"hidden_dropout": 0.1}  # so that a wrong random state shows
+    study = tiny_study(inputs, training=training, student=student, budget={"tokens": NUM_STEPS * 8 * 16})
+    path = directory / "recipe.yaml"
+    path.write_text(yaml.safe_dump(study.model_dump(mode="json")), encoding="utf-8")
+    return path
+
+
+def arguments(recipe_path: Path, output: Path) -> list[str]:
+    return [*COMMAND, str(recipe_path), "--arm", "vanilla_kd", "--output", str(output)]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "export" / "model.safetensors")
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def wait_for_step(output: Path, process: Any, step: int) -> None:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if (output / "metrics.jsonl").exists() and len(rows_or_none(output)) >= step:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"step {step} was not reached: {process.communicate()[0][-3000:]}")
+
+
+def rows_or_none(output: Path) -> list[str]:
+    return (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("ds_config", ["zero0", "zero2"])
+def test_kill_9_and_the_same_command_end_with_the_same_bits(inputs: Path, tmp_path: Path, ds_config: str) -> None:
+    path = recipe(inputs, tmp_path, ds_config)
+    processes.run(arguments(path, tmp_path / "whole"))
+    (process,) = processes.start(arguments(path, tmp_path / "killed"))
+    wait_for_step(tmp_path / "killed", process, 18)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    output = processes.run(arguments(path, tmp_path / "killed"))
+    assert "resumed from" in output
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    before, after = rows(tmp_path / "whole"), rows(tmp_path / "killed")
+    timeless = [{k: v for k, v in row.items() if k not in ("hours", "tokens_per_second")} for row in before]
+    assert timeless == [{k: v for k, v in row.items() if k not in ("hours", "tokens_per_second")} for row in after]
+    ledgers = [json.loads((tmp_path / name / "ledger.json").read_text()) for name in ("whole", "killed")]
+    assert ledgers[0]["tokens"] == ledgers[1]["tokens"] == NUM_STEPS * 8 * 16
+
+
+def test_sigterm_saves_and_exits_with_the_resumable_code(inputs: Path, tmp_path: Path) -> None:
+    path = recipe(inputs, tmp_path, "zero0")
+    (process,) = processes.start(arguments(path, tmp_path / "run"))
+    wait_for_step(tmp_path / "run", process, 3)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 75, output
+    assert "SIGTERM" in output
+    assert "Traceback" not in output
+    steps_done = len([row for row in rows(tmp_path / "run") if "loss" in row])
+    resumed = processes.run(arguments(path, tmp_path / "run"))
+    assert f"at step {steps_done}," in resumed  # not one step is lost
+    again = processes.run(arguments(path, tmp_path / "run"))
+    assert "step" not in again  # finished: nothing is done twice
+
+
+def test_an_altered_checkpoint_is_passed_over_for_the_one_before(inputs: Path, tmp_path: Path) -> None:
+    path = recipe(inputs, tmp_path, "zero0")
+    output = tmp_path / "run"
+    processes.run(arguments(path, output))
+    (output / "summary.json").unlink()
+    reference = weights(output)
+    older, newest = sorted((output / "checkpoints").glob("step_*"))
+    file = max((newest / "engine").iterdir(), key=lambda p: p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    said = processes.run(arguments(path, output))
+    assert "is passed over" in said
+    assert f"resumed from {older}" in said.replace("\n", "")
+    assert all(torch.equal(reference[name], value) for name, value in weights(output).items())
+
+
+def test_a_directory_of_another_run_is_refused_and_left_alone(inputs: Path, tmp_path: Path) -> None:
+    path = recipe(inputs, tmp_path, "zero0")
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "thesis.tex").write_text("precious")
+    (process,) = processes.start(arguments(path, output))
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 5, said
+    assert "holds files that are not a run's" in said
+    assert [p.name for p in output.iterdir()] == ["thesis.tex"]

@@ -1,0 +1,155 @@
+"""What one step does: normalisation, non-finite values, what is frozen, what is charged."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_study import ARMS, tiny_study, write_inputs
+
+from kd_megatron import dist
+from kd_megatron.errors import ModelError, NonFiniteError, RecipeError
+from kd_megatron.training.loop import charge, one_step
+from kd_megatron.training.setup import Run, prepare_run
+from kd_megatron.training.signals import StopRequest
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    dist.initialise()
+    return write_inputs(tmp_path_factory.mktemp("step"))
+
+
+class Direct:
+    """Batches without a prefetch thread."""
+
+    def __init__(self, run: Run) -> None:
+        self.get = run.micro_batches
+
+
+def make_run(inputs: Path, directory: Path, arm: str, **changes: Any) -> Run:
+    return prepare_run(tiny_study(inputs, **changes), arm, 0, directory, str(inputs / "teacher"))
+
+
+def step(run: Run, rate: float = 1e-3) -> Any:
+    return one_step(run, Direct(run), rate, StopRequest())
+
+
+def snapshot(run: Run) -> dict[str, torch.Tensor]:
+    return run.engine.full_weights()
+
+
+def test_minilm_freezes_what_it_gives_no_gradient_and_nothing_else_stays_still(inputs: Path, tmp_path: Path) -> None:
+    run = make_run(inputs, tmp_path, "minilm", training={"ds_config": "zero2", "precision": "bf16"})
+    before = snapshot(run)
+    for _ in range(3):
+        step(run)
+        charge(run)
+    after = snapshot(run)
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert still == set(run.untrained)
+    top = "student.model.bert.encoder.layer.1."
+    assert {name for name in still if name.startswith(top)} == {
+        name for name in before if name.startswith((top + "attention.output", top + "intermediate", top + "output"))
+    }
+    assert all(name.startswith((top, "student.model.cls.")) for name in still)
+
+
+@pytest.mark.parametrize("arm", ["scratch", "vanilla_kd"])
+def test_objectives_with_a_head_train_everything(inputs: Path, tmp_path: Path, arm: str) -> None:
+    assert make_run(inputs, tmp_path, arm).untrained == []
+
+
+def test_tinybert_trains_its_projection(inputs: Path, tmp_path: Path) -> None:
+    run = make_run(inputs, tmp_path, "tinybert")
+    before = snapshot(run)
+    step(run)
+    after = snapshot(run)
+    moved = [name for name in after if name.startswith("objective.") and not torch.equal(before[name], after[name])]
+    assert moved
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("ds_config", ["zero0", "zero1", "zero2", "zero3"])
+def test_a_gradient_that_is_not_finite_stops_before_the_update(
+    inputs: Path, tmp_path: Path, precision: str, ds_config: str
+) -> None:
+    run = make_run(inputs, tmp_path, "scratch", training={"precision": precision, "ds_config": ds_config})
+    step(run)
+    before = snapshot(run)
+
+    def poison(gradient: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(gradient, float("nan"))
+
+    weight = run.module.student.model.bert.encoder.layer[0].output.dense.weight
+    if ds_config == "zero3":  # the parameter is partitioned: poison what flows into it instead
+        module = run.module.student.model.bert.encoder.layer[0].output.dense
+        module.register_full_backward_hook(lambda _m, grads, _o: tuple(None if g is None else poison(g) for g in grads))
+    else:
+        weight.register_hook(poison)
+    with pytest.raises(NonFiniteError, match="gradient is not finite"):
+        step(run)
+    after = snapshot(run)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_samples(inputs: Path, tmp_path: Path) -> None:
+    run = make_run(inputs, tmp_path, "scratch")
+    with torch.no_grad():
+        run.module.student.model.cls.predictions.bias[7] = float("inf")
+    before = snapshot(run)
+    with pytest.raises(NonFiniteError, match=r"step 1 \(samples 0-7 on rank 0\): loss term mlm"):
+        step(run)
+    assert all(torch.equal(value, before[name]) for name, value in snapshot(run).items())
+
+
+def test_the_teacher_never_changes_and_stays_in_eval_mode(inputs: Path, tmp_path: Path) -> None:
+    run = make_run(inputs, tmp_path, "tinybert")
+    teacher = run.step.teacher
+    assert teacher is not None
+    before = {name: value.clone() for name, value in teacher.encoder.state_dict().items()}
+    step(run)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.encoder.state_dict().items())
+    assert not any(module.training for module in teacher.encoder.modules())
+    teacher.encoder.train()
+    with pytest.raises(RuntimeError, match="left eval mode"):
+        step(run)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_flops_and_tokens_are_charged_per_step(inputs: Path, tmp_path: Path, arm: str) -> None:
+    run = make_run(inputs, tmp_path, arm)
+    for _ in range(2):
+        step(run)
+        charge(run)
+    assert run.ledger.tokens == 2 * 8 * 16
+    for account in ("student", "teacher", "loss"):
+        assert run.ledger.accounts[account].flops == pytest.approx(2 * 8 * getattr(run.cost, account))
+        assert (run.ledger.accounts[account].seconds > 0) == (account != "teacher" or arm != "scratch")
+
+
+def test_all_arms_read_the_same_batches_from_the_same_first_weights(inputs: Path, tmp_path: Path) -> None:
+    runs = [make_run(inputs, tmp_path / arm, arm) for arm in ARMS]
+    for other in runs[1:]:
+        for one, two in zip(runs[0].micro_batches(3), other.micro_batches(3), strict=True):
+            assert torch.equal(one.input_ids, two.input_ids)
+            assert torch.equal(one.labels, two.labels)
+        first, second = snapshot(runs[0]), snapshot(other)
+        shared = [name for name in first if name.startswith("student.")]
+        assert all(torch.equal(first[name], second[name]) for name in shared)
+
+
+def test_batch_sizes_that_do_not_divide_are_refused(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="a multiple of 3"):
+        make_run(inputs, tmp_path, "scratch", training={"micro_batch_size": 3})
+
+
+def test_a_distilling_arm_without_teacher_is_refused(inputs: Path, tmp_path: Path) -> None:
+    study = tiny_study(inputs, teacher=None)
+    with pytest.raises(ModelError, match="teacher"):
+        prepare_run(study, "minilm", 0, tmp_path, None)
+
+
+def test_an_unknown_ds_config_names_the_nearest(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean 'zero2_offload'"):
+        make_run(inputs, tmp_path, "scratch", training={"ds_config": "zero2_ofload"})
