@@ -25,8 +25,16 @@ _POLL_SECONDS = 0.2
 _report: Callable[[int, int], None] = lambda documents, tokens: None  # noqa: E731
 
 
+class Stopped(Exception):
+    """Ends the work of a worker whose parent has given up."""
+
+
 def report(num_documents: int, num_tokens: int) -> None:
-    """Called by the work itself: so much more is done. The parent's ``on_progress`` sees the sums."""
+    """Called by the work itself: so much more is done. The parent's ``on_progress`` sees the sums.
+
+    Raises:
+        Stopped: in a worker, when the parent has given up.
+    """
     _report(num_documents, num_tokens)
 
 
@@ -36,7 +44,7 @@ class WorkerPool:
     def __init__(self, num_workers: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._num_workers = num_workers
-        self._counters = context.Array("q", 2)  # documents, tokens
+        self._counters = context.Array("q", 3)  # documents, tokens, whether to stop
         self._executor: ProcessPoolExecutor | None = None
         if num_workers > 1:
             self._executor = ProcessPoolExecutor(num_workers, context, _start_worker, (self._counters,))
@@ -48,6 +56,7 @@ class WorkerPool:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._executor:
+            self._counters[2] = kind is not None  # an error or Ctrl-C: do not finish the shards at hand
             self._executor.shutdown(wait=True, cancel_futures=True)
 
     def map(
@@ -66,7 +75,7 @@ class WorkerPool:
         Raises:
             EnvironmentFault: a worker died.
         """
-        self._counters[:] = [0, 0]
+        self._counters[:2] = [0, 0]
         if self._executor is None:
             yield from self._map_here(function, items, on_progress)
             return
@@ -80,8 +89,8 @@ class WorkerPool:
 
     def _result(self, future: "Future[Result]", on_progress: Callable[[int, int], None]) -> Result:
         while not wait([future], timeout=_POLL_SECONDS).done:
-            on_progress(*self._counters[:])
-        on_progress(*self._counters[:])
+            on_progress(*self._counters[:2])
+        on_progress(*self._counters[:2])
         try:
             return future.result()
         except BrokenProcessPool as error:
@@ -113,11 +122,13 @@ def _start_worker(counters: Any) -> None:
 
 def _adder(counters: Any, then: Callable[[int, int], None] | None = None) -> Callable[[int, int], None]:
     def add(num_documents: int, num_tokens: int) -> None:
+        if counters[2]:
+            raise Stopped
         with counters.get_lock():
             counters[0] += num_documents
             counters[1] += num_tokens
         if then:
-            then(*counters[:])
+            then(*counters[:2])
 
     return add
 

@@ -1,6 +1,7 @@
 """The pool: ordered, bounded, and what a worker raises is raised."""
 
 import os
+import time
 
 import pytest
 
@@ -16,6 +17,12 @@ def square(number):
 
 def fail(number):
     raise DataError(given=f"file {number}", expected="another", fix="change it")
+
+
+def work_for_an_hour(number):
+    for _ in range(36_000):
+        time.sleep(0.1)
+        workers.report(1, 1)
 
 
 def die(number):
@@ -47,3 +54,13 @@ def test_errors_cross_processes_with_their_message():
 def test_a_worker_that_dies_is_one_clear_error():
     with WorkerPool(2) as pool, pytest.raises(EnvironmentFault, match="fewer"):
         list(pool.map(die, [1]))
+
+
+@pytest.mark.timeout(120)
+def test_a_parent_that_gives_up_does_not_wait_for_the_work():
+    def give_up(num_documents, num_tokens):
+        if num_documents:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), WorkerPool(2) as pool:
+        list(pool.map(work_for_an_hour, [1, 2], on_progress=give_up))
