@@ -5,17 +5,14 @@ import math
 from kd_megatron.schema import TrainingRecipe
 
 
-def learning_rate(recipe: TrainingRecipe, fraction: float, first_step_fraction: float = 0.0) -> float:
-    """The rate at budget ``fraction`` (0 to 1): linear warm-up to the peak, then the recipe's decay to zero.
+def learning_rate(recipe: TrainingRecipe, fraction: float) -> float:
+    """The rate of the step that begins at budget ``fraction``: linear warm-up to the peak, then decay to zero.
 
-    Args:
-        first_step_fraction: the share of the budget that one step spends; a warm-up counts the step being made,
-            so that the first update is not made at a rate of zero.
+    As usual, the very first step has rate zero: it only fills Adam's moments.
     """
     fraction = min(1.0, fraction)
-    warmup = recipe.warmup_fraction
-    if fraction < warmup:
-        return recipe.learning_rate * min(1.0, (fraction + first_step_fraction) / warmup)
-    progress = (fraction - warmup) / (1.0 - warmup) if warmup < 1.0 else 1.0
+    if fraction < recipe.warmup_fraction:
+        return recipe.learning_rate * fraction / recipe.warmup_fraction
+    progress = (fraction - recipe.warmup_fraction) / max(1.0 - recipe.warmup_fraction, 1e-12)
     shape = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
     return recipe.learning_rate * shape[recipe.schedule]
