@@ -1,6 +1,6 @@
 """What this machine computes well, and what a recipe's ``precision: auto`` therefore means."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel
@@ -27,7 +27,7 @@ def resolve_precision(recipe: Recipe) -> Recipe:
 
 
 def _resolved(recipe: Recipe, precision: str) -> Recipe:
-    changed = {}
+    changed: dict[str, Any] = {}
     for name in type(recipe).model_fields:
         value = getattr(recipe, name)
         if name == "precision" and value == "auto":

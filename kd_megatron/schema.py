@@ -271,7 +271,8 @@ class FinetuneRecipe(Strict):
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Self:
-        for what, values in (("seeds", self.seeds), ("tasks", [task.name for task in self.tasks])):
+        lists: dict[str, list[Any]] = {"seeds": self.seeds, "tasks": [task.name for task in self.tasks]}
+        for what, values in lists.items():
             repeated = sorted({value for value in values if values.count(value) > 1}, key=str)
             if repeated:
                 raise ValueError(f"{what} are given twice: {repeated}")

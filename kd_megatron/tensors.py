@@ -5,7 +5,7 @@ d head size, V vocabulary.
 """
 
 from dataclasses import dataclass, field, fields
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -26,8 +26,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """The batch with every tensor on ``device``."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{k: v if v is None else v.to(device, non_blocking=True) for k, v in moved.items()})
+        tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {k: v if v is None else v.to(device, non_blocking=True) for k, v in tensors.items()}
+        return type(self)(**moved)
 
     def valid(self) -> Tensor:
         """[B, L] bool: True at real tokens."""

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a study recipe, such as recipes/debug.yaml")
     parser.add_argument("overrides", nargs="*", help="dotted keys of the recipe, such as budget.hours=0.1")
     parser.add_argument("--arm", required=True, help="which arm of the recipe")
-    parser.add_argument("--seed", type=int, help="of initialisation, data order and masks (default: the recipe's first)")
+    parser.add_argument("--seed", type=int, help="of weights, data order and masks (default: the recipe's first)")
     parser.add_argument("--output", metavar="DIR", help="where to keep the run (default: runs/STUDY/ARM/seed_K)")
 
 

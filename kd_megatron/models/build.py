@@ -144,9 +144,9 @@ def load_teacher(path: str, dtype: torch.dtype, needs: Needs, device: torch.devi
 def _drop_what_is_not_needed(model: PreTrainedModel, needs: Needs) -> None:
     """Keep the layers up to the highest one needed; a head needs them all."""
     if not needs.head:
-        layers = model.base_model.encoder.layer
+        encoder: Any = model.base_model.encoder
         highest = max((*needs.attention_layers, *needs.hidden), default=0)
-        model.base_model.encoder.layer = layers[:highest]
+        encoder.layer = encoder.layer[:highest]
         model.config.num_hidden_layers = highest
 
 

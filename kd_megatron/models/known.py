@@ -1,25 +1,28 @@
-"""Sizes of well-known public encoders, so that a study can be planned where the hub cannot be reached.
+"""Sizes of well-known public encoders, so that a study can be planned without asking the hub.
 
-Only `plan` uses them; training reads the real config. Source: the ``config.json`` of each model on the hub.
+Training reads the real config. Source: the ``config.json`` of each model on the hub.
 """
-
-from typing import Any
 
 from transformers import BertConfig, PretrainedConfig
 
-from kd_megatron.errors import ModelError
 from kd_megatron.models.build import model_config
 
-_BASE: dict[str, Any] = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
-_LARGE: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-KNOWN = {"google-bert/bert-base-uncased": _BASE, "google-bert/bert-large-uncased": _LARGE}
+VOCAB_SIZE = 30_522
+KNOWN = {  # hidden size, layers, attention heads, feed-forward size
+    "google-bert/bert-base-uncased": (768, 12, 12, 3072),
+    "google-bert/bert-large-uncased": (1024, 24, 16, 4096),
+}
 
 
 def config_or_known(path: str) -> PretrainedConfig:
-    """The model's config; for the models above also without network."""
-    try:
+    """The config of the model at ``path``; from the table above where it is there. Raises `ModelError` otherwise."""
+    if path not in KNOWN:
         return model_config(path)
-    except ModelError:
-        if path not in KNOWN:
-            raise
-        return BertConfig(vocab_size=30_522, **KNOWN[path])
+    hidden_size, num_layers, num_heads, inner_size = KNOWN[path]
+    return BertConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        intermediate_size=inner_size,
+    )

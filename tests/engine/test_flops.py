@@ -56,7 +56,8 @@ def test_forward_flops_of_student_and_teacher(arm: str, tmp_path: Path) -> None:
     assert ours == pytest.approx(3 * forward - 2 * unreached, rel=FLOPS_RELATIVE)
     if objective.needs_teacher is not None:
         teacher = load_teacher(path, torch.float32, objective.needs_teacher, torch.device("cpu"))
-        expected = counted(lambda: teacher(batch())) + attention_flops(teacher_config, len(teacher.model.base_model.encoder.layer))
+        num_layers = len(teacher.model.base_model.encoder.layer)
+        expected = counted(lambda: teacher(batch())) + attention_flops(teacher_config, num_layers)
         assert flops.teacher_flops(teacher_config, objective.needs_teacher, LENGTH, NUM_MASKED) == pytest.approx(
             expected, rel=FLOPS_RELATIVE
         )
@@ -72,7 +73,8 @@ def test_backward_reaches_what_the_count_says(arm: str) -> None:
 
     def forward_and_backward() -> None:
         taps = encoder(batch())
-        outputs = [taps.logits] if taps.logits is not None else [*taps.queries.values(), *taps.keys.values(), *taps.values.values()]
+        relations = [*taps.queries.values(), *taps.keys.values(), *taps.values.values()]
+        outputs = relations if taps.logits is None else [taps.logits]
         torch.stack([output.sum() for output in outputs]).sum().backward()
 
     total = counted(forward_and_backward)

@@ -73,7 +73,7 @@ def test_a_teacher_without_safetensors_is_refused(teacher_path: Path, tmp_path: 
 
 
 def test_a_path_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no config.json"):
+    with pytest.raises(ModelError, match=r"no config\.json"):
         load_model(str(tmp_path), torch.float32, needs_head=False)
 
 

@@ -42,9 +42,7 @@ def make_model(kind: str, attention: str = ATTENTION) -> Any:
     if kind == "bert":
         config: Any = BertConfig(vocab_size=VOCAB, max_position_embeddings=32, initializer_range=0.3, **SIZES)
         return BertForMaskedLM._from_config(config, attn_implementation=attention).eval()
-    config = RobertaConfig(
-        vocab_size=VOCAB, max_position_embeddings=34, initializer_range=0.3, pad_token_id=1, **SIZES
-    )
+    config = RobertaConfig(vocab_size=VOCAB, max_position_embeddings=34, initializer_range=0.3, pad_token_id=1, **SIZES)
     return RobertaForMaskedLM._from_config(config, attn_implementation=attention).eval()
 
 
