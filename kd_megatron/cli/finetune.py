@@ -68,24 +68,22 @@ def _print_table(summary: dict[str, Any]) -> None:
     from kd_megatron.finetune.summary import t_interval
 
     table = Table(title=f"{summary['model']} ({summary['precision']})", title_justify="left")
-    for column in ("task", "metric", "train", "dev", "learning rate", "batch", "n", "mean", "95 % interval"):
-        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    for column in ("task", "metric", "train, dev", "lr, batch", "n", "mean", "95 % interval"):
+        table.add_column(column, overflow="fold")
     for name, task in summary["tasks"].items():
         scores, best = list(task["scores"].values()), task["best_cell"]
         interval = t_interval(scores)
         table.add_row(
             name + ("*" if task["note"] else ""),
             task["metric"],
-            str(task["num_train"]),
-            str(task["num_dev"]),
-            f"{best['learning_rate']:g}",
-            str(best["batch_size"]),
+            f"{task['num_train']}, {task['num_dev']}",
+            f"{best['learning_rate']:g}, {best['batch_size']}",
             str(len(scores)),
             f"{task['mean']:.4f}",
             f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "needs 2 seeds",
         )
     table.add_section()
-    table.add_row("average", "", "", "", "", "", "", f"{summary['average']:.4f}", "")
+    table.add_row("average", "", "", "", "", f"{summary['average']:.4f}", "")
     console = Console(highlight=False)
     console.print(table)
     for name, task in summary["tasks"].items():

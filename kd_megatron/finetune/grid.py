@@ -67,7 +67,8 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     def run(job: Job, on_step: Callable[[int], None]) -> dict[str, Any]:
         return run_cell(model_path, encoded(job.cell.task), job.cell, recipe, device, on_step)
 
-    _run_pending(pending, run)
+    if pending:
+        _run_pending(pending, run)
     return dist.from_main(
         _summarise(tasks, jobs, model_path, model_hash, recipe.precision, output) if dist.is_main() else {}
     )
