@@ -8,6 +8,7 @@ them without a traceback (``--debug`` shows it) and exits with the code of the c
 import contextlib
 import difflib
 import errno
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -81,13 +82,25 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(known)}"
 
 
+def _means_disk_full(error: Exception, path: Path) -> bool:
+    """Whether ``error`` comes from a full disk. torch's and safetensors' writers do not raise `OSError` then."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if "No space left on device" in str(error):
+        return True
+    existing = next((place for place in (path, *path.absolute().parents) if place.exists()), Path("/"))
+    return isinstance(error, RuntimeError) and shutil.disk_usage(existing).free < 2**20
+
+
 @contextlib.contextmanager
 def disk_full_is_clear(path: Path | str) -> Iterator[None]:
     """Turn the operating system's "no space left" into an `OutputError` naming ``path``."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except KdError:
+        raise
+    except Exception as error:
+        if not _means_disk_full(error, Path(path)):
             raise
         raise OutputError(
             given=f"no space left on the disk while writing {path}",

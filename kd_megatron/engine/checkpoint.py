@@ -14,7 +14,7 @@ from typing import Any
 
 from kd_megatron import dist
 from kd_megatron.engine.build import Engine
-from kd_megatron.errors import DataError, disk_full_is_clear
+from kd_megatron.errors import DataError, KdError, disk_full_is_clear
 from kd_megatron.logs import warn
 from kd_megatron.manifest import file_sha256
 
@@ -31,14 +31,18 @@ def save(engine: Engine, directory: Path, step: int, state: dict[str, Any], keep
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     dist.barrier()
-    with disk_full_is_clear(final):
-        engine.deepspeed.save_checkpoint(str(aside), tag=TAG, save_latest=False)
-        dist.barrier()
-        if dist.is_main():
-            (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
-            _publish(aside, final)
-            for old in _published(directory)[:-keep]:
-                shutil.rmtree(old)
+    try:
+        with disk_full_is_clear(final):
+            engine.deepspeed.save_checkpoint(str(aside), tag=TAG, save_latest=False)
+            dist.barrier()
+            if dist.is_main():
+                (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
+                _publish(aside, final)
+                for old in _published(directory)[:-keep]:
+                    shutil.rmtree(old)
+    except KdError:  # a full disk: give back what this one took; the checkpoints before it stay
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     dist.barrier()
     return final
 

@@ -1,0 +1,61 @@
+"""The ledger's arithmetic."""
+
+import time
+
+import pytest
+
+from kd_megatron.budget import ACCOUNTS, Ledger
+from kd_megatron.schema import BudgetRecipe
+
+
+def test_a_nested_clock_charges_its_own_account_alone() -> None:
+    ledger = Ledger()
+    with ledger.clock("student"):
+        time.sleep(0.02)
+        with ledger.clock("loss"):
+            time.sleep(0.05)
+    student, loss = ledger.accounts["student"].seconds, ledger.accounts["loss"].seconds
+    assert loss > 0.05
+    assert student < loss
+    assert ledger.seconds() == pytest.approx(student + loss)
+
+
+def test_time_is_charged_when_the_block_fails() -> None:
+    ledger = Ledger()
+
+    @ledger.clock("teacher")
+    def fail() -> None:
+        time.sleep(0.01)
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert ledger.accounts["teacher"].seconds > 0.01
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        ({"tokens": 1000}, 0.25),
+        ({"flops": 80.0}, 0.5),  # student 30 + teacher 10; validation is not charged
+        ({"flops": 80.0, "charge": ["student", "validation"]}, 130 / 80),
+        ({"hours": 2.0}, 0.25),
+        ({"gpu_hours": 2.0}, 1.0),
+    ],
+)
+def test_the_unit_and_the_charged_accounts_decide(budget: dict, expected: float) -> None:
+    ledger = Ledger(num_devices=4, tokens=250)
+    for account, flops in (("student", 30.0), ("teacher", 10.0), ("validation", 100.0)):
+        ledger.charge_flops(account, flops)
+    ledger.accounts["student"].seconds = 1500.0
+    ledger.accounts["data_wait"].seconds = 300.0
+    ledger.accounts["checkpoint"].seconds = 9999.0
+    assert ledger.fraction(BudgetRecipe(**budget)) == pytest.approx(expected)
+
+
+def test_it_survives_being_written_down() -> None:
+    ledger = Ledger(num_devices=2, tokens=5, unique_tokens=4, steps=3, overshoot=0.5)
+    for number, account in enumerate(ACCOUNTS):
+        ledger.accounts[account].seconds = number + 0.25
+        ledger.charge_flops(account, 2.0 * number)
+    assert Ledger.from_dict(ledger.to_dict()) == ledger
