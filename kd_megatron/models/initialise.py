@@ -1,4 +1,7 @@
-"""First weights of a student other than random ones: from layers of the teacher, or from a checkpoint."""
+"""First weights of a student other than random ones: from layers of the teacher, or from a checkpoint.
+
+Teacher layers come with embeddings and MLM head, as in DistilBERT (Sanh et al. 2019, arXiv 1910.01108, section 3).
+"""
 
 from typing import Any
 
@@ -7,6 +10,7 @@ from transformers import PreTrainedModel
 
 from kd_megatron.errors import ModelError
 from kd_megatron.models.build import load_model
+from kd_megatron.models.taps import HEADS
 from kd_megatron.schema import InitialiseRecipe
 
 
@@ -61,5 +65,7 @@ def _copy_layers(student: PreTrainedModel, teacher: PreTrainedModel, layers: lis
     target: Any = student.base_model
     source: Any = teacher.base_model
     target.embeddings.load_state_dict(source.embeddings.state_dict())
+    head = HEADS[student.config.model_type]
+    getattr(student, head).load_state_dict(getattr(teacher, head).state_dict())
     for own, layer in zip(target.encoder.layer, layers, strict=True):
         own.load_state_dict(source.encoder.layer[layer - 1].state_dict())

@@ -122,6 +122,8 @@ def test_initialisation_from_teacher_layers(teacher_path: Path) -> None:
         weight = model.bert.encoder.layer[own].output.dense.weight
         assert torch.equal(weight, teacher.bert.encoder.layer[layer].output.dense.weight)
     assert torch.equal(model.get_input_embeddings().weight, teacher.get_input_embeddings().weight)
+    head = teacher.cls.state_dict()
+    assert all(torch.equal(value, head[name]) for name, value in model.cls.state_dict().items())
 
 
 @pytest.mark.parametrize(
