@@ -180,6 +180,8 @@ run_tests() {
     run .venv/bin/python -m ruff check .
     run .venv/bin/python -m ruff format --check .
     run .venv/bin/python -m mypy
+    # One thread: the tests' tensors are tiny, and with several processes more threads only wait for each other.
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     run_last .venv/bin/python -m pytest "$@"
 }
 
