@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
+from kd_megatron.data.masking import num_masked
 from kd_megatron.errors import ModelError
 from kd_megatron.models.build import shape_of, student_config
 from kd_megatron.models.known import config_or_known
@@ -25,11 +26,6 @@ class SequenceCost:
     student: float
     teacher: float
     loss: float
-
-    @property
-    def total(self) -> float:
-        """All accounts together."""
-        return self.student + self.teacher + self.loss
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ def teacher_config(study: StudyRecipe, vocab_size: int) -> PretrainedConfig | No
 
 def num_masked_positions(study: StudyRecipe) -> int:
     """K, the masked positions per sequence: the fraction of the tokens between [CLS] and [SEP]."""
-    return max(1, round(study.data.mask_fraction * (study.data.sequence_length - 2)))
+    return num_masked(study.data.mask_fraction, study.data.sequence_length)
 
 
 def arm_cost(study: StudyRecipe, arm: str, vocab_size: int) -> ArmCost:

@@ -69,11 +69,7 @@ def load_model(path: str, dtype: torch.dtype, needs_head: bool) -> PreTrainedMod
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            given=f"model {path!r} cannot be loaded: {_first_line(error)}",
-            expected="a local directory in Hugging Face format, or a hub id that can be reached",
-            fix="check the path; without network, download the model first and give its directory",
-        ) from error
+        raise _out_of_reach(f"model {path!r} cannot be loaded", error) from error
     head = HEADS.get(model.config.model_type, "")
     missing = sorted(key for key in info["missing_keys"] if key.startswith(head + "."))
     if needs_head and missing:
@@ -91,6 +87,14 @@ def load_model(path: str, dtype: torch.dtype, needs_head: bool) -> PreTrainedMod
             fix="save the model again, or use another",
         )
     return model
+
+
+def _out_of_reach(problem: str, error: BaseException) -> ModelError:
+    return ModelError(
+        given=f"{problem}: {_first_line(error)}",
+        expected="a local directory in Hugging Face format, or a hub id that can be reached",
+        fix="check the path; without network, download the model first and give its directory",
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -126,11 +130,7 @@ def model_config(path: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ModelError(
-            given=f"the config of model {path!r} cannot be read: {_first_line(error)}",
-            expected="a local directory in Hugging Face format, or a hub id that can be reached",
-            fix="check the path; without network, download the model first and give its directory",
-        ) from error
+        raise _out_of_reach(f"the config of model {path!r} cannot be read", error) from error
 
 
 def load_teacher(path: str, dtype: torch.dtype, needs: Needs, device: torch.device) -> TappedEncoder:
