@@ -1,8 +1,6 @@
 """``python -m kd_megatron COMMAND``."""
 
-import sys
-
-from kd_megatron.cli.main import main
+from kd_megatron.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from kd_megatron.errors import KdError, RecipeError, disk_full_is_clear, nearest
+from kd_megatron.process import exit_process
 
 COMMANDS = ("prepare", "plan", "pretrain", "finetune", "study", "report", "bench", "inspect")
 LAUNCHER_COMMANDS = ("demo", "test")  # of launch.sh alone: they need the repository, not only the package
@@ -42,6 +43,11 @@ class Parser(argparse.ArgumentParser):
             known = [option for option in self._option_string_actions if option.startswith("--")]
             self.error(f"unknown argument {unknown[0]!r}; {nearest(unknown[0].partition('=')[0], known)}")
         return namespace
+
+
+def program() -> NoReturn:
+    """The program ``kd-megatron``: `main`, then the end of the process."""
+    exit_process(main())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -137,4 +143,4 @@ def report_error(message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -10,6 +10,7 @@ from pathlib import Path
 from tiny_study import tiny_study
 
 from kd_megatron import dist, logs
+from kd_megatron.process import exit_process
 from kd_megatron.training.loop import charge, one_step
 from kd_megatron.training.setup import prepare_run
 from kd_megatron.training.signals import StopRequest
@@ -47,3 +48,4 @@ if __name__ == "__main__":
     if dist.is_main():
         Path(output).write_text(json.dumps(curves), encoding="utf-8")
     dist.shut_down()
+    exit_process(0)
