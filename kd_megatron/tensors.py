@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 IGNORED = -100  # label of a masked slot that holds no target
 
@@ -35,6 +36,26 @@ class Batch:
         if self.attention_mask is not None:
             return self.attention_mask
         return torch.ones_like(self.input_ids, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class FactoredLogits:
+    """Logits over the vocabulary before they are multiplied out: ``states @ weight^T + bias``.
+
+    What is multiplied out, and when, is the kernel's choice: all rows at once are the largest tensor of a step.
+    """
+
+    states: Tensor  # [..., D], what the last linear layer of the MLM head reads
+    weight: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
+
+    def dense(self) -> Tensor:
+        """The logits, [..., V], in the dtype of the states."""
+        return functional.linear(self.states, self.weight, self.bias)
+
+    def rows(self) -> Self:
+        """The same with the states as rows, [N, D]."""
+        return type(self)(self.states.flatten(0, -2), self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -67,8 +88,8 @@ class Taps:
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
     hidden: dict[int, Tensor] = field(default_factory=dict)  # layer -> [B, L, D]
-    logits: Tensor | None = None  # [B, K, V] at the masked slots
-    all_logits: Tensor | None = None  # [B, L, V]
+    logits: FactoredLogits | None = None  # [B, K, V] at the masked slots
+    all_logits: FactoredLogits | None = None  # [B, L, V]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ BELOW = {
 ONLY = {
     "deepspeed": ("kd_megatron/engine/*.py",),
     "megatron": ("kd_megatron/data/index.py", "data_prep/write.py"),
-    "triton": ("kd_megatron/kernels/*/triton_*.py",),
+    "triton": ("kd_megatron/kernels/triton_*.py", "kd_megatron/kernels/*/triton_*.py"),
 }
 # Libraries that a layer may never import: objectives see tensors and taps, never a model class.
 NEVER = {"objectives": {"transformers", "deepspeed", "datasets"}, "kernels": {"transformers", "deepspeed", "datasets"}}

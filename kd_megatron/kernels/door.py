@@ -6,7 +6,10 @@ this far with a mistake: the objectives check shapes when they are built.
 Shapes: B batch, L length, H attention heads, d head size, D = H * d.
 """
 
+import importlib
+import importlib.util
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -32,6 +35,34 @@ def choose_backend(backend: str, backends: Mapping[str, Function], auto: str) ->
     """The function named ``backend``, where ``"auto"`` stands for ``auto``."""
     name = check_backend(backend, backends)
     return backends[auto if name == AUTO else name]
+
+
+def triton_runs(tensor: Tensor) -> bool:
+    """Whether a Triton kernel can take ``tensor``: it is on a GPU and triton is installed."""
+    return tensor.is_cuda and importlib.util.find_spec("triton") is not None
+
+
+def triton_backend(module: str, name: str) -> Callable[..., Any]:
+    """The function ``name`` of ``module``, which imports triton: loaded when it is first called.
+
+    It refuses CPU tensors, unless ``TRITON_INTERPRET=1`` was set before the start, as the tests do.
+    """
+
+    def compute(*arguments: Any) -> Any:
+        if importlib.util.find_spec("triton") is None:
+            raise ValueError("backend 'triton' needs the package triton, which is not installed; allowed: 'auto'")
+        device = _first_tensor(arguments).device
+        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError(f"backend 'triton' needs tensors on a GPU, not on {device}; allowed: 'auto'")
+        return getattr(importlib.import_module(module), name)(*arguments)
+
+    return compute
+
+
+def _first_tensor(arguments: Any) -> Tensor:
+    while not isinstance(arguments, Tensor):
+        arguments = arguments[0]
+    return arguments
 
 
 def without_autocast(tensor: Tensor) -> torch.autocast:

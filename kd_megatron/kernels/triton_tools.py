@@ -1,0 +1,43 @@
+"""What the Triton kernels share.
+
+Shapes: M rows of a block, d size of a head, P that size padded to a power of two of at least 16.
+"""
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+LOG2_E = tl.constexpr(1.4426950408889634)  # the hardware's exponential is 2^x: scores are scaled by log2(e) once
+LN_2 = 0.6931471805599453
+LOWEST_SCORE = tl.constexpr(-1.0e30)  # finite, so that the difference of two is 0 and not NaN
+
+
+@triton.jit
+def load_rows(base, rows, used, row_stride, SIZE: tl.constexpr, PADDED: tl.constexpr, UPCAST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows of one head, [M, P], zero where ``used`` [M] is False: what stands there, NaN too, is never read."""
+    features = tl.arange(0, PADDED)
+    places = base + rows[:, None].to(tl.int64) * row_stride + features[None, :]
+    values = tl.load(places, mask=used[:, None] & (features[None, :] < SIZE), other=0.0)
+    if UPCAST:
+        values = values.to(tl.float32)
+    return values
+
+
+def padded(size: int) -> int:
+    """The smallest power of two, at least 16, that holds ``size``: what a matrix instruction takes."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def needs_upcast(*tensors: Tensor) -> bool:
+    """Whether tiles are widened after loading: the interpreter's ``tl.dot`` takes the bits of bf16 for integers."""
+    return INTERPRETED and any(tensor.dtype == torch.bfloat16 for tensor in tensors)
+
+
+def as_rows(tap: Tensor) -> Tensor:
+    """A projection [B, L, H, d] as [B, L, D] rows: a view, also of a fused projection, where features are adjacent."""
+    rows = tap.flatten(2)
+    return rows if rows.stride(2) == 1 else rows.contiguous()
