@@ -1,25 +1,47 @@
-"""The definition of `vocab_kl`, in plain torch. It stores several [N, V] tensors; other backends do not.
+"""The definitions, in plain torch. They store several [N, V] tensors; no other backend does.
 
-Shapes: N rows (positions), V vocabulary.
+Shapes: N rows, D hidden size (of either model), V vocabulary.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from kd_megatron.kernels.arithmetic import accumulation_dtype
-from kd_megatron.tensors import IGNORED
+from kd_megatron.tensors import IGNORED, FactoredLogits
 
 
 def vocab_kl(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, kl_rows: Tensor
+    student: FactoredLogits,
+    teacher: FactoredLogits,
+    labels: Tensor,
+    temperature: float,
+    kl_rows: Tensor,
+    gradient_weights: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:
     """Sum over ``kl_rows`` of KL(p_t^T || p_s^T), and sum over labelled rows of the cross-entropy."""
-    dtype = accumulation_dtype(student_logits, teacher_logits)
-    unused = ~(kl_rows | (labels != IGNORED))
-    student = student_logits.masked_fill(unused[:, None], 0.0).to(dtype)  # [N, V]
-    teacher = teacher_logits.masked_fill(unused[:, None], 0.0).to(dtype)  # [N, V]
-    student_log = (student / temperature).log_softmax(-1)
-    teacher_log = (teacher / temperature).log_softmax(-1)
+    del gradient_weights  # autograd needs no promise
+    dtype = accumulation_dtype(student.states, student.weight, teacher.states, teacher.weight)
+    student_logits = _logits_of_rows(student, kl_rows | (labels != IGNORED), dtype)  # [N, V]
+    teacher_logits = _logits_of_rows(teacher, kl_rows, dtype)  # [N, V]
+    student_log = (student_logits / temperature).log_softmax(-1)
+    teacher_log = (teacher_logits / temperature).log_softmax(-1)
     row_kl = (teacher_log.exp() * (teacher_log - student_log)).sum(-1)  # [N]
-    cross_entropy = functional.cross_entropy(student, labels, ignore_index=IGNORED, reduction="sum")
-    return row_kl.masked_fill(~kl_rows, 0.0).sum(), cross_entropy
+    return row_kl.masked_fill(~kl_rows, 0.0).sum(), _cross_entropy(student_logits, labels)
+
+
+def vocab_cross_entropy(student: FactoredLogits, labels: Tensor) -> Tensor:
+    """Sum over labelled rows of the cross-entropy."""
+    dtype = accumulation_dtype(student.states, student.weight)
+    return _cross_entropy(_logits_of_rows(student, labels != IGNORED, dtype), labels)
+
+
+def _logits_of_rows(logits: FactoredLogits, used: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, V] in ``dtype``; rows not ``used`` are those of zero states, whatever they hold."""
+    states = logits.states.masked_fill(~used[:, None], 0.0)
+    bias = None if logits.bias is None else logits.bias.to(dtype)
+    return functional.linear(states.to(dtype), logits.weight.to(dtype), bias)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")

@@ -1,0 +1,94 @@
+"""From logits to losses and gradient for a block of rows, in the memory of the logits.
+
+Shapes: R rows of a block, N rows in all, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The label of each row, and the weight of each loss in the gradient of its logits: 0 where a loss has no use."""
+
+    labels: Tensor  # [N, 1] int64, any token where a row has none
+    divergence: Tensor  # [N, 1]: a / T
+    cross_entropy: Tensor  # [N, 1]: b
+
+    def __getitem__(self, rows: slice) -> Self:
+        return type(self)(self.labels[rows], self.divergence[rows], self.cross_entropy[rows])
+
+
+class Softmax(NamedTuple):
+    """A softmax before its division, which the losses do without and the gradient takes along."""
+
+    numerators: Tensor  # [R, V], exponentials of logits less their maximum: at most 1
+    sums: Tensor  # [R, 1], at least 1
+
+
+class Softmaxes(NamedTuple):
+    """What the gradient is made of. The divergence compares ``tempered`` with ``teacher``."""
+
+    student: Softmax  # at temperature 1
+    tempered: Softmax | None  # the student's at temperature T; ``student`` itself at T = 1; None without a teacher
+    teacher: Softmax | None  # at temperature T
+
+
+def losses_of_logits(
+    student: Tensor, teacher: Tensor | None, spare: Tensor, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Softmaxes]:
+    """Divergence [R] and cross-entropy [R]; the logits give their memory to the softmaxes.
+
+    Args:
+        student: [R, V] logits.
+        teacher: [R, V] logits; None: the divergence is 0.
+        spare: [R, V], of any content; it is overwritten.
+        labels: [R, 1] int64.
+        temperature: T > 0.
+    """
+    student.sub_(student.amax(-1, keepdim=True))
+    label_logits = student.gather(-1, labels)
+    if teacher is None:
+        divergence, softmaxes = torch.zeros_like(label_logits), Softmaxes(_softmax(student), None, None)
+    else:
+        teacher.sub_(teacher.amax(-1, keepdim=True))
+        divergence, softmaxes = _compare(student, teacher, spare, temperature)
+    cross_entropy = softmaxes.student.sums.log() - label_logits
+    return divergence.squeeze(-1), cross_entropy.squeeze(-1), softmaxes
+
+
+def _compare(student: Tensor, teacher: Tensor, spare: Tensor, temperature: float) -> tuple[Tensor, Softmaxes]:
+    """Divergence [R, 1] and softmaxes of logits whose rows have their maximum at 0.
+
+    The mean of the differences of logits, not the difference of two means: at equality every term is exactly 0.
+    """
+    difference = torch.sub(teacher, student, out=spare)
+    target = _softmax(teacher.mul_(1.0 / temperature))
+    mean_difference = difference.mul_(target.numerators).sum(-1, keepdim=True) / (temperature * target.sums)
+    if temperature == 1.0:
+        tempered = at_temperature_1 = _softmax(student)
+    else:
+        tempered = _softmax(torch.mul(student, 1.0 / temperature, out=spare))
+        at_temperature_1 = _softmax(student)
+    divergence = mean_difference + tempered.sums.log() - target.sums.log()
+    return divergence, Softmaxes(at_temperature_1, tempered, target)
+
+
+def _softmax(shifted_logits: Tensor) -> Softmax:
+    numerators = shifted_logits.exp_()
+    return Softmax(numerators, numerators.sum(-1, keepdim=True))
+
+
+def gradient_of_logits(softmaxes: Softmaxes, targets: Targets) -> None:
+    """Put the gradient of the student's logits, [R, V], in the place of its softmax at temperature 1."""
+    student, tempered, teacher = softmaxes
+    weights = targets.cross_entropy + targets.divergence if tempered is student else targets.cross_entropy
+    gradient = student.numerators.mul_(weights / student.sums)
+    if tempered is not None and tempered is not student:
+        gradient.addcmul_(tempered.numerators, targets.divergence / tempered.sums)
+    if teacher is not None:
+        gradient.addcmul_(teacher.numerators, targets.divergence / teacher.sums, value=-1)
+    gradient.scatter_add_(-1, targets.labels, -targets.cross_entropy)
