@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -90,6 +90,29 @@ def check_taps(taps: Mapping[str, Tensor]) -> None:
                 f"{name} has batch and length {tuple(tap.shape[:2])}; "
                 f"allowed: {tuple(first.shape[:2])}, as {first_name}"
             )
+
+
+def named_taps(name: str, taps: Sequence[Tensor], most: int) -> dict[str, Tensor]:
+    """``taps`` under the names that messages use, ``name[0]`` and so on; refuses what is not 1 to ``most`` tensors."""
+    if not isinstance(taps, Sequence):
+        raise TypeError(f"{name} is a {type(taps).__name__}; allowed: a sequence of 1 to {most} tensors")
+    if not 1 <= len(taps) <= most:
+        raise ValueError(f"{name} has {len(taps)} tensors; allowed: 1 to {most}")
+    named = {f"{name}[{index}]": tap for index, tap in enumerate(taps)}
+    for tap_name, tap in named.items():
+        if not isinstance(tap, Tensor):
+            raise TypeError(f"{tap_name} is a {type(tap).__name__}; allowed: a tensor")
+    return named
+
+
+def check_alike(taps: Mapping[str, Tensor]) -> None:
+    """Refuse taps of one model that differ in shape or dtype."""
+    first_name, first = next(iter(taps.items()))
+    for name, tap in taps.items():
+        if tap.shape != first.shape:
+            raise ValueError(f"{name} has shape {tuple(tap.shape)}; allowed: {tuple(first.shape)}, as {first_name}")
+        if tap.dtype != first.dtype:
+            raise TypeError(f"{name} is {tap.dtype}; allowed: {first.dtype}, as {first_name}")
 
 
 def check_floating(name: str, tensor: Tensor, num_dimensions: int, shape: str) -> None:

@@ -1,7 +1,9 @@
 """The definition of `relation_kl`, in plain torch. It stores [B, R, L, L] tensors; other backends do not.
 
-Shapes: B batch, L length, H attention heads, d head size, D = H * d, R relation heads.
+Shapes: B batch, L length, H attention heads, d head size, D = H * d, R relation heads, n relations.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,8 +11,15 @@ from torch import Tensor
 from kd_megatron.kernels.arithmetic import accumulation_dtype, scaled_scores, split_heads, zero_padding
 
 
-def relation_kl(student: Tensor, teacher: Tensor, num_relation_heads: int, valid: Tensor | None) -> Tensor:
-    """Sum over valid query rows and relation heads of KL(teacher's relation || student's relation)."""
+def relation_kl(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], num_relation_heads: int, valid: Tensor | None
+) -> Tensor:
+    """[n]: sums over valid query rows and relation heads of KL(teacher's relation || student's relation)."""
+    pairs = zip(student, teacher, strict=True)
+    return torch.stack([_of_one_relation(s, t, num_relation_heads, valid) for s, t in pairs])
+
+
+def _of_one_relation(student: Tensor, teacher: Tensor, num_relation_heads: int, valid: Tensor | None) -> Tensor:
     dtype = accumulation_dtype(student, teacher)
     student_log = log_relation(student.to(dtype), num_relation_heads, valid)  # [B, R, L, L]
     teacher_log = log_relation(teacher.to(dtype), num_relation_heads, valid)  # [B, R, L, L]
