@@ -1,28 +1,69 @@
-"""Time whole training steps of every arm of a recipe, in turn, and print what each objective costs.
+"""Measure, relative to something measured in the same run; absolute times depend on what else the machine does.
 
-The last column is the arm's tokens per second relative to the first arm's, step by step in the same run: quote that,
-as absolute times depend on what else the machine does. (Kernel benchmarks will follow.)
+step RECIPE      whole training steps of every arm, in turn: what each objective costs in tokens per second
+kernels          every backend of the loss kernels: checked against float64 first, then time and peak memory beside
+                 eager PyTorch and torch.compile; minutes
+show FILE        the rows that --json wrote, as a table, a page or a figure
 
-  kd-megatron bench step recipes/debug.yaml
-  kd-megatron bench step recipes/wiki_small.yaml --steps 10 --json benchmarks/results/step.json
+kd-megatron bench step recipes/debug.yaml
+kd-megatron bench kernels --json benchmarks/results/kernels_cpu.json
+kd-megatron bench kernels --kernel score_mse --shapes tiny
+kd-megatron bench show benchmarks/results/kernels_cpu.json --markdown docs/performance.md --plot kernels.png
 """
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
-HELP = "throughput of every arm, and the KD tax"
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kd_megatron.kernels.bench.rows import Row
+
+HELP = "throughput of every arm, and the kernels beside eager and torch.compile"
+# Positionals and options that only some of the three take.
+TAKES = {
+    "step": {"file", "overrides", "steps", "json"},
+    "kernels": {"shapes", "kernel", "dtype", "seconds", "json", "markdown", "plot"},
+    "show": {"file", "markdown", "plot"},
+}
+MIN_WIDTHS = (13, 6, 14, 6, 8, 7, 9)  # of the columns of figures, so that the tables of all shapes line up
+NEEDS_FILE = {"step": "a study recipe, such as recipes/debug.yaml", "show": "a file that --json wrote"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("what", choices=["step"], help="what to time: whole training steps")
-    parser.add_argument("recipe", help="a study recipe, such as recipes/debug.yaml")
-    parser.add_argument("overrides", nargs="*", help="dotted keys of the recipe")
-    parser.add_argument("--steps", type=int, default=20, help="rounds; every arm runs one step in each (default: 20)")
+    parser.add_argument("what", choices=list(TAKES), help="what to measure or show")
+    parser.add_argument("file", nargs="?", help="step: a study recipe; show: a file that --json wrote")
+    parser.add_argument("overrides", nargs="*", help="step: dotted keys of the recipe")
     parser.add_argument("--json", metavar="FILE", help="also write the rows to FILE, with date, commit and versions")
+    step = parser.add_argument_group("bench step")
+    step.add_argument("--steps", type=int, help="rounds; every arm runs one step in each (default: 20)")
+    kernels = parser.add_argument_group("bench kernels")
+    kernels.add_argument("--shapes", metavar="SET", help="small, paper or tiny (default: small; paper on a GPU)")
+    kernels.add_argument("--kernel", metavar="NAME", help="this kernel alone")
+    kernels.add_argument("--dtype", choices=["fp32", "bf16"], help="of the inputs (default: fp32; bf16 on a GPU)")
+    kernels.add_argument("--seconds", type=float, help="time for the rounds of one shape, at least 5 (default: 30)")
+    show = parser.add_argument_group("bench kernels, bench show")
+    show.add_argument(
+        "--markdown", metavar="PAGE", help="put the table into PAGE, at the line that names the JSON file"
+    )
+    show.add_argument("--plot", metavar="FILE", help="draw speed and peak memory into FILE (.png, .pdf, .svg)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Time the arms and print the table."""
+    """Measure and print the table."""
+    from kd_megatron.errors import RecipeError
+
+    for name, value in vars(args).items():
+        if value and name not in TAKES[args.what] and any(name in taken for taken in TAKES.values()):
+            raise RecipeError(given=f"bench {args.what} takes no {name}: {value}", fix="see bench --help")
+    if args.what in NEEDS_FILE and not args.file:
+        raise RecipeError(given=f"bench {args.what} without a file", expected=NEEDS_FILE[args.what])
+    return {"step": run_step, "kernels": run_kernels, "show": run_show}[args.what](args)
+
+
+def run_step(args: argparse.Namespace) -> int:
+    """Time the arms of a recipe."""
     from pathlib import Path
 
     from rich.table import Table
@@ -31,13 +72,15 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.data.loader import Loader
     from kd_megatron.errors import RecipeError
     from kd_megatron.hardware import resolve_precision
+    from kd_megatron.kernels.bench.rows import as_json
     from kd_megatron.schema import StudyRecipe
     from kd_megatron.study import runner, throughput
     from kd_megatron.training.fingerprint import fingerprint
 
-    if args.steps < 1:
-        raise RecipeError(given=f"--steps {args.steps}", expected="at least 1")
-    recipe = config.load(args.recipe, StudyRecipe, args.overrides)
+    num_steps = 20 if args.steps is None else args.steps
+    if num_steps < 1:
+        raise RecipeError(given=f"--steps {num_steps}", expected="at least 1")
+    recipe = config.load(args.file, StudyRecipe, args.overrides)
     root = Path("runs") / recipe.name
     logs.quiet_libraries()
     dist.initialise()
@@ -45,11 +88,11 @@ def run(args: argparse.Namespace) -> int:
         recipe = resolve_precision(recipe)
         runner.prepare_inputs(recipe, root)
         teacher = runner.teacher_path(recipe, root)
-        rows = throughput.time_arms(recipe, args.steps, teacher)
+        rows = throughput.time_arms(recipe, num_steps, teacher)
         facts = fingerprint(Loader(recipe.data, recipe.seeds[0]), teacher)
     finally:
         dist.shut_down()
-    table = Table(title=f"{recipe.name}: one optimizer step, {args.steps} rounds")
+    table = Table(title=f"{recipe.name}: one optimizer step, {num_steps} rounds")
     for column in (
         "step",
         "shape",
@@ -67,5 +110,89 @@ def run(args: argparse.Namespace) -> int:
     if dist.is_main():
         logs.console.print(table)
         if args.json:
-            logs.write_json(Path(args.json), throughput.as_json(rows, facts))
+            logs.write_json(Path(args.json), as_json(rows, facts))
     return 0
+
+
+def run_kernels(args: argparse.Namespace) -> int:
+    """Check and time the kernels."""
+    from pathlib import Path
+
+    import torch
+
+    from kd_megatron import dist, logs, machine
+    from kd_megatron.errors import RecipeError
+    from kd_megatron.kernels.bench import shapes, suite
+    from kd_megatron.kernels.bench.correctness import DTYPES, refuse_red
+    from kd_megatron.kernels.bench.rows import Row, as_json
+
+    if dist.world_size() > 1:
+        raise RecipeError(given=f"bench kernels with {dist.world_size()} processes", expected="one process")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    to_check, to_time = shapes.chosen(args.shapes, args.kernel, device)
+    dtype = DTYPES[args.dtype or ("bf16" if device.type == "cuda" else "fp32")]
+    plan = suite.Plan(dtype, device, seconds=30.0 if args.seconds is None else args.seconds)
+    rows: list[Row] = []
+    left_out: list[suite.LeftOut] = []
+    with logs.progress_bar("shapes") as bar:
+        task = bar.add_task("checking", total=len(to_check) + len(to_time), note="")
+        for case in to_check:
+            bar.update(task, note=f"{case.name} {case.shape}")
+            refuse_red(suite.check_case(case, plan))
+            bar.advance(task)
+        for case in to_time:
+            bar.update(task, description="timing", note=f"{case.name} {case.shape}")
+            suite.measure(case, plan, rows, left_out)
+            bar.advance(task)
+    for reason in left_out:
+        logs.say(str(reason))
+    record = as_json(rows, machine.facts(("torch", "triton", "liger-kernel")))
+    if args.json:
+        logs.write_json(Path(args.json), record)
+    _present(args, rows, record, args.json or "the last run")
+    return 0
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """Show recorded rows."""
+    import json
+    from pathlib import Path
+
+    from kd_megatron.errors import DataError
+    from kd_megatron.study import performance
+
+    try:
+        record = json.loads(Path(args.file).read_text(encoding="utf-8"))
+        rows = performance.rows_of(record)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(given=f"{args.file}: {error}", expected="a file that bench kernels --json wrote") from error
+    _present(args, rows, record, args.file)
+    return 0
+
+
+def _present(args: argparse.Namespace, rows: "Sequence[Row]", record: dict[str, Any], source: str) -> None:
+    """The table on the console; on a page and as a figure where asked for."""
+    from pathlib import Path
+
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from kd_megatron.kernels.bench.rows import COLUMNS, NUM_PLACE_COLUMNS, cells
+    from kd_megatron.study import performance
+
+    console = Console()
+    places = list(dict.fromkeys((row.name, row.shape, row.dtype) for row in rows))
+    for place in places:
+        table = Table(title=" ".join(place), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for index, column in enumerate(COLUMNS[NUM_PLACE_COLUMNS:]):
+            table.add_column(column, min_width=MIN_WIDTHS[index], justify="right" if index else "left")
+        for row in rows:
+            if (row.name, row.shape, row.dtype) == place:
+                table.add_row(*cells(row, rows)[NUM_PLACE_COLUMNS:])
+        console.print(table)
+    console.print(f"Forward and backward. {performance.describe(record)}", highlight=False)
+    if args.markdown:
+        performance.fill_page(Path(args.markdown), source, record)
+    if args.plot:
+        performance.draw(rows, Path(args.plot))

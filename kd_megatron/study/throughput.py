@@ -6,7 +6,6 @@ absolute times.
 
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 
 from kd_megatron import dist
 from kd_megatron.data.prefetch import Prefetcher
+from kd_megatron.kernels.bench.rows import Row, timing_figures
 from kd_megatron.logs import progress_bar
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study.runner import run_recipe
@@ -22,24 +22,6 @@ from kd_megatron.training.setup import Run, prepare_run
 from kd_megatron.training.signals import StopRequest
 
 NUM_WARMUP_STEPS = 2
-
-
-@dataclass(frozen=True)
-class Row:
-    """One arm's figures; times are of one optimizer step."""
-
-    name: str
-    backend: str
-    shape: str
-    dtype: str
-    device: str
-    p20_ms: float
-    p50_ms: float
-    p80_ms: float
-    peak_mib: float | None  # of the GPU's memory; None on a CPU, where arms share one process
-    tokens_per_second: float
-    ratio: float  # of tokens per second, to the arm `ratio_to`, pair by pair
-    ratio_to: str
 
 
 def time_arms(recipe: StudyRecipe, num_steps: int, teacher_path: str | None) -> list[Row]:
@@ -88,23 +70,14 @@ def _wait(device: torch.device) -> None:
 def _row(run: Run, seconds: np.ndarray, reference: np.ndarray, ratio_to: str) -> Row:
     study = run.study
     tokens = study.training.global_batch_size * study.data.sequence_length
-    p20, p50, p80 = (1000 * np.percentile(seconds, percent) for percent in (20, 50, 80))
     return Row(
         name=f"step/{run.arm}",
         backend=getattr(run.objective.options, "backend", "none"),
         shape=f"B{study.training.global_batch_size} L{study.data.sequence_length}",
         dtype=study.training.precision,
         device=run.device.type,
-        p20_ms=round(p20, 2),
-        p50_ms=round(p50, 2),
-        p80_ms=round(p80, 2),
+        # On a CPU the arms share one process and one heap.
         peak_mib=torch.cuda.max_memory_allocated() / 2**20 if run.device.type == "cuda" else None,
-        tokens_per_second=round(tokens / (p50 / 1000), 1),
-        ratio=round(float(np.median(reference / seconds)), 3),
         ratio_to=ratio_to,
+        **timing_figures(seconds.tolist(), reference.tolist(), tokens),
     )
-
-
-def as_json(rows: list[Row], facts: dict[str, object]) -> dict[str, object]:
-    """What ``--json`` writes: when, on what, and the rows."""
-    return {"date": time.strftime("%Y-%m-%d"), **facts, "rows": [asdict(row) for row in rows]}

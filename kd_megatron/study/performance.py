@@ -1,0 +1,93 @@
+"""Recorded benchmark rows as a figure and as the tables of a page: `docs/performance.md` is written by it."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+from kd_megatron.errors import OutputError
+from kd_megatron.kernels.bench.rows import Row, as_markdown, peak_share
+from kd_megatron.study.figures import COLOURS, MARKERS, STYLE
+
+END = "<!-- end of rows -->"
+
+
+def rows_of(record: dict[str, Any]) -> list[Row]:
+    """The rows of what ``--json`` wrote."""
+    return [Row(**row) for row in record["rows"]]
+
+
+def describe(record: dict[str, Any]) -> str:
+    """When and on what: one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version != "absent")
+    hardware, changed = record["hardware"], " with uncommitted changes" * record["uncommitted_changes"]
+    return (
+        f"{record['date']}, commit {record['commit'][:12]}{changed}; {hardware['device']}, "
+        f"{hardware['num_threads_per_process']} threads; {versions}."
+    )
+
+
+def fill_page(page: Path, source: str, record: dict[str, Any]) -> None:
+    """Put the table of ``record`` into ``page``, between a line that names its file ``source`` and `END`.
+
+    Raises:
+        OutputError: the page has no such place.
+    """
+    start = start_of(source)
+    text = page.read_text(encoding="utf-8") if page.exists() else f"{start}\n{END}\n"
+    place = re.compile(re.escape(start) + r".*?" + re.escape(END), re.DOTALL)
+    if not place.search(text):
+        raise OutputError(
+            given=f"{page} has no place for the rows of {source}",
+            expected=f"a line {start} with a line {END} after it",
+            fix="add both lines where the table belongs, or name a page that does not exist yet",
+        )
+    filled = f"{start}\n\n{render(record)}\n{END}"
+    page.write_text(place.sub(lambda _: filled, text), encoding="utf-8")
+
+
+def start_of(source: str) -> str:
+    """The line that opens the place of the rows of the file ``source``."""
+    return f"<!-- rows of {source} -->"
+
+
+def render(record: dict[str, Any]) -> str:
+    """The table of ``record`` and what it was measured with."""
+    return f"{as_markdown(rows_of(record))}\n{describe(record)}\n"
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Two panels, a line for each kernel and shape: speed, and peak memory, relative to ``ratio_to``."""
+    places = list(dict.fromkeys((row.name, row.shape, row.dtype) for row in rows))
+    backends = list(dict.fromkeys(row.backend for row in rows))
+    with matplotlib.rc_context(STYLE):
+        figure, panels = pyplot.subplots(1, 2, figsize=(7.6, 1.3 + 0.34 * len(places)), sharey=True)
+        for index, backend in enumerate(backends):
+            mine = [row for row in rows if row.backend == backend]
+            heights = [places.index((row.name, row.shape, row.dtype)) for row in mine]
+            shares = [peak_share(row, rows) for row in mine]
+            look: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": "none"}
+            panels[0].plot([row.ratio for row in mine], heights, label=backend, **look)
+            panels[1].plot([share if share else float("nan") for share in shares], heights, **look)
+        panels[0].set_yticks(range(len(places)), [f"{name}\n{shape} {dtype}" for name, shape, dtype in places])
+        panels[0].set_ylim(len(places) - 0.5, -0.5)
+        reference = " or ".join(sorted({row.ratio_to for row in rows}))
+        _finish(panels[0], f"speed relative to {reference} (more is better)")
+        _finish(panels[1], f"peak memory relative to {reference} (less is better)")
+        figure.legend(loc="outside upper center", ncols=len(backends))
+        figure.savefig(path)
+        pyplot.close(figure)
+
+
+def _finish(axes: Axes, label: str) -> None:
+    axes.set_xscale("log")
+    axes.axvline(1.0, color="#777777", linewidth=0.9, zorder=1)
+    axes.set_xlabel(label, fontsize=8)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
