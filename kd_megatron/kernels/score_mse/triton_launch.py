@@ -1,0 +1,129 @@
+"""`score_mse` on a GPU by its direct kernel: loss and gradients from two launches. See triton_kernels.py.
+
+Shapes: B batch, L length, H heads, d head size, D = H * d.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from kd_megatron.kernels.arithmetic import accumulation_dtype
+from kd_megatron.kernels.score_mse.autograd import Gradients, differentiable, new_gradients
+from kd_megatron.kernels.score_mse.triton_kernels import score_tiles
+from kd_megatron.kernels.triton_tools import as_rows, needs_upcast, padded
+
+Pair = tuple[Tensor, Tensor]  # rows and columns of a launch, [B, L, D], of one dtype and equal strides
+
+
+class Blocks(NamedTuple):
+    """How the scores of a head are cut into tiles of ``rows`` x ``columns``, and how a program runs."""
+
+    rows: int
+    columns: int
+    num_warps: int
+    num_stages: int
+
+
+# By the bytes of the wider model's padded head: the rows and, for every stage, the columns must fit into shared memory.
+BLOCKS = {
+    128: Blocks(128, 64, 8, 2),
+    256: Blocks(64, 64, 4, 2),
+    512: Blocks(64, 32, 8, 2),
+}
+
+
+def score_mse(
+    student_queries: Tensor,
+    student_keys: Tensor,
+    teacher_queries: Tensor,
+    teacher_keys: Tensor,
+    num_heads: int,
+    valid: Tensor | None,
+) -> Tensor:
+    """Sum of squared differences of the scaled scores before softmax, over valid pairs and heads."""
+    return differentiable(
+        _loss_and_gradients, student_queries, student_keys, teacher_queries, teacher_keys, num_heads, valid
+    )
+
+
+def _loss_and_gradients(
+    student_queries: Tensor,
+    student_keys: Tensor,
+    teacher_queries: Tensor,
+    teacher_keys: Tensor,
+    num_heads: int,
+    valid: Tensor | None,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Gradients]:
+    dtype = accumulation_dtype(student_queries, student_keys, teacher_queries, teacher_keys)
+    gradients = new_gradients((student_queries, student_keys), wanted, dtype)
+    student = _pair(student_queries, student_keys, dtype)
+    teacher = _pair(teacher_queries, teacher_keys, dtype)
+    blocks = default_blocks(student[0], teacher[0], num_heads)
+    valid = None if valid is None else valid.contiguous()
+    batch, length, _ = student[0].shape
+    losses = student[0].new_empty(batch, num_heads * triton.cdiv(length, blocks.rows), dtype=dtype)
+    with torch.cuda.device_of(student_queries):  # a launch goes to the current device, wherever its tensors are
+        _launch(student, teacher, num_heads, valid, losses, gradients[0], blocks, with_loss=True)
+        if gradients[1] is not None:
+            swapped = student[::-1], teacher[::-1]
+            _launch(*swapped, num_heads, valid, losses, gradients[1], blocks, with_loss=False)
+    return losses.sum(dtype=torch.float64).to(dtype), gradients
+
+
+def default_blocks(student: Tensor, teacher: Tensor, num_heads: int) -> Blocks:
+    """The blocks for taps [B, L, D] of these widths and dtypes."""
+    head_bytes = max(padded(tap.shape[-1] // num_heads) * tap.element_size() for tap in (student, teacher))
+    return next((blocks for largest, blocks in BLOCKS.items() if head_bytes <= largest), Blocks(16, 16, 4, 1))
+
+
+def _pair(queries: Tensor, keys: Tensor, accumulated: torch.dtype) -> Pair:
+    """As the kernel takes them: views, unless the two differ in dtype or strides, or anything is float64."""
+    dtype = torch.promote_types(queries.dtype, keys.dtype)
+    if accumulated == torch.float64:
+        dtype = accumulated
+    queries, keys = as_rows(queries).to(dtype), as_rows(keys).to(dtype)
+    if queries.stride() != keys.stride():
+        queries, keys = queries.contiguous(), keys.contiguous()
+    return queries, keys
+
+
+def _launch(
+    student: Pair,
+    teacher: Pair,
+    num_heads: int,
+    valid: Tensor | None,
+    losses: Tensor,
+    gradient: Tensor | None,
+    blocks: Blocks,
+    with_loss: bool,
+) -> None:
+    """Write the gradient of the rows, the first of ``student``, where wanted, and the loss where asked for."""
+    if not losses.numel():
+        return
+    student_size, teacher_size = (pair[0].shape[2] // num_heads for pair in (student, teacher))
+    score_tiles[losses.shape[1], losses.shape[0]](
+        *student,
+        *teacher,
+        valid,
+        losses,
+        gradient,
+        length=student[0].shape[1],
+        student_sequence_stride=student[0].stride(0),
+        student_row_stride=student[0].stride(1),
+        teacher_sequence_stride=teacher[0].stride(0),
+        teacher_row_stride=teacher[0].stride(1),
+        STUDENT_SIZE=student_size,
+        TEACHER_SIZE=teacher_size,
+        STUDENT_PADDED=padded(student_size),
+        TEACHER_PADDED=padded(teacher_size),
+        ROWS=blocks.rows,
+        COLUMNS=blocks.columns,
+        WITH_LOSS=with_loss,
+        UPCAST=needs_upcast(*student, *teacher),
+        num_warps=blocks.num_warps,
+        num_stages=blocks.num_stages,
+        enable_fp_fusion=True,  # said, as its default is about to change
+    )
