@@ -13,6 +13,17 @@ FLOAT32_LOSS_RELATIVE = 2e-6
 # float32 gradient against float64, as a share of the largest entry (small entries are differences of large terms).
 # Gradients of bf16 and fp16 taps need no tolerance: they equal the float32 gradient rounded once.
 FLOAT32_GRADIENT_OF_LARGEST = 2e-6
+# Triton's backward makes the scores a second time, in tiles that round otherwise than forward's: a score of 12 (in bits,
+# as here) puts 12 * 2^-24 = 7e-7, a few times, on every probability, and gradients are small differences of those.
+RECOMPUTED_GRADIENT_OF_LARGEST = 1e-5
+# bf16 taps: the gradient is rounded to bf16 (2^-9), and Triton rounds the difference of relations before (2^-9).
+BF16_GRADIENT_OF_LARGEST = 4e-3
+# Scores near 70 nats carry an error of 70 * 2^-24 = 4e-6 from each rounding of a product's sum, and an exponential
+# makes that a relative one; losses, and gradients as a share of the largest.
+HIGH_SCORES_RELATIVE = 1e-5
+HIGH_SCORES_OF_LARGEST = 1e-5
+# Peak memory at lengths L, 2 L, 4 L: its growth doubles when it is linear, and quadruples with anything of L * L.
+LINEAR_GROWTH = 1.1
 # A Kullback-Leibler divergence in float32 may round below zero by this share of the number of terms summed.
 KL_BELOW_ZERO_PER_TERM = 1e-7
 # The gradient of relation_kl at equality is p - q of two softmaxes of the same float64 numbers: a few units of 1e-16.
@@ -55,3 +66,11 @@ SCIPY_RELATIVE = 1e-12
 
 # Both count matrix products alone, with integers: only the order of a float sum differs.
 FLOPS_RELATIVE = 1e-12
+
+# --- kernels/vocab_kl ---
+
+# Logits near 70 carry a float32 rounding of 4e-6 each, 8e-6 in a difference: the divergence and the gradient inherit it.
+VOCAB_PEAKED_LOSS_RELATIVE = 1e-5
+VOCAB_PEAKED_GRADIENT_OF_LARGEST = 1e-5
+# On a GPU the gradient of bfloat16 logits is rounded to bfloat16 before its products: 2^-9 per entry.
+VOCAB_BFLOAT16_FACTORS_OF_LARGEST = 2**-8
