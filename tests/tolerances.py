@@ -13,8 +13,8 @@ FLOAT32_LOSS_RELATIVE = 2e-6
 # float32 gradient against float64, as a share of the largest entry (small entries are differences of large terms).
 # Gradients of bf16 and fp16 taps need no tolerance: they equal the float32 gradient rounded once.
 FLOAT32_GRADIENT_OF_LARGEST = 2e-6
-# Triton's backward makes the scores a second time, in tiles that round otherwise than forward's: a score of 12 (in bits,
-# as here) puts 12 * 2^-24 = 7e-7, a few times, on every probability, and gradients are small differences of those.
+# Triton's backward makes the scores a second time, in tiles that round otherwise than forward's: a score of 12 bits, as
+# here, puts 12 * 2^-24 = 7e-7, a few times, on every probability, and gradients are small differences of those.
 RECOMPUTED_GRADIENT_OF_LARGEST = 1e-5
 # bf16 taps: the gradient is rounded to bf16 (2^-9), and Triton rounds the difference of relations before (2^-9).
 BF16_GRADIENT_OF_LARGEST = 4e-3
@@ -32,6 +32,8 @@ GRADIENT_AT_EQUALITY = 1e-14
 HIGH_TEMPERATURE_RELATIVE = 1e-3
 # Sample standard deviation of 180,000 normal draws: 1 / sqrt(2 n) = 0.17 %, ten times that.
 INITIAL_SPREAD_RELATIVE = 0.02
+# The sum of two bf16 gradients, rounded again: three roundings of 2^-9 of what is at most the largest entry.
+BF16_SUM_OF_TWO_OF_LARGEST = 3 * 2**-9
 
 # --- data ---
 
@@ -54,6 +56,8 @@ FINETUNE_PADDING = 1e-5
 PARITY_FLOAT32_RELATIVE = 2e-4
 # bf16 weights with float32 masters over 20 steps: 2^-9 per rounding of activations and gradients.
 PARITY_BF16_RELATIVE = 2e-2
+# Reference and fused kernels in float32 over 200 steps: sums in another order, fed back through the weights.
+BACKENDS_200_STEPS_RELATIVE = 1e-3
 
 # --- study ---
 
@@ -74,3 +78,11 @@ VOCAB_PEAKED_LOSS_RELATIVE = 1e-5
 VOCAB_PEAKED_GRADIENT_OF_LARGEST = 1e-5
 # On a GPU the gradient of bfloat16 logits is rounded to bfloat16 before its products: 2^-9 per entry.
 VOCAB_BFLOAT16_FACTORS_OF_LARGEST = 2**-8
+
+# --- kernels/score_mse ---
+
+# The closed form near the teacher, with u = 2^-24 and r the relative difference of scores: its three inner products
+# cancel, which leaves a loss error of 1 to 2 u / r^2; the two products of its gradient cancel likewise: 18 u / r of
+# the largest entry (measured for d = 64, L = 128 to 2048, r = 0.4 to 0.0003; kernels/score_mse/README.md).
+GRAM_LOSS_UNITS = 4.0
+GRAM_GRADIENT_UNITS = 32.0

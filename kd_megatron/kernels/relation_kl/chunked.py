@@ -28,34 +28,35 @@ def relation_kl(
     student: Sequence[Tensor], teacher: Sequence[Tensor], num_relation_heads: int, valid: Tensor | None
 ) -> Tensor:
     """[n]: sums over valid query rows and relation heads of KL(teacher's relation || student's relation)."""
-    if torch.is_grad_enabled() and any(tap.requires_grad for tap in student):
-        return _RelationKl.apply(teacher, num_relation_heads, valid, *student)
     pairs = zip(student, teacher, strict=True)
-    return torch.stack([_sum_and_gradient(s, t, num_relation_heads, valid, False)[0] for s, t in pairs])
+    return torch.stack([_of_one_relation(s, t, num_relation_heads, valid) for s, t in pairs])
+
+
+def _of_one_relation(student: Tensor, teacher: Tensor, num_relation_heads: int, valid: Tensor | None) -> Tensor:
+    if torch.is_grad_enabled() and student.requires_grad:
+        result: Tensor = _RelationKl.apply(student, teacher, num_relation_heads, valid)
+        return result
+    return _sum_and_gradient(student, teacher, num_relation_heads, valid, wants_gradient=False)[0]
 
 
 class _RelationKl(torch.autograd.Function):
-    """Saves the gradients of the sums, in the dtype of accumulation, and nothing else."""
+    """Saves the gradient of the sum, in the dtype of accumulation, and nothing else.
+
+    One relation each, so that backward frees what one has saved before it makes the next one's gradient.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, teacher: Sequence[Tensor], num_relation_heads: int, valid: Tensor | None, *student: Tensor
-    ) -> Tensor:
-        wanted = ctx.needs_input_grad[3:]
-        results = [
-            _sum_and_gradient(s, t, num_relation_heads, valid, w)
-            for s, t, w in zip(student, teacher, wanted, strict=True)
-        ]
-        sums, gradients = zip(*results, strict=True)
-        ctx.save_for_backward(*gradients)
-        ctx.student_dtype = student[0].dtype
-        return torch.stack(sums)
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, num_relation_heads: int, valid: Tensor | None) -> Tensor:
+        total, gradient = _sum_and_gradient(student, teacher, num_relation_heads, valid, wants_gradient=True)
+        ctx.save_for_backward(gradient)
+        ctx.student_dtype = student.dtype
+        return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *factors: Tensor) -> tuple[Tensor | None, ...]:
-        pairs = zip(ctx.saved_tensors, factors[0], strict=True)
-        return None, None, None, *(g if g is None else (g * factor).to(ctx.student_dtype) for g, factor in pairs)
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * factor).to(ctx.student_dtype), None, None, None
 
 
 def _sum_and_gradient(
