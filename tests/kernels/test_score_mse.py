@@ -9,7 +9,8 @@ from tolerances import (
     REORDERED_FLOAT64_RELATIVE,
 )
 
-from kd_megatron.kernels.score_mse import score_mse
+from kd_megatron.kernels import score_mse as score_mse_package
+from kd_megatron.kernels.score_mse import BACKENDS, score_mse
 
 STUDENT = (3, 7, 3, 4)  # [B, L, H, d_s]
 TEACHER = (3, 7, 3, 6)  # [B, L, H, d_t]: as many heads, of another size
@@ -45,26 +46,30 @@ def by_hand(student_queries, student_keys, teacher_queries, teacher_keys, num_he
     )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("num_heads", [None, RESPLIT])
-def test_equals_hand_worked_loops(num_heads):
+def test_equals_hand_worked_loops(num_heads, backend):
     taps = example()
     expected = by_hand(*(x.numpy() for x in taps), num_heads or 3, LENGTHS)
-    assert score_mse(*taps, num_heads, mask()).item() == pytest.approx(expected, rel=HAND_WORKED_RELATIVE)
+    assert score_mse(*taps, num_heads, mask(), backend).item() == pytest.approx(expected, rel=HAND_WORKED_RELATIVE)
 
 
-def test_equals_a_literal():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equals_a_literal(backend):
     # One head of one feature, two positions. Student scores q k: [[2, 6], [1, 3]]; teacher: [[0, 1], [0, 2]].
     # Differences [[2, 5], [1, 1]]: 4 + 25 + 1 + 1 = 31.
     columns = ([2.0, 1.0], [1.0, 3.0], [1.0, 2.0], [0.0, 1.0])
     taps = [torch.tensor(column, dtype=torch.float64).reshape(1, 2, 1, 1) for column in columns]
-    assert score_mse(*taps).item() == pytest.approx(31.0, rel=LITERAL_RELATIVE)
+    assert score_mse(*taps, backend=backend).item() == pytest.approx(31.0, rel=LITERAL_RELATIVE)
 
 
 @pytest.mark.parametrize("num_heads", [None, RESPLIT])
 @pytest.mark.parametrize("valid", [None, mask()], ids=["no padding", "padding"])
 def test_gradient_is_that_of_finite_differences(num_heads, valid):
     queries, keys, *teacher = example(requires_grad=True)
-    assert torch.autograd.gradcheck(lambda q, k: score_mse(q, k, *teacher, num_heads, valid), (queries, keys))
+    assert torch.autograd.gradcheck(
+        lambda q, k: score_mse(q, k, *teacher, num_heads, valid, "reference"), (queries, keys)
+    )
 
 
 def test_padding_has_no_effect_and_no_gradient_whatever_it_holds():
@@ -93,7 +98,7 @@ def test_more_padding_changes_nothing():
 
 def test_is_zero_at_equality():
     queries, keys = tap(STUDENT, 1, requires_grad=True), tap(STUDENT, 2)
-    loss = score_mse(queries, keys, queries.detach(), keys)
+    loss = score_mse(queries, keys, queries.detach(), keys, backend="reference")
     loss.backward()
     assert loss.item() == 0.0
     assert torch.all(queries.grad == 0.0)
@@ -118,8 +123,35 @@ def test_teacher_may_come_from_inference_mode():
     assert all(x.grad.abs().sum() > 0 for x in student)
 
 
-def test_auto_is_the_reference():
-    assert torch.equal(*(score_mse(*example(), valid=mask(), backend=backend) for backend in ("auto", "reference")))
+@pytest.mark.parametrize(
+    ("length", "student_size", "teacher_size", "num_heads", "chosen"),
+    [
+        (160, 64, 64, None, "tiled"),
+        (161, 64, 64, None, "closed_form"),
+        (60, 16, 32, None, "tiled"),
+        (61, 16, 32, None, "closed_form"),
+        (60, 16, 32, 1, "tiled"),
+        (61, 16, 32, 1, "tiled"),  # of heads twice as large
+    ],
+)
+def test_auto_takes_the_closed_form_for_sequences_long_against_their_heads(
+    monkeypatch, length, student_size, teacher_size, num_heads, chosen
+):
+    calls = []
+    for name in score_mse_package.BACKENDS:
+        monkeypatch.setitem(score_mse_package.BACKENDS, name, lambda *_, name=name: calls.append(name))
+    student, teacher = torch.zeros(1, length, 2, student_size), torch.zeros(1, length, 2, teacher_size)
+    score_mse(student, student, teacher, teacher, num_heads)
+    assert calls == [chosen]
+
+
+@pytest.mark.parametrize("length", [7, 80])
+def test_auto_equals_the_reference(length):
+    taps = [tap((2, length, *x.shape[2:]), seed) for seed, x in enumerate(example())]
+    auto, reference = (
+        score_mse(*taps, valid=mask((length, 5), length), backend=name) for name in ("auto", "reference")
+    )
+    assert auto.item() == pytest.approx(reference.item(), rel=REORDERED_FLOAT64_RELATIVE)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +167,7 @@ def test_auto_is_the_reference():
         ({"teacher_keys": tap(TEACHER, 4, requires_grad=True)}, ValueError, "teacher_keys requires a gradient"),
         ({"student_keys": tap((2, 7, 3, 4), 4)}, ValueError, "student_keys has batch and length"),
         ({"valid": mask().float()}, TypeError, "valid is torch.float32"),
-        ({"backend": "gram"}, ValueError, "unknown backend 'gram'; known: auto, reference"),
+        ({"backend": "gram"}, ValueError, "unknown backend 'gram'; known: auto, closed_form, reference, tiled, triton"),
     ],
 )
 def test_refuses(change, error, says):
