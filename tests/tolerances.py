@@ -73,11 +73,13 @@ FLOPS_RELATIVE = 1e-12
 
 # --- kernels/vocab_kl ---
 
-# Logits near 70 carry a float32 rounding of 4e-6 each, 8e-6 in a difference: the divergence and the gradient inherit it.
+# Logits near 70 carry a float32 rounding of 4e-6 each, 8e-6 in a difference; the divergence and gradient inherit it.
 VOCAB_PEAKED_LOSS_RELATIVE = 1e-5
 VOCAB_PEAKED_GRADIENT_OF_LARGEST = 1e-5
 # On a GPU the gradient of bfloat16 logits is rounded to bfloat16 before its products: 2^-9 per entry.
 VOCAB_BFLOAT16_FACTORS_OF_LARGEST = 2**-8
+# Resident memory comes and goes in huge pages of 2 MiB, of the whole process; logits of all rows move it by 50 MiB.
+VOCAB_RESIDENT_BYTES = 8 * 2**20
 
 # --- kernels/score_mse ---
 

@@ -16,7 +16,7 @@ from kd_megatron.tensors import IGNORED, FactoredLogits
 
 CHUNK_ROWS = 256  # multiplied out at once: enough for matrix products at nearly full speed, see README.md
 CPU_BLOCK_ROWS = 16  # of a chunk, turned from logits to gradient at once: they stay in cache, and one buffer is small
-ROW_ALIGNMENT = 64  # elements: rows of 30,522 in a row would start at odd addresses, and products be 1.3 times slower
+ROW_ALIGNMENT = 64  # elements: rows of 30,522 without a gap start anywhere, and the product that writes them is slower
 PROMISE_RELATIVE = 1e-3  # how far the gradients of the two sums may be from the promised proportion
 
 
@@ -73,7 +73,7 @@ class _VocabularyLosses(torch.autograd.Function):
             divergence=kl_rows.to(dtype)[:, None] * (gradient_weights[0] / temperature),
             cross_entropy=labelled.to(dtype)[:, None] * gradient_weights[1],
         )
-        gradient = _Gradient(student, ctx.needs_input_grad[:3], dtype)
+        gradient = _Gradient(student, ctx.needs_input_grad[:3], dtype, student_head.weight.dtype)
         divergence, cross_entropy = _row_losses(student_head, teacher_head, targets, temperature, gradient)
         ctx.save_for_backward(gradient.states, gradient.weight, gradient.bias)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (states, weight, bias)]
@@ -139,18 +139,23 @@ class _Head:
 class _Gradient:
     """Gradient of the student's tensors, in full precision; None for those that need none."""
 
-    def __init__(self, student: FactoredLogits, needed: tuple[bool, bool, bool], dtype: torch.dtype) -> None:
+    def __init__(
+        self, student: FactoredLogits, needed: tuple[bool, bool, bool], dtype: torch.dtype, factors_dtype: torch.dtype
+    ) -> None:
         self.states, self.weight, self.bias = (
             torch.zeros_like(tensor, dtype=dtype) if need and tensor is not None else None
             for tensor, need in zip((student.states, student.weight, student.bias), needed, strict=True)
         )
         self.needed = any(needed)
+        is_narrow = self.needed and factors_dtype != dtype
+        self._narrow = _rows_of_vocabulary(CHUNK_ROWS, student.weight, factors_dtype) if is_narrow else None
 
     def add(self, chunk: slice, logits_gradient: Tensor, states: Tensor, weight: Tensor) -> None:
         """Add what a chunk contributes: its logits' gradient [C, V] through ``states @ weight^T + bias``."""
         if self.bias is not None:
             self.bias += logits_gradient.sum(0)
-        factor = logits_gradient.to(weight.dtype)
+        narrow = self._narrow
+        factor = logits_gradient if narrow is None else narrow[: states.shape[0]].copy_(logits_gradient)
         if self.states is not None:
             _add_product(self.states[chunk], factor, weight)
         if self.weight is not None:
