@@ -37,6 +37,10 @@ class Batch:
             return self.attention_mask
         return torch.ones_like(self.input_ids, dtype=torch.bool)
 
+    def at_slots(self, states: Tensor) -> Tensor:
+        """The rows of ``states`` [B, L, D] at the masked positions: [B, K, D]."""
+        return states.gather(1, self.masked_positions.unsqueeze(-1).expand(-1, -1, states.size(-1)))
+
 
 @dataclass(frozen=True)
 class FactoredLogits:

@@ -17,22 +17,24 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_inputs(directory: Path) -> Path:
-    """Shards in ``directory``/shards and a teacher in ``directory``/teacher."""
+def write_inputs(directory: Path, **teacher: Any) -> Path:
+    """Shards in ``directory``/shards and a teacher (with changed sizes) in ``directory``/teacher."""
     documents = {"train-00000": random_documents(0, 200), "valid-00000": random_documents(1, 40)}
     shards = write_shard_set(directory / "shards", documents)
-    write_teacher(directory / "teacher", shards / "tokenizer")
+    write_teacher(directory / "teacher", shards / "tokenizer", **teacher)
     return directory
 
 
 def write_teacher(directory: Path, tokenizer: Path, **changes: Any) -> Path:
     """A BERT of 4 layers x 32 whose weights are large enough for relations that are far from uniform."""
     torch.manual_seed(7)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes = {
+        "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64,
+        "max_position_embeddings": 64,
+    }  # fmt: skip
     config = BertConfig(
-        vocab_size=VOCAB_SIZE, max_position_embeddings=64, initializer_range=0.2, pad_token_id=SPECIALS["[PAD]"],
-        **(sizes | changes),
-    )  # fmt: skip
+        vocab_size=VOCAB_SIZE, initializer_range=0.2, pad_token_id=SPECIALS["[PAD]"], **(sizes | changes)
+    )
     BertForMaskedLM(config).save_pretrained(directory)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(directory)
     return directory

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,11 @@ class Engine:
     Args:
         module: student and objective in one module; its forward returns sums. Float32 weights.
         recipe: optimisation, the same for all arms.
+        read_directly: parameters that the forward of ``module`` reads itself, outside the submodules that own them:
+            ZeRO-3, which gathers a submodule's parameters for its own forward alone, must be told.
     """
 
-    def __init__(self, module: nn.Module, recipe: TrainingRecipe) -> None:
+    def __init__(self, module: nn.Module, recipe: TrainingRecipe, read_directly: Sequence[nn.Parameter] = ()) -> None:
         deepspeed = _import_deepspeed()
         # The shared-memory op compiles at first use, and a killed run leaves a lock that hangs every later one.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -110,6 +113,9 @@ class Engine:
             model_parameters=parameter_groups(module, recipe.weight_decay),
             config=_deepspeed_config(recipe),
         )
+        if self.zero_stage == 3:
+            for parameter in read_directly:
+                deepspeed.zero.register_external_parameter(module, parameter)
         self._undo_phantom_step()
         if recipe.precision == "fp32" and hasattr(self.deepspeed.optimizer, "check_grad_overflow"):
             self.deepspeed.optimizer.check_grad_overflow = True

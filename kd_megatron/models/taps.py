@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from kd_megatron.errors import ModelError
-from kd_megatron.tensors import Batch, Needs, Taps
+from kd_megatron.tensors import Batch, FactoredLogits, Needs, Taps
 
 ATTENTION = "kd_sdpa"
 HEADS = {
@@ -70,12 +70,18 @@ class TappedEncoder(nn.Module):
             )
         self.model, self.needs = model, needs
 
-    @property
-    def head(self) -> nn.Module:
-        """The MLM head: hidden states [..., D] -> logits [..., V]."""
-        head = getattr(self.model, HEADS[self.model.config.model_type])
-        assert isinstance(head, nn.Module)
-        return head
+    def head(self, states: Tensor) -> FactoredLogits:
+        """The MLM head: hidden states [..., D] -> logits [..., V], all but the last product made."""
+        head: Any = getattr(self.model, HEADS[self.model.config.model_type])
+        if hasattr(head, "predictions"):  # BERT
+            transformed, decoder = head.predictions.transform(states), head.predictions.decoder
+        else:  # RoBERTa and its kin
+            transformed, decoder = head.layer_norm(functional.gelu(head.dense(states))), head.decoder
+        return FactoredLogits(transformed, decoder.weight, decoder.bias)
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """Weight and bias of the head's last layer, if it is used: read by a loss, not by the layer's own forward."""
+        return list(self.model.get_output_embeddings().parameters()) if self.needs.head else []
 
     @property
     def embeddings(self) -> nn.Parameter:
@@ -100,12 +106,6 @@ class TappedEncoder(nn.Module):
             keys={layer: projections[layer][1].transpose(1, 2) for layer in needs.keys},
             values={layer: projections[layer][2].transpose(1, 2) for layer in needs.values},
             hidden={layer: states[layer] for layer in needs.hidden},
-            logits=self.head(at_positions(last, batch.masked_positions)) if needs.logits else None,
+            logits=self.head(batch.at_slots(last)) if needs.logits else None,
             all_logits=self.head(last) if needs.all_logits else None,
         )
-
-
-def at_positions(states: Tensor, positions: Tensor) -> Tensor:
-    """Rows of ``states`` [B, L, D] at ``positions`` [B, K] -> [B, K, D]."""
-    index = positions.unsqueeze(-1).expand(-1, -1, states.size(-1))
-    return torch.gather(states, 1, index)

@@ -66,16 +66,14 @@ class MiniLm(Objective):
     def forward(self, student: Taps, teacher: Taps | None, batch: Batch) -> dict[str, Tensor]:
         """Every term: sum over valid query rows and relation heads of KL(relation_t || relation_s), in nats."""
         teacher_taps = checks.present("teacher", teacher)
-        return {
-            relation: kernel.relation_kl(
-                getattr(student, relation)[self.student_layer],
-                getattr(teacher_taps, relation)[self.teacher_layer],
-                self.options.num_relation_heads,
-                batch.attention_mask,
-                self.options.backend,
-            )
-            for relation in self.weights
-        }
+        sums = kernel.relation_kl(
+            [getattr(student, relation)[self.student_layer] for relation in self.weights],
+            [getattr(teacher_taps, relation)[self.teacher_layer] for relation in self.weights],
+            self.options.num_relation_heads,
+            batch.attention_mask,
+            self.options.backend,
+        )
+        return dict(zip(self.weights, sums, strict=True))
 
     def flops(self, length: int, num_masked: int) -> float:
         """`relation_kl_flops` once per relation."""

@@ -3,23 +3,26 @@
 Shapes: B batch, K masked slots, V vocabulary.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 from torch import Tensor
-from torch.nn import functional
 
-from kd_megatron.kernels.arithmetic import accumulation_dtype
+from kd_megatron.kernels import vocab_kl as kernel
+from kd_megatron.kernels.door import AUTO, check_backend
 from kd_megatron.objectives.base import Objective, ObjectiveOptions
 from kd_megatron.objectives.checks import present, require_mlm_head
 from kd_megatron.tensors import IGNORED, Batch, ModelShape, Needs, Taps
 
+Backend = Annotated[str, AfterValidator(lambda name: check_backend(name, kernel.CROSS_ENTROPY_BACKENDS))]
+
 
 class ScratchOptions(ObjectiveOptions):
-    """Options of objective ``scratch``: none of its own."""
+    """Options of objective ``scratch``."""
 
     objective: Literal["scratch"]
+    backend: Backend = AUTO
 
     @model_validator(mode="after")
     def _reads_masks(self) -> Self:
@@ -45,9 +48,8 @@ class Scratch(Objective):
 
     def forward(self, student: Taps, teacher: Taps | None, batch: Batch) -> dict[str, Tensor]:
         """``mlm``: sum of the cross-entropy over slots with a label; ``teacher`` is not read."""
-        logits = present("logits", student.logits).flatten(0, 1)  # [B * K, V]
-        logits = logits.to(accumulation_dtype(logits))
-        return {"mlm": functional.cross_entropy(logits, batch.labels.flatten(), ignore_index=IGNORED, reduction="sum")}
+        logits = present("logits", student.logits).rows()
+        return {"mlm": kernel.vocab_cross_entropy(logits, batch.labels.flatten(), self.options.backend)}
 
     def flops(self, length: int, num_masked: int) -> float:
         """Per logit of the K masked slots: a log-softmax of 4 operations; backward 2: ``6 K V``."""

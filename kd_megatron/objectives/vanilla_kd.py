@@ -8,6 +8,7 @@ the logged term is a plain divergence in nats.
 Shapes: B batch, L length, K masked slots, D hidden size, V vocabulary, N rows (B * K or B * L).
 """
 
+from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 import torch
@@ -89,23 +90,43 @@ class VanillaKd(Objective):
     def forward(self, student: Taps, teacher: Taps | None, batch: Batch) -> dict[str, Tensor]:
         """``kd``: sum of KL(p_t^T || p_s^T); ``mlm``: sum of the cross-entropy; ``cosine``: sum of 1 - cos."""
         teacher_taps = checks.present("teacher", teacher)
-        if self.options.positions == "all":
-            name, labels, kl_rows = "all_logits", labels_at_positions(batch), batch.valid().flatten()
-        else:
-            name, labels, kl_rows = "logits", batch.labels, None
-        kd, mlm = kernel.vocab_kl(
-            checks.present(name, getattr(student, name)).flatten(0, 1),
-            checks.present(name, getattr(teacher_taps, name)).flatten(0, 1),
-            labels.flatten(),
-            self.options.temperature,
-            kl_rows,
-            self.options.backend,
+        terms = (
+            self._everywhere(student, teacher_taps, batch)
+            if self.options.positions == "all"
+            else (self._at_masks(student, teacher_taps, batch))
         )
-        terms = {"kd": kd, "mlm": mlm}
         if "cosine" in self.weights:
             (student_hidden,), (teacher_hidden,) = student.hidden.values(), teacher_taps.hidden.values()
             terms["cosine"] = cosine_distance(student_hidden, teacher_hidden, batch.attention_mask)
         return terms
+
+    def _at_masks(self, student: Taps, teacher: Taps, batch: Batch) -> dict[str, Tensor]:
+        """Both terms at the masked slots in one pass: their counts are equal, so their weights are all that differs."""
+        kd, mlm = kernel.vocab_kl(
+            checks.present("logits", student.logits).rows(),
+            checks.present("logits", teacher.logits).rows(),
+            batch.labels.flatten(),
+            self.options.temperature,
+            gradient_weights=(self.weights["kd"], self.weights["mlm"]),
+            backend=self.options.backend,
+        )
+        return {"kd": kd, "mlm": mlm}
+
+    def _everywhere(self, student: Taps, teacher: Taps, batch: Batch) -> dict[str, Tensor]:
+        """The divergence at every position; the cross-entropy apart, as each is divided by a count of its own."""
+        logits = checks.present("all_logits", student.all_logits)
+        kd, _ = kernel.vocab_kl(
+            logits.rows(),
+            checks.present("all_logits", teacher.all_logits).rows(),
+            torch.full_like(batch.input_ids, IGNORED).flatten(),
+            self.options.temperature,
+            batch.valid().flatten(),
+            gradient_weights=(1.0, 0.0),
+            backend=self.options.backend,
+        )
+        at_slots = replace(logits, states=batch.at_slots(logits.states)).rows()
+        mlm = kernel.vocab_cross_entropy(at_slots, batch.labels.flatten(), self.options.backend)
+        return {"kd": kd, "mlm": mlm}
 
     def flops(self, length: int, num_masked: int) -> float:
         """`vocab_kl_flops` of the compared rows (K or L), plus for the cosine 10 per hidden feature.
@@ -115,13 +136,6 @@ class VanillaKd(Objective):
         num_rows = length if self.options.positions == "all" else num_masked
         cosine = 10.0 * length * self.student.hidden_size if "cosine" in self.weights else 0.0
         return kernel.vocab_kl_flops(num_rows, self.student.vocab_size) + cosine
-
-
-def labels_at_positions(batch: Batch) -> Tensor:
-    """The labels [B, K] of the masked slots at their positions in the sequence: [B, L] int64, IGNORED elsewhere."""
-    labels = torch.full_like(batch.input_ids, IGNORED)
-    # An unused slot may name the position of a used one: the larger value, the label, wins over IGNORED.
-    return labels.scatter_reduce(1, batch.masked_positions, batch.labels, "amax")
 
 
 def cosine_distance(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from kd_megatron import dist
 from kd_megatron.data.loader import Loader
-from kd_megatron.models.taps import TappedEncoder, at_positions
+from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.schema import DataRecipe, ValidationRecipe
 from kd_megatron.tensors import IGNORED, Batch, Needs, Taps
 
@@ -104,7 +104,7 @@ class Validation:
             totals[1:3] += torch.stack(self._score(probe, _masked_states(taps, batch, last), batch.labels)).cpu()
             if own_head:
                 assert taps.logits is not None
-                totals[3:5] += torch.stack(loss_and_hits(taps.logits, batch.labels)).cpu()
+                totals[3:5] += torch.stack(loss_and_hits(taps.logits.dense(), batch.labels)).cpu()
         count, *sums = dist.all_reduce(totals).tolist()
         names = ("probe_mlm_loss", "probe_mlm_accuracy", *(("mlm_loss", "mlm_accuracy") if own_head else ()))
         return {name: value / count for name, value in zip(names, sums, strict=False)}
@@ -136,7 +136,7 @@ class Validation:
 
 def _masked_states(taps: Taps, batch: Batch, last: int) -> Tensor:
     """The last hidden states at the masked slots, [B, K, D] float32."""
-    return at_positions(taps.hidden[last], batch.masked_positions).float()
+    return batch.at_slots(taps.hidden[last]).float()
 
 
 def loss_and_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

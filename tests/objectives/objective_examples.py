@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd_megatron.objectives import registry
 from kd_megatron.objectives.base import Objective
-from kd_megatron.tensors import IGNORED, Batch, ModelShape, Needs, Taps
+from kd_megatron.tensors import IGNORED, Batch, FactoredLogits, ModelShape, Needs, Taps
 
 VOCAB_SIZE = 13
 STUDENT = ModelShape(num_layers=2, hidden_size=12, num_attention_heads=3, vocab_size=VOCAB_SIZE)
@@ -75,20 +75,29 @@ def taps(needs: Needs, shape: ModelShape, seed: int, requires_grad: bool = False
         keys={layer: draw(*heads) for layer in needs.keys},
         values={layer: draw(*heads) for layer in needs.values},
         hidden={layer: draw(length, shape.hidden_size) for layer in needs.hidden},
-        logits=draw(num_slots, shape.vocab_size) if needs.logits else None,
-        all_logits=draw(length, shape.vocab_size) if needs.all_logits else None,
+        logits=factored(draw(num_slots, shape.hidden_size), shape) if needs.logits else None,
+        all_logits=factored(draw(length, shape.hidden_size), shape) if needs.all_logits else None,
     )
 
 
+def factored(states: Tensor, shape: ModelShape) -> FactoredLogits:
+    """Logits of about unit size: a head of fixed weights for each hidden size, without gradient."""
+    generator = torch.Generator().manual_seed(shape.hidden_size)
+    weight = torch.randn(shape.vocab_size, shape.hidden_size, generator=generator, dtype=torch.float64)
+    bias = torch.randn(shape.vocab_size, generator=generator, dtype=torch.float64)
+    return FactoredLogits(states, weight * shape.hidden_size**-0.5, bias)
+
+
 def named(outputs: Taps) -> dict[str, Tensor]:
-    """All tensors of ``outputs`` by name."""
+    """All tensors of ``outputs`` by name; of logits the states."""
     found = {
         f"{kind}.{layer}": tensor
         for kind in ("queries", "keys", "values", "hidden")
         for layer, tensor in getattr(outputs, kind).items()
     }
-    found |= {kind: getattr(outputs, kind) for kind in ("logits", "all_logits") if getattr(outputs, kind) is not None}
-    return found
+    return found | {
+        kind: getattr(outputs, kind).states for kind in ("logits", "all_logits") if getattr(outputs, kind) is not None
+    }
 
 
 def change(outputs: Taps, function: Callable[[str, Tensor], Tensor]) -> Taps:
@@ -99,7 +108,16 @@ def change(outputs: Taps, function: Callable[[str, Tensor], Tensor]) -> Taps:
         kind, _, layer = name.partition(".")
         if layer:
             layered[kind][int(layer)] = tensor
-    return Taps(**layered, logits=changed.get("logits"), all_logits=changed.get("all_logits"))
+    logits = {
+        kind: with_states(getattr(outputs, kind), changed[kind]) for kind in ("logits", "all_logits") if kind in changed
+    }
+    return Taps(**layered, **logits)
+
+
+def with_states(logits: FactoredLogits, states: Tensor) -> FactoredLogits:
+    """The same head, in the dtype of other states."""
+    assert logits.bias is not None
+    return FactoredLogits(states, logits.weight.to(states.dtype), logits.bias.to(states.dtype))
 
 
 def take(sequences: list[int] | slice, student: Taps, teacher: Taps, whole: Batch) -> tuple[Taps, Taps, Batch]:

@@ -16,7 +16,12 @@ from objective_examples import (
     total,
 )
 from objective_examples import build as build_example
-from tolerances import FLOAT32_GRADIENT_OF_LARGEST, FLOAT32_LOSS_RELATIVE, REORDERED_FLOAT64_RELATIVE
+from tolerances import (
+    BF16_SUM_OF_TWO_OF_LARGEST,
+    FLOAT32_GRADIENT_OF_LARGEST,
+    FLOAT32_LOSS_RELATIVE,
+    REORDERED_FLOAT64_RELATIVE,
+)
 
 every_objective = pytest.mark.parametrize("name", RECIPES)
 
@@ -139,7 +144,11 @@ def test_bf16_outputs_are_compared_in_float32(name):
     assert values(narrow[0]) == values(wide[0])
     assert values(narrow[0]) == pytest.approx(values(exact[0]), rel=FLOAT32_LOSS_RELATIVE)
     for tensor_name, gradient in narrow[1].items():
-        assert torch.equal(gradient, wide[1][tensor_name].bfloat16())
+        if tensor_name == "all_logits":  # read by two kernels: autograd adds two gradients, each rounded once
+            error = (gradient.double() - wide[1][tensor_name]).abs().max()
+            assert error <= BF16_SUM_OF_TWO_OF_LARGEST * wide[1][tensor_name].abs().max()
+        else:
+            assert torch.equal(gradient, wide[1][tensor_name].bfloat16())
         difference = (wide[1][tensor_name].double() - exact[1][tensor_name]).abs().max()
         assert difference <= FLOAT32_GRADIENT_OF_LARGEST * exact[1][tensor_name].abs().max()
 

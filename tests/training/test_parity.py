@@ -5,10 +5,11 @@ from pathlib import Path
 
 import processes
 import pytest
+from curves import Curve, largest_difference
 from tiny_study import ARMS, write_inputs
 from tolerances import PARITY_BF16_RELATIVE, PARITY_FLOAT32_RELATIVE
 
-Curves = dict[str, list[dict[str, float]]]
+Curves = dict[str, Curve]
 WORKER = str(Path(__file__).parent / "parity_worker.py")
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 
@@ -36,11 +37,6 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> Curves:
     return run_cases(directory, alone, 1) | run_cases(directory, together, 2)
 
 
-def largest_difference(one: list[dict[str, float]], two: list[dict[str, float]]) -> float:
-    assert len(one) == len(two) == 20
-    return max(abs(a[key] - b[key]) / abs(a[key]) for a, b in zip(one, two, strict=True) for key in a)
-
-
 @pytest.mark.parametrize("objective", ARMS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_splits_processes_and_stages_give_the_same_losses_and_norms(
@@ -49,6 +45,7 @@ def test_splits_processes_and_stages_give_the_same_losses_and_norms(
     tolerance = {"fp32": PARITY_FLOAT32_RELATIVE, "bf16": PARITY_BF16_RELATIVE}[precision]
     reference = curves[f"{objective}-1-zero0-8-fp32"]
     names = [name for name in curves if name.startswith(objective) and name.endswith(precision)]
+    assert all(len(curves[name]) == 20 for name in names)
     assert len(names) == {"fp32": 11, "bf16": 3}[precision]
     differences = {name: largest_difference(reference, curves[name]) for name in names}
     assert max(differences.values()) <= tolerance, differences

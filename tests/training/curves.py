@@ -1,0 +1,36 @@
+"""Losses and gradient norms of a few real steps, without the loop's checkpoints and validations."""
+
+from pathlib import Path
+
+from kd_megatron.schema import StudyRecipe
+from kd_megatron.training.loop import charge, one_step
+from kd_megatron.training.setup import prepare_run
+from kd_megatron.training.signals import StopRequest
+
+Curve = list[dict[str, float]]
+
+
+class Direct:
+    """Batches without a prefetch thread."""
+
+    def __init__(self, make):
+        self.get = make
+
+
+def curve(study: StudyRecipe, arm: str, directory: Path, teacher: Path, num_steps: int, rate: float) -> Curve:
+    """Train ``arm`` for ``num_steps``: every loss term, divided by its count, and the gradient norm, per step."""
+    run = prepare_run(study, arm, 0, directory, str(teacher))
+    rows = []
+    for _ in range(num_steps):
+        result = one_step(run, Direct(run.micro_batches), rate=rate, stop=StopRequest())
+        charge(run)
+        losses = {term: value / result.counts[term] for term, value in result.sums.items()}
+        rows.append({**losses, "grad_norm": result.grad_norm})
+    run.engine.close()
+    return rows
+
+
+def largest_difference(one: Curve, two: Curve) -> float:
+    """The largest relative difference of any value at any step."""
+    assert len(one) == len(two)
+    return max(abs(a[key] - b[key]) / abs(a[key]) for a, b in zip(one, two, strict=True) for key in a)
