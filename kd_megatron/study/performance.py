@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from kd_megatron.errors import OutputError
 from kd_megatron.kernels.bench.rows import Row, as_markdown, peak_share
@@ -90,4 +91,6 @@ def _finish(axes: Axes, label: str) -> None:
     axes.set_xscale("log")
     axes.axvline(1.0, color="#777777", linewidth=0.9, zorder=1)
     axes.set_xlabel(label, fontsize=8)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())

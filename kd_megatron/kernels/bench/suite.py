@@ -51,6 +51,8 @@ def measure(case: Case, plan: Plan, rows: list[Row], left_out: list[LeftOut]) ->
     peaks = {backend: memory.peak_bytes(step, plan.device) for backend, step in prepared.items()}
     rounds = timing.time_in_turn(prepared, plan.device, plan.seconds)
     rows.extend(_rows(case, plan, rounds, peaks))
+    if plan.device.type == "cuda":
+        torch.cuda.empty_cache()  # blocks of this case's sizes fit the next one badly
 
 
 def _prepare(case: Case, inputs: Inputs, plan: Plan, left_out: list[LeftOut]) -> dict[str, steps.Step]:

@@ -1,0 +1,100 @@
+"""Block sizes of the Triton kernels, tried one after the other: which entry of a launch table a GPU would choose."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from kd_megatron.kernels.bench import correctness, steps, timing
+from kd_megatron.kernels.bench.attention_cases import RelationKl, ScoreMse
+from kd_megatron.kernels.bench.case import Case, Inputs
+from kd_megatron.kernels.bench.rows import percentile
+from kd_megatron.kernels.relation_kl import triton_launch as relation_kl
+from kd_megatron.kernels.score_mse import triton_launch as score_mse
+
+EVERY_SIZE = 1 << 30  # as the key of a launch table: heads of up to this many bytes, so all
+WRONG = "wrong result"
+
+Table = dict[int, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice of blocks at one shape; ``p50_ms`` is None where it cannot run, and ``fault`` says why."""
+
+    name: str
+    shape: str
+    dtype: str
+    launch: str  # which of the kernel's launches is varied; the others are as they are shipped
+    rows: int
+    columns: int
+    num_warps: int
+    num_stages: int
+    p50_ms: float | None  # of forward and backward
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The values tried, each with each; the most promising first, as time may end."""
+
+    tiles: tuple[tuple[int, int], ...] = ((128, 64), (64, 64), (64, 128), (128, 32), (64, 32), (32, 64))
+    num_warps: tuple[int, ...] = (8, 4)
+    num_stages: tuple[int, ...] = (2, 3)
+
+    def __iter__(self) -> Iterator[dict[str, int]]:
+        for (rows, columns), warps, stages in itertools.product(self.tiles, self.num_warps, self.num_stages):
+            yield {"rows": rows, "columns": columns, "num_warps": warps, "num_stages": stages}
+
+
+def tune(case: Case, dtype: torch.dtype, device: torch.device, choices: Choices) -> Iterator[Trial]:
+    """Time ``case`` for every choice, one launch varied at a time. An iterator: the caller stops when time is up."""
+    inputs = case.inputs(dtype, device)
+    step = steps.step_of(case, "triton", inputs)
+    shipped = step()
+    for choice in choices:
+        for launch, (table, entry) in _entries(case, choice).items():
+            with _sole_entry(table, entry):
+                p50_ms, fault = _attempt(case, inputs, step, shipped, device)
+            name = correctness.dtype_name(dtype)
+            yield Trial(case.name, case.shape, name, launch, **choice, p50_ms=p50_ms, fault=fault)
+
+
+def _entries(case: Case, choice: dict[str, int]) -> dict[str, tuple[Table, Any]]:
+    """For each launch of the kernel: its table, and an entry with this choice for that launch."""
+    if isinstance(case, RelationKl):
+        table: Table = relation_kl.TILINGS
+        shipped = next(iter(table.values()))
+        blocks = relation_kl.Blocks(**choice)
+        return {name: (table, replace(shipped, **{name: blocks})) for name in ("forward", "backward")}
+    if isinstance(case, ScoreMse):
+        return {"tiles": (score_mse.BLOCKS, score_mse.Blocks(**choice))}
+    raise TypeError(f"{case.name} has no Triton kernel")
+
+
+@contextmanager
+def _sole_entry(table: Table, entry: Any) -> Iterator[None]:
+    shipped = dict(table)
+    table.clear()
+    table[EVERY_SIZE] = entry
+    try:
+        yield
+    finally:
+        table.clear()
+        table.update(shipped)
+
+
+def _attempt(
+    case: Case, inputs: Inputs, step: steps.Step, shipped: steps.Result, device: torch.device
+) -> tuple[float | None, str]:
+    try:
+        checks = correctness.agreement(case, "triton", inputs, step(), shipped)
+    except Exception as error:  # such as more shared memory than there is
+        return None, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    if not all(check.passed for check in checks):
+        return None, WRONG
+    rounds = timing.time_in_turn({"triton": step}, device, budget_seconds=0.0)
+    return 1000 * percentile([seconds["triton"] for seconds in rounds], 0.5), ""
