@@ -50,9 +50,13 @@ def score_tiles(  # type: ignore[no-untyped-def]
     student_start = sequence * student_sequence_stride + head * STUDENT_SIZE
     teacher_start = sequence * teacher_sequence_stride + head * TEACHER_SIZE
 
-    used = used_positions(valid, sequence, rows, length)  # [M]
-    a_s = load_rows(student_rows + student_start, rows, used, student_row_stride, STUDENT_SIZE, STUDENT_PADDED, UPCAST)
-    a_t = load_rows(teacher_rows + teacher_start, rows, used, teacher_row_stride, TEACHER_SIZE, TEACHER_PADDED, UPCAST)
+    row_used = used_positions(valid, sequence, rows, length)  # [M]
+    a_s = load_rows(
+        student_rows + student_start, rows, row_used, student_row_stride, STUDENT_SIZE, STUDENT_PADDED, UPCAST
+    )
+    a_t = load_rows(
+        teacher_rows + teacher_start, rows, row_used, teacher_row_stride, TEACHER_SIZE, TEACHER_PADDED, UPCAST
+    )
     squares = tl.zeros([ROWS], accumulated)
     total = tl.zeros([ROWS, STUDENT_PADDED], accumulated)
     for start in range(0, length, COLUMNS):
