@@ -10,16 +10,13 @@ the sum l) is kept and never added up: where m is large, m + log2 l has no bits 
 
     P[i,j] = 2^((S[i,j] - m[i]) - log2 l[i])        l[i] = sum over j of 2^(S[i,j] - m[i])
 
-Padding costs the inner loops nothing but one addition: padded rows are zeros wherever they are loaded, and their
-statistics are such that all their probabilities are 0.
+Padded positions are never read: they are zeros in registers, which is all the masking that the backward's tiles need.
 """
 
 import triton
 import triton.language as tl
 
 from kd_megatron.kernels.triton_tools import LOG2_E, LOWEST_SCORE, load_rows
-
-NEVER = tl.constexpr(1.0e30)  # the maximum stored for a padded row: 2^(S - NEVER) is 0 whatever S is
 
 
 @triton.jit
@@ -98,9 +95,9 @@ def relation_kl_forward(  # type: ignore[no-untyped-def]
 
     within = rows < length
     places = statistics + (sequence_of_all() * num_heads + head) * 4 * length + rows
-    tl.store(places, tl.where(row_used, student_max, NEVER), mask=within)
+    tl.store(places, student_max, mask=within)
     tl.store(places + length, student_log_sum, mask=within)
-    tl.store(places + 2 * length, tl.where(row_used, teacher_max, NEVER), mask=within)
+    tl.store(places + 2 * length, teacher_max, mask=within)
     tl.store(places + 3 * length, teacher_log_sum, mask=within)
 
 
@@ -160,8 +157,8 @@ def relation_kl_backward(  # type: ignore[no-untyped-def]
         column_max_t, column_log_sum_t = load_statistics(teacher_statistics, columns, length, gain)
         student_scores = products(student_rows, student_columns, accumulated) * student_scale  # [M, N]
         teacher_scores = products(teacher_rows, teacher_columns, accumulated) * teacher_scale
-        # No mask here: of a padded row j, P[j,i] is 2^(S - NEVER) = 0, and as a column its score is 0, never above the
-        # maximum of row i (S[i,i] >= 0), so that P[i,j] is finite, and meets zeros in student_columns.
+        # No mask: the score with a padded column is 0, no more than either maximum (S[i,i] >= 0), so what stands there
+        # is finite, and meets zeros in student_columns.
         weights = tl.exp2((student_scores - row_max_s[:, None]) - row_log_sum_s[:, None])
         weights -= tl.exp2((teacher_scores - row_max_t[:, None]) - row_log_sum_t[:, None])
         weights += tl.exp2((student_scores - column_max_s[None, :]) - column_log_sum_s[None, :])
@@ -219,7 +216,7 @@ def used_positions(valid, positions, length):  # type: ignore[no-untyped-def]
 def load_statistics(statistics, positions, length, gain: tl.constexpr):  # type: ignore[no-untyped-def]
     """The maximum of the rows at ``positions`` and log2 of their sum, less ``gain``: probabilities become 2^gain P."""
     within = positions < length
-    maximum = tl.load(statistics + positions, mask=within, other=NEVER)
+    maximum = tl.load(statistics + positions, mask=within, other=0.0)
     log_sum = tl.load(statistics + length + positions, mask=within, other=0.0)
     return maximum, log_sum - gain
 

@@ -1,6 +1,6 @@
-"""`relation_kl` on a GPU: two Triton kernels as one differentiable function. See triton_kernels.py and README.md.
+"""`relation_kl` on a GPU: the two kernels of triton_kernels.py as one differentiable function.
 
-Shapes: B sequences, L length, R relation heads, D = H * d, n relations.
+Shapes: B sequences, L length, H attention heads, R relation heads, D = H * d, n relations.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from kd_megatron.kernels.triton_tools import INTERPRETED, LN_2, as_rows, needs_u
 
 @dataclass(frozen=True)
 class Blocks:
-    """How one kernel cuts a relation into tiles of ``rows`` x ``columns``, and runs each."""
+    """How one kernel cuts a relation: programs of ``rows``, which stream over the columns ``columns`` at a time."""
 
     rows: int
     columns: int
     num_warps: int
-    num_stages: int
+    num_stages: int  # loads in flight: 1 waits for each tile's
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,22 @@ class Tiling:
     backward: Blocks
 
 
-# By the bytes of the wider model's padded head: what must fit is the rows and, of both stages, the columns in shared
-# memory, and a tile of both scores beside the gradient in registers.
+# Element size in bytes -> the largest head it serves, padded -> tiling. A matrix instruction of sm_90 takes 64 rows for
+# every 4 warps; what limits the rest is registers, where the backward keeps both scores, weights and the gradient of
+# its rows: each of these is the largest that compiles for sm_80 and sm_90 without spilling. float32 has no exact matrix
+# instruction: its tiles are small, and it is there for checks, not for speed.
 TILINGS = {
-    128: Tiling(forward=Blocks(128, 64, 8, 2), backward=Blocks(128, 64, 8, 2)),
-    256: Tiling(forward=Blocks(64, 64, 4, 2), backward=Blocks(64, 32, 4, 2)),
-    512: Tiling(forward=Blocks(64, 32, 8, 2), backward=Blocks(32, 32, 4, 1)),
+    2: {
+        64: Tiling(forward=Blocks(128, 64, 8, 2), backward=Blocks(128, 64, 8, 2)),
+        128: Tiling(forward=Blocks(128, 64, 8, 2), backward=Blocks(128, 32, 8, 2)),
+        256: Tiling(forward=Blocks(64, 32, 8, 2), backward=Blocks(32, 32, 4, 2)),
+        512: Tiling(forward=Blocks(16, 32, 8, 1), backward=Blocks(16, 32, 8, 1)),
+    },
+    4: {
+        64: Tiling(forward=Blocks(32, 32, 4, 2), backward=Blocks(32, 32, 4, 2)),
+        128: Tiling(forward=Blocks(16, 32, 8, 1), backward=Blocks(16, 32, 8, 1)),
+        512: Tiling(forward=Blocks(16, 16, 8, 1), backward=Blocks(16, 16, 8, 1)),
+    },
 }
 
 
@@ -50,87 +60,59 @@ def relation_kl(
     valid: Tensor | None,
     tiling: Tiling | None = None,
 ) -> Tensor:
-    """The divergences of n relations, [n]: the backend ``"triton"`` of the door, which says what the arguments are.
+    """The divergences of n relations, [n]: backend ``"triton"`` of the door, which describes the arguments.
 
-    One launch for all relations, and none copied, where their features are adjacent and their strides agree, as those
-    of one fused projection do. ``tiling`` is for tuning; None: what `TILINGS` holds for these head sizes.
+    All relations share one launch if they share their strides, as the parts of one fused projection do; else each has
+    its own. Nothing is copied where the D features of a position are adjacent.
+
+    Args:
+        student, teacher: n taps each, [B, L, H, d].
+        num_relation_heads: R.
+        valid: [B, L] bool.
+        tiling: for tuning; None: that of `TILINGS`.
+
+    Raises:
+        ValueError: heads so large that no tiling serves them.
     """
-    dtype = torch.float64 if torch.float64 in {tap.dtype for tap in (*student, *teacher)} else None
-    students = [as_rows(tap.to(dtype or tap.dtype)) for tap in student]
-    teachers = [as_rows(tap.to(dtype or tap.dtype)) for tap in teacher]
-    if len({tap.stride() for tap in students}) > 1 or len({tap.stride() for tap in teachers}) > 1:
+    dtypes = {tap.dtype for tap in (*student, *teacher)}
+    if torch.float64 in dtypes and len(dtypes) > 1:
+        student, teacher = ([tap.double() for tap in taps] for taps in (student, teacher))
+    students, teachers = (tuple(as_rows(tap) for tap in taps) for taps in (student, teacher))
+    if any(len({tap.stride() for tap in taps}) > 1 for taps in (students, teachers)):
         pairs = zip(student, teacher, strict=True)
         return torch.cat([relation_kl([s], [t], num_relation_heads, valid, tiling) for s, t in pairs])
-    launch = _Launch(num_relation_heads, tiling or default_tiling(students[0], teachers[0], num_relation_heads))
-    result: Tensor = _RelationKL.apply(launch, None if valid is None else valid.contiguous(), *students, *teachers)
-    return result
+    tiling = tiling or default_tiling(students[0], teachers[0], num_relation_heads)
+    valid = None if valid is None else valid.contiguous()
+    divergences: Tensor = _RelationKL.apply(num_relation_heads, tiling, valid, *students, *teachers)
+    return divergences
 
 
 def default_tiling(student: Tensor, teacher: Tensor, num_relation_heads: int) -> Tiling:
-    """The tiling for taps [B, L, D] of these widths and dtypes."""
-    head_bytes = max(padded(tap.shape[-1] // num_relation_heads) * tap.element_size() for tap in (student, teacher))
-    fitting = [tiling for largest, tiling in TILINGS.items() if head_bytes <= largest]
-    if not fitting:
-        raise ValueError()
-    return fitting[0]
-
-
-@dataclass(frozen=True)
-class _Launch:
-    """What both kernels are launched with beside tensors."""
-
-    num_relation_heads: int
-    tiling: Tiling
-
-    def grid(self, student: Tensor, num_relations: int, blocks: Blocks) -> tuple[int, int, int]:
-        batch, length, _ = student.shape
-        return self.num_relation_heads * triton.cdiv(length, blocks.rows), batch, num_relations
-
-    def scalars(self, student: Tensor, teacher: Tensor, blocks: Blocks) -> dict[str, Any]:
-        student_size, teacher_size = (tap.shape[-1] // self.num_relation_heads for tap in (student, teacher))
-        return {
-            "length": student.shape[1],
-            "num_heads": self.num_relation_heads,
-            "student_sequence_stride": student.stride(0),
-            "student_row_stride": student.stride(1),
-            "teacher_sequence_stride": teacher.stride(0),
-            "teacher_row_stride": teacher.stride(1),
-            "STUDENT_SIZE": student_size,
-            "TEACHER_SIZE": teacher_size,
-            "STUDENT_PADDED": padded(student_size),
-            "TEACHER_PADDED": padded(teacher_size),
-            "ROWS": blocks.rows,
-            "COLUMNS": blocks.columns,
-            "UPCAST": needs_upcast(student, teacher),
-            "num_warps": blocks.num_warps,
-            "num_stages": blocks.num_stages,
-            "enable_fp_fusion": True,  # said, as its default is about to change: the kernels count on multiply-add
-        }
+    """The tiling of `TILINGS` for two taps [B, L, D]."""
+    head_size = max(tap.shape[2] // num_relation_heads for tap in (student, teacher))
+    by_head_size = TILINGS[2 if max(student.element_size(), teacher.element_size()) == 2 else 4]
+    for largest, tiling in by_head_size.items():
+        if head_size <= largest:
+            return tiling
+    raise ValueError(
+        f"num_relation_heads is {num_relation_heads}, which makes heads of {head_size} features; "
+        f"allowed: heads of at most {max(by_head_size)}, or backend 'chunked'"
+    )
 
 
 class _RelationKL(torch.autograd.Function):
-    """From taps [B, L, D] of equal strides to divergences [n]. Keeps its inputs and four numbers a row of a relation."""
+    """Taps [B, L, D] to divergences [n]; keeps the taps, and four numbers for each row of each relation."""
 
     @staticmethod
-    def forward(ctx: Any, launch: _Launch, valid: Tensor | None, *taps: Tensor) -> Tensor:
+    def forward(ctx: Any, num_heads: int, tiling: Tiling, valid: Tensor | None, *taps: Tensor) -> Tensor:
+        batch, length, _ = taps[0].shape
         num_relations = len(taps) // 2
-        students, teachers = taps[:num_relations], taps[num_relations:]
-        blocks = launch.tiling.forward
-        grid = launch.grid(students[0], num_relations, blocks)
-        num_heads, (batch, length, _) = launch.num_relation_heads, students[0].shape
-        dtype = torch.promote_types(students[0].dtype, torch.float32)
-        statistics = students[0].new_empty(num_relations, batch, num_heads, 4, length, dtype=dtype)
-        divergences = students[0].new_empty(num_relations, batch, grid[0], dtype=dtype)
-        with torch.cuda.device_of(students[0]):
-            relation_kl_forward[grid](
-                students,
-                teachers,
-                valid,
-                statistics,
-                divergences,
-                **launch.scalars(students[0], teachers[0], blocks),
-            )
-        ctx.launch = launch
+        dtype = torch.promote_types(taps[0].dtype, torch.float32)
+        programs = num_heads * triton.cdiv(length, tiling.forward.rows)
+        statistics = taps[0].new_empty(num_relations, batch, num_heads, 4, length, dtype=dtype)
+        divergences = taps[0].new_empty(num_relations, batch, programs, dtype=dtype)
+        _launch(relation_kl_forward, tiling.forward, num_heads, taps, (valid, statistics, divergences))
+        ctx.num_heads, ctx.blocks = num_heads, tiling.backward
         ctx.save_for_backward(valid, statistics, *taps)
         return divergences.sum((1, 2)) * LN_2
 
@@ -139,20 +121,41 @@ class _RelationKL(torch.autograd.Function):
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         valid, statistics, *taps = ctx.saved_tensors
         num_relations = len(taps) // 2
-        students, teachers = tuple(taps[:num_relations]), tuple(taps[num_relations:])
-        blocks = ctx.launch.tiling.backward
-        dtype = (
-            statistics.dtype if INTERPRETED else students[0].dtype
-        )  # the interpreter truncates to bf16: torch rounds
-        gradients = students[0].new_empty(num_relations, *students[0].shape, dtype=dtype)
-        with torch.cuda.device_of(students[0]):
-            relation_kl_backward[ctx.launch.grid(students[0], num_relations, blocks)](
-                students,
-                teachers,
-                valid,
-                statistics,
-                incoming.contiguous(),
-                gradients,
-                **ctx.launch.scalars(students[0], teachers[0], blocks),
-            )
-        return None, None, *gradients.to(students[0].dtype).unbind(), *[None] * num_relations
+        # The interpreter's conversion to bf16 truncates: there, torch rounds.
+        dtype = statistics.dtype if INTERPRETED else taps[0].dtype
+        gradients = taps[0].new_empty(num_relations, *taps[0].shape, dtype=dtype)
+        tensors = (valid, statistics, incoming.contiguous(), gradients)
+        _launch(relation_kl_backward, ctx.blocks, ctx.num_heads, taps, tensors)
+        return None, None, None, *gradients.to(taps[0].dtype).unbind(), *[None] * num_relations
+
+
+def _launch(
+    kernel: Any, blocks: Blocks, num_heads: int, taps: Sequence[Tensor], tensors: tuple[Tensor | None, ...]
+) -> None:
+    num_relations = len(taps) // 2
+    student, teacher = taps[0], taps[num_relations]
+    batch, length, _ = student.shape
+    student_size, teacher_size = student.shape[2] // num_heads, teacher.shape[2] // num_heads
+    grid = (num_heads * triton.cdiv(length, blocks.rows), batch, num_relations)
+    with torch.cuda.device_of(student):  # Triton launches on the current device
+        kernel[grid](
+            tuple(taps[:num_relations]),
+            tuple(taps[num_relations:]),
+            *tensors,
+            length,
+            num_heads,
+            student.stride(0),
+            student.stride(1),
+            teacher.stride(0),
+            teacher.stride(1),
+            STUDENT_SIZE=student_size,
+            TEACHER_SIZE=teacher_size,
+            STUDENT_PADDED=padded(student_size),
+            TEACHER_PADDED=padded(teacher_size),
+            ROWS=blocks.rows,
+            COLUMNS=blocks.columns,
+            UPCAST=needs_upcast(student, teacher),
+            num_warps=blocks.num_warps,
+            num_stages=blocks.num_stages,
+            enable_fp_fusion=True,  # said outright: Triton 3.10 turns the default round
+        )
