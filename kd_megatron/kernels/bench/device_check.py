@@ -92,7 +92,7 @@ class DeviceCheck:
         plan = suite.Plan(torch.bfloat16, sizes.device, sizes.seconds_per_case, sizes.compiler)
         green = [case for case in sizes.timed if not any(line.startswith(f"{case.name} ") for line in self.red)]
         self.found["not_timed"] += [f"{case.name} {case.shape}" for case in sizes.timed if case not in green]
-        for case in self.while_time_lasts("time", green):
+        for case in self.while_time_lasts("speed", green):
             done = len(self.rows)
             self.guarded(f"{case.name} {case.shape}", suite.measure, case, plan, self.rows, self.left_out)
             bound, limit = bounds.cost(case).seconds(bounds.H200)

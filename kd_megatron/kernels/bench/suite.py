@@ -80,7 +80,7 @@ def _first_run(step: steps.Step, backend: str) -> steps.Result | str:
     except Exception as error:
         if backend != steps.COMPILED:
             raise
-        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        return f"{type(error).__name__}: {' '.join(str(error).splitlines()[:2])}"  # the second line names the cause
 
 
 def _rows(case: Case, plan: Plan, rounds: list[dict[str, float]], peaks: dict[str, int]) -> list[Row]:

@@ -1,9 +1,10 @@
-"""Block sizes of the Triton kernels, tried one after the other: which entry of a launch table a GPU would choose."""
+"""Block sizes of the Triton kernels, tried one after the other: which of them a GPU would choose."""
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,10 +16,7 @@ from kd_megatron.kernels.bench.rows import percentile
 from kd_megatron.kernels.relation_kl import triton_launch as relation_kl
 from kd_megatron.kernels.score_mse import triton_launch as score_mse
 
-EVERY_SIZE = 1 << 30  # as the key of a launch table: heads of up to this many bytes, so all
 WRONG = "wrong result"
-
-Table = dict[int, Any]
 
 
 @dataclass(frozen=True)
@@ -56,35 +54,38 @@ def tune(case: Case, dtype: torch.dtype, device: torch.device, choices: Choices)
     step = steps.step_of(case, "triton", inputs)
     shipped = step()
     for choice in choices:
-        for launch, (table, entry) in _entries(case, choice).items():
-            with _sole_entry(table, entry):
+        for launch, with_choice in _launches(case, choice).items():
+            with with_choice:
                 p50_ms, fault = _attempt(case, inputs, step, shipped, device)
             name = correctness.dtype_name(dtype)
             yield Trial(case.name, case.shape, name, launch, **choice, p50_ms=p50_ms, fault=fault)
 
 
-def _entries(case: Case, choice: dict[str, int]) -> dict[str, tuple[Table, Any]]:
-    """For each launch of the kernel: its table, and an entry with this choice for that launch."""
+def _launches(case: Case, choice: dict[str, int]) -> dict[str, AbstractContextManager[None]]:
+    """For each launch of the kernel: a context in which it takes this choice instead of the shipped one."""
     if isinstance(case, RelationKl):
-        table: Table = relation_kl.TILINGS
-        shipped = next(iter(table.values()))
+        shipped = relation_kl.default_tiling
         blocks = relation_kl.Blocks(**choice)
-        return {name: (table, replace(shipped, **{name: blocks})) for name in ("forward", "backward")}
+        return {
+            launch: _replaced(
+                relation_kl, "default_tiling", lambda *taps, launch=launch: replace(shipped(*taps), **{launch: blocks})
+            )
+            for launch in ("forward", "backward")
+        }
     if isinstance(case, ScoreMse):
-        return {"tiles": (score_mse.BLOCKS, score_mse.Blocks(**choice))}
+        return {"tiles": _replaced(score_mse, "default_blocks", lambda *taps: score_mse.Blocks(**choice))}
     raise TypeError(f"{case.name} has no Triton kernel")
 
 
 @contextmanager
-def _sole_entry(table: Table, entry: Any) -> Iterator[None]:
-    shipped = dict(table)
-    table.clear()
-    table[EVERY_SIZE] = entry
+def _replaced(module: ModuleType, name: str, chooser: Callable[..., Any]) -> Iterator[None]:
+    """``module.name``, which chooses the blocks of a launch, is ``chooser``."""
+    shipped = getattr(module, name)
+    setattr(module, name, chooser)
     try:
         yield
     finally:
-        table.clear()
-        table.update(shipped)
+        setattr(module, name, shipped)
 
 
 def _attempt(
