@@ -22,7 +22,8 @@ class RelationKl(Case):
     """`relation_kl` of ``num_relations`` taps.
 
     ``padded``: sequences of unequal length, one of them empty, with NaN at padding. ``fused``: the taps are strided
-    views of one projection. ``spread``: standard deviation of the taps; scores reach about sqrt(d) * spread^2.
+    views of one projection. ``opposed``: scores are near 70 between positions that are both even or both odd, near -70
+    otherwise.
     """
 
     name: ClassVar[str] = "relation_kl"
@@ -34,14 +35,14 @@ class RelationKl(Case):
     num_relations: int = 3
     padded: bool = False
     fused: bool = False
-    spread: float = 1.0
+    opposed: bool = False
 
     @property
     def shape(self) -> str:
         """B, L, relation heads R and their sizes d."""
         student, teacher = (heads[0] * heads[1] // self.num_relation_heads for heads in self._all_heads)
         sizes = f"d{student}" if student == teacher else f"d{student}/{teacher}"
-        notes = [" padded"] * self.padded + [" fused"] * self.fused + [f" spread {self.spread:g}"] * (self.spread != 1)
+        notes = [" padded"] * self.padded + [" fused"] * self.fused + [" opposed"] * self.opposed
         return f"B{self.batch} L{self.length} R{self.num_relation_heads} {sizes} x{self.num_relations}" + "".join(notes)
 
     @property
@@ -80,7 +81,8 @@ class RelationKl(Case):
             if self.fused:
                 shapes = {side: (*leading, self.num_relations, *heads)}
             for name, shape in shapes.items():
-                inputs[name] = make.tensor(shape, self.spread, valid, trained=side == "student")
+                spread, offset = (0.5, _opposed(shape, device)) if self.opposed else (1.0, None)
+                inputs[name] = make.tensor(shape, spread, offset, valid, trained=side == "student")
         return inputs
 
     def terms(self, inputs: Mapping[str, Tensor], backend: str) -> Tensor:
@@ -92,6 +94,13 @@ class RelationKl(Case):
         if self.fused:
             return list(inputs[side].unbind(2))
         return [inputs[f"{side}_{relation}"] for relation in RELATIONS[: self.num_relations]]
+
+
+def _opposed(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """[L, 1, ...]: a feature whose product over d of them, with itself, is 70 sqrt(d); its sign alternates with L."""
+    _, length, *others = shape
+    signs = 1.0 - 2.0 * (torch.arange(length, device=device) % 2)
+    return signs.view(length, *[1] * len(others)) * (70 / shape[-1] ** 0.5) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,7 @@ class ScoreMse(Case):
         for side, heads in (("student", self.student_heads), ("teacher", self.teacher_heads)):
             for tap in ("queries", "keys"):
                 shape = (self.batch, self.length, *heads)
-                inputs[f"{side}_{tap}"] = make.tensor(shape, 1.0, valid, trained=side == "student")
+                inputs[f"{side}_{tap}"] = make.tensor(shape, 1.0, valid=valid, trained=side == "student")
         return inputs
 
     def terms(self, inputs: Mapping[str, Tensor], backend: str) -> Tensor:

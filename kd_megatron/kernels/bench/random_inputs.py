@@ -23,10 +23,17 @@ class RandomTensors:
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def tensor(
-        self, shape: tuple[int, ...], spread: float, valid: Tensor | None = None, trained: bool = False
+        self,
+        shape: tuple[int, ...],
+        spread: float,
+        offset: Tensor | None = None,
+        valid: Tensor | None = None,
+        trained: bool = False,
     ) -> Tensor:
-        """Normal numbers of standard deviation ``spread``; NaN at padding, as nothing may read it."""
+        """Normal numbers of standard deviation ``spread`` around ``offset``; NaN at padding, as nothing may read it."""
         values = torch.randn(shape, generator=self.generator, dtype=torch.float32, device=self.device).mul_(spread)
+        if offset is not None:
+            values.add_(offset)
         if valid is not None:
             values[~valid] = torch.nan
         return values.to(self.dtype).requires_grad_(trained)
