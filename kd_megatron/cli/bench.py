@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kd_megatron.kernels.bench import suite
+    from kd_megatron.kernels.bench.case import Case
     from kd_megatron.kernels.bench.rows import Row
 
 HELP = "throughput of every arm, and the kernels beside eager and torch.compile"
@@ -116,22 +118,39 @@ def run_step(args: argparse.Namespace) -> int:
 
 def run_kernels(args: argparse.Namespace) -> int:
     """Check and time the kernels."""
+    import os
     from pathlib import Path
 
     import torch
 
-    from kd_megatron import dist, logs, machine
+    from kd_megatron import logs, machine
     from kd_megatron.errors import RecipeError
     from kd_megatron.kernels.bench import shapes, suite
-    from kd_megatron.kernels.bench.correctness import DTYPES, refuse_red
-    from kd_megatron.kernels.bench.rows import Row, as_json
+    from kd_megatron.kernels.bench.correctness import DTYPES
+    from kd_megatron.kernels.bench.rows import as_json
 
-    if dist.world_size() > 1:
-        raise RecipeError(given=f"bench kernels with {dist.world_size()} processes", expected="one process")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise RecipeError(given=f"bench kernels with {os.environ['WORLD_SIZE']} processes", expected="one process")
+    source = args.json or "the last run"
+    _check_outputs(args, source)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     to_check, to_time = shapes.chosen(args.shapes, args.kernel, device)
     dtype = DTYPES[args.dtype or ("bf16" if device.type == "cuda" else "fp32")]
     plan = suite.Plan(dtype, device, seconds=30.0 if args.seconds is None else args.seconds)
+    rows = _measure(to_check, to_time, plan)
+    record = as_json(rows, machine.facts(("torch", "triton", "liger-kernel")))
+    if args.json:
+        logs.write_json(Path(args.json), record)
+    _present(args, source, rows, record)
+    return 0
+
+
+def _measure(to_check: "list[Case]", to_time: "list[Case]", plan: "suite.Plan") -> "list[Row]":
+    """Check all, then time, with a progress bar; say what was left out."""
+    from kd_megatron import logs
+    from kd_megatron.kernels.bench import suite
+    from kd_megatron.kernels.bench.correctness import refuse_red
+
     rows: list[Row] = []
     left_out: list[suite.LeftOut] = []
     with logs.progress_bar("shapes") as bar:
@@ -146,31 +165,41 @@ def run_kernels(args: argparse.Namespace) -> int:
             bar.advance(task)
     for reason in left_out:
         logs.say(str(reason))
-    record = as_json(rows, machine.facts(("torch", "triton", "liger-kernel")))
-    if args.json:
-        logs.write_json(Path(args.json), record)
-    _present(args, rows, record, args.json or "the last run")
-    return 0
+    return rows
 
 
 def run_show(args: argparse.Namespace) -> int:
     """Show recorded rows."""
-    import json
     from pathlib import Path
 
-    from kd_megatron.errors import DataError
     from kd_megatron.study import performance
 
-    try:
-        record = json.loads(Path(args.file).read_text(encoding="utf-8"))
-        rows = performance.rows_of(record)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(given=f"{args.file}: {error}", expected="a file that bench kernels --json wrote") from error
-    _present(args, rows, record, args.file)
+    rows, record = performance.read(Path(args.file))
+    _check_outputs(args, args.file)
+    _present(args, args.file, rows, record)
     return 0
 
 
-def _present(args: argparse.Namespace, rows: "Sequence[Row]", record: dict[str, Any], source: str) -> None:
+def _check_outputs(args: argparse.Namespace, source: str) -> None:
+    """Refuse now what could not be written in the end."""
+    from pathlib import Path
+
+    from kd_megatron.errors import RecipeError
+    from kd_megatron.study import performance
+
+    for name in (args.json, args.markdown, args.plot):
+        if name:
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+    if args.markdown:
+        performance.check_page(Path(args.markdown), source)
+    if args.plot and Path(args.plot).suffix not in performance.FIGURE_ENDINGS:
+        raise RecipeError(
+            given=f"--plot {args.plot}",
+            expected=f"a name that ends with one of {', '.join(performance.FIGURE_ENDINGS)}",
+        )
+
+
+def _present(args: argparse.Namespace, source: str, rows: "Sequence[Row]", record: dict[str, Any]) -> None:
     """The table on the console; on a page and as a figure where asked for."""
     from pathlib import Path
 
@@ -193,6 +222,6 @@ def _present(args: argparse.Namespace, rows: "Sequence[Row]", record: dict[str, 
         console.print(table)
     console.print(f"Forward and backward. {performance.describe(record)}", highlight=False)
     if args.markdown:
-        performance.fill_page(Path(args.markdown), source, record)
+        performance.fill_page(Path(args.markdown), source, rows, record)
     if args.plot:
         performance.draw(rows, Path(args.plot))

@@ -1,5 +1,6 @@
 """Recorded benchmark rows as a figure and as the tables of a page: `docs/performance.md` is written by it."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +14,31 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from kd_megatron.errors import OutputError
+from kd_megatron.errors import DataError, OutputError
 from kd_megatron.kernels.bench.rows import Row, as_markdown, peak_share
 from kd_megatron.study.figures import COLOURS, MARKERS, STYLE
 
 END = "<!-- end of rows -->"
 
 
-def rows_of(record: dict[str, Any]) -> list[Row]:
-    """The rows of what ``--json`` wrote."""
-    return [Row(**row) for row in record["rows"]]
+FIGURE_ENDINGS = (".png", ".pdf", ".svg")
+
+
+def read(path: Path) -> tuple[list[Row], dict[str, Any]]:
+    """(rows, the whole record) of a file that ``--json`` wrote.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        rows = [Row(**row) for row in record["rows"]]
+        describe(record)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            given=f"{path}: {type(error).__name__}: {error}", expected="a file that bench kernels --json wrote"
+        ) from error
+    return rows, record
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -35,23 +51,26 @@ def describe(record: dict[str, Any]) -> str:
     )
 
 
-def fill_page(page: Path, source: str, record: dict[str, Any]) -> None:
-    """Put the table of ``record`` into ``page``, between a line that names its file ``source`` and `END`.
-
-    Raises:
-        OutputError: the page has no such place.
-    """
-    start = start_of(source)
-    text = page.read_text(encoding="utf-8") if page.exists() else f"{start}\n{END}\n"
-    place = re.compile(re.escape(start) + r".*?" + re.escape(END), re.DOTALL)
-    if not place.search(text):
+def check_page(page: Path, source: str) -> None:
+    """Raise `OutputError` unless ``page`` has a place for the rows of ``source``, or does not exist yet."""
+    if page.exists() and not _place(source).search(page.read_text(encoding="utf-8")):
         raise OutputError(
             given=f"{page} has no place for the rows of {source}",
-            expected=f"a line {start} with a line {END} after it",
+            expected=f"a line {start_of(source)} with a line {END} after it",
             fix="add both lines where the table belongs, or name a page that does not exist yet",
         )
-    filled = f"{start}\n\n{render(record)}\n{END}"
-    page.write_text(place.sub(lambda _: filled, text), encoding="utf-8")
+
+
+def fill_page(page: Path, source: str, rows: Sequence[Row], record: dict[str, Any]) -> None:
+    """Put the table into ``page``, between the line that names its file ``source`` and `END`; see `check_page`."""
+    check_page(page, source)
+    text = page.read_text(encoding="utf-8") if page.exists() else f"{start_of(source)}\n{END}\n"
+    filled = f"{start_of(source)}\n\n{render(rows, record)}\n{END}"
+    page.write_text(_place(source).sub(lambda _: filled, text), encoding="utf-8")
+
+
+def _place(source: str) -> re.Pattern[str]:
+    return re.compile(re.escape(start_of(source)) + r".*?" + re.escape(END), re.DOTALL)
 
 
 def start_of(source: str) -> str:
@@ -59,9 +78,9 @@ def start_of(source: str) -> str:
     return f"<!-- rows of {source} -->"
 
 
-def render(record: dict[str, Any]) -> str:
-    """The table of ``record`` and what it was measured with."""
-    return f"{as_markdown(rows_of(record))}\n{describe(record)}\n"
+def render(rows: Sequence[Row], record: dict[str, Any]) -> str:
+    """The table and what it was measured with."""
+    return f"{as_markdown(rows)}\n{describe(record)}\n"
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
