@@ -95,9 +95,10 @@ def relation_kl_forward(  # type: ignore[no-untyped-def]
 
     within = rows < length
     places = statistics + (sequence_of_all() * num_heads + head) * 4 * length + rows
-    tl.store(places, student_max, mask=within)
+    # A padded row has scores of 0, or none at all in an empty sequence: backward counts on a maximum of 0 for both.
+    tl.store(places, tl.where(row_used, student_max, 0.0), mask=within)
     tl.store(places + length, student_log_sum, mask=within)
-    tl.store(places + 2 * length, teacher_max, mask=within)
+    tl.store(places + 2 * length, tl.where(row_used, teacher_max, 0.0), mask=within)
     tl.store(places + 3 * length, teacher_log_sum, mask=within)
 
 
@@ -157,8 +158,8 @@ def relation_kl_backward(  # type: ignore[no-untyped-def]
         column_max_t, column_log_sum_t = load_statistics(teacher_statistics, columns, length, gain)
         student_scores = products(student_rows, student_columns, accumulated) * student_scale  # [M, N]
         teacher_scores = products(teacher_rows, teacher_columns, accumulated) * teacher_scale
-        # No mask: the score with a padded column is 0, no more than either maximum (S[i,i] >= 0), so what stands there
-        # is finite, and meets zeros in student_columns.
+        # No mask: the score with a padded column is 0, no more than either maximum (S[i,i] >= 0), so its weight is
+        # finite, and meets zeros in student_columns.
         weights = tl.exp2((student_scores - row_max_s[:, None]) - row_log_sum_s[:, None])
         weights -= tl.exp2((teacher_scores - row_max_t[:, None]) - row_log_sum_t[:, None])
         weights += tl.exp2((student_scores - column_max_s[None, :]) - column_log_sum_s[None, :])

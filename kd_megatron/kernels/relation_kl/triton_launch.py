@@ -42,8 +42,8 @@ TILINGS = {
     2: {
         64: Tiling(forward=Blocks(128, 64, 8, 2), backward=Blocks(128, 64, 8, 2)),
         128: Tiling(forward=Blocks(128, 64, 8, 2), backward=Blocks(128, 32, 8, 2)),
-        256: Tiling(forward=Blocks(64, 32, 8, 2), backward=Blocks(32, 32, 4, 2)),
-        512: Tiling(forward=Blocks(16, 32, 8, 1), backward=Blocks(16, 32, 8, 1)),
+        256: Tiling(forward=Blocks(64, 32, 4, 2), backward=Blocks(32, 32, 4, 2)),
+        512: Tiling(forward=Blocks(16, 32, 4, 1), backward=Blocks(16, 32, 8, 1)),
     },
     4: {
         64: Tiling(forward=Blocks(32, 32, 4, 2), backward=Blocks(32, 32, 4, 2)),
@@ -113,20 +113,21 @@ class _RelationKL(torch.autograd.Function):
         divergences = taps[0].new_empty(num_relations, batch, programs, dtype=dtype)
         _launch(relation_kl_forward, tiling.forward, num_heads, taps, (valid, statistics, divergences))
         ctx.num_heads, ctx.blocks = num_heads, tiling.backward
-        ctx.save_for_backward(valid, statistics, *taps)
+        # Not by save_for_backward, which refuses what was made in inference mode, as a teacher's taps are.
+        ctx.valid, ctx.teachers = valid, taps[num_relations:]
+        ctx.save_for_backward(statistics, *taps[:num_relations])
         return divergences.sum((1, 2)) * LN_2
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        valid, statistics, *taps = ctx.saved_tensors
-        num_relations = len(taps) // 2
+        statistics, *students = ctx.saved_tensors
         # The interpreter's conversion to bf16 truncates: there, torch rounds.
-        dtype = statistics.dtype if INTERPRETED else taps[0].dtype
-        gradients = taps[0].new_empty(num_relations, *taps[0].shape, dtype=dtype)
-        tensors = (valid, statistics, incoming.contiguous(), gradients)
-        _launch(relation_kl_backward, ctx.blocks, ctx.num_heads, taps, tensors)
-        return None, None, None, *gradients.to(taps[0].dtype).unbind(), *[None] * num_relations
+        dtype = statistics.dtype if INTERPRETED else students[0].dtype
+        gradients = students[0].new_empty(len(students), *students[0].shape, dtype=dtype)
+        tensors = (ctx.valid, statistics, incoming.contiguous(), gradients)
+        _launch(relation_kl_backward, ctx.blocks, ctx.num_heads, (*students, *ctx.teachers), tensors)
+        return None, None, None, *gradients.to(students[0].dtype).unbind(), *[None] * len(students)
 
 
 def _launch(

@@ -1,0 +1,79 @@
+"""What aot_compile.py compiles: calls of the launch functions, with the shapes and dtypes that training has.
+
+Shapes: B batch, L length, R heads, d head size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BATCH, LENGTH, NUM_HEADS = 2, 512, 12  # the batch and the number of heads do not change what is compiled
+CAPABILITIES = (80, 90)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call that launches kernels; ``matrix_instructions``: its dtype has some that are exact."""
+
+    call: Callable[[], None]
+    matrix_instructions: bool
+    spills: bool = False  # shows that a spill would be seen
+
+
+def fused_views(head_size: int, dtype: torch.dtype, requires_grad: bool) -> tuple[Tensor, ...]:
+    """Queries, keys and values, [B, L, R, d], views of one projection."""
+    fused = torch.empty(BATCH, LENGTH, 3, NUM_HEADS, head_size, dtype=dtype, requires_grad=requires_grad)
+    return fused.unbind(2)
+
+
+def mask(padding: bool) -> Tensor | None:
+    return torch.empty(BATCH, LENGTH, dtype=torch.bool) if padding else None
+
+
+def relation_kl(
+    student_size: int,
+    teacher_size: int,
+    dtype: torch.dtype,
+    padding: bool = False,
+    backward: tuple[int, int, int, int] | None = None,
+) -> Case:
+    """Forward and backward of three relations; ``backward``: other blocks than those shipped."""
+
+    def call() -> None:
+        from kd_megatron.kernels.relation_kl import triton_launch
+
+        student, teacher = fused_views(student_size, dtype, True), fused_views(teacher_size, dtype, False)
+        tiling = None
+        if backward:
+            shipped = triton_launch.default_tiling(student[0].flatten(2), teacher[0].flatten(2), NUM_HEADS)
+            tiling = triton_launch.Tiling(shipped.forward, triton_launch.Blocks(*backward))
+        triton_launch.relation_kl(student, teacher, NUM_HEADS, mask(padding), tiling).sum().backward()
+
+    return Case(call, matrix_instructions=dtype != torch.float32, spills=backward is not None)
+
+
+def score_mse(student_size: int, teacher_size: int, dtype: torch.dtype, padding: bool = False) -> Case:
+    """Loss and both gradients."""
+
+    def call() -> None:
+        from kd_megatron.kernels.score_mse import triton_launch
+
+        student, teacher = fused_views(student_size, dtype, True), fused_views(teacher_size, dtype, False)
+        triton_launch.score_mse(*student[:2], *teacher[:2], NUM_HEADS, mask(padding))
+
+    return Case(call, matrix_instructions=dtype != torch.float32)
+
+
+CASES = {
+    "relation_kl 64/64 bfloat16": relation_kl(64, 64, torch.bfloat16),
+    "relation_kl 16/16 bfloat16": relation_kl(16, 16, torch.bfloat16),
+    "relation_kl 26/64 float16 padding": relation_kl(26, 64, torch.float16, padding=True),
+    "relation_kl 64/64 float32 padding": relation_kl(64, 64, torch.float32, padding=True),
+    "relation_kl 128/256 bfloat16 padding": relation_kl(128, 256, torch.bfloat16, padding=True),
+    "relation_kl 64/64 bfloat16 too large": relation_kl(64, 64, torch.bfloat16, backward=(128, 128, 8, 2)),
+    "score_mse 64/64 bfloat16": score_mse(64, 64, torch.bfloat16),
+    "score_mse 26/64 float16 padding": score_mse(26, 64, torch.float16, padding=True),
+    "score_mse 64/64 float32 padding": score_mse(64, 64, torch.float32, padding=True),
+}

@@ -1,0 +1,121 @@
+"""Compiles Triton kernels for GPUs that need not be there, and reports what came out: one line of JSON a kernel.
+
+A script, because ``TRITON_INTERPRET``, which the tests set, decides for a whole process. A case of aot_cases.py calls a
+launch function with CPU tensors; the kernels it launches are recorded, not run, and compiled as they were launched: the
+same block sizes, dtypes, strides, warps and stages.
+
+    env -u TRITON_INTERPRET python tests/kernels/aot_compile.py [CASE ...]
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from aot_cases import CAPABILITIES, CASES
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+INSTRUCTIONS = ("HMMA", "HGMMA", "MUFU.EX2", "LDL", "STL")
+ELEMENT_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.bool: "i1"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel and what it was launched with, by name."""
+
+    kernel: JITFunction
+    arguments: dict[str, Any]
+
+
+def recorded(case: Callable[[], None]) -> list[Launch]:
+    """The launches that ``case()`` asks for."""
+    launches = []
+
+    def record(kernel, *arguments, grid, warmup, **named):
+        launches.append(Launch(kernel, {**dict(zip(kernel.arg_names, arguments, strict=False)), **named}))
+
+    run, JITFunction.run = JITFunction.run, record
+    try:
+        case()
+    finally:
+        JITFunction.run = run
+    return launches
+
+
+def compiled(launch: Launch, capability: int) -> Any:
+    """The kernel as this launch would have it compiled on a GPU of this capability."""
+    signature, constants, attributes = {}, {}, {}
+    for position, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr:
+            constants[(position,)] = value
+        signature[parameter.name] = (
+            "constexpr" if parameter.is_constexpr else type_of(value, (position,), constants, attributes)
+        )
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    options = {name: launch.arguments[name] for name in OPTIONS if name in launch.arguments}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def type_of(value: Any, path: tuple[int, ...], constants: dict, attributes: dict) -> Any:
+    """The type of the argument at ``path``; None and 1 become constants and multiples of 16 are noted, as in Triton."""
+    if isinstance(value, tuple):
+        return tuple(type_of(item, (*path, place), constants, attributes) for place, item in enumerate(value))
+    if value is None or (isinstance(value, int) and value == 1):
+        constants[path] = value
+        return "constexpr"
+    address = value if isinstance(value, int) else value.data_ptr()
+    if address % 16 == 0:
+        attributes[path] = [["tt.divisibility", 16]]
+    return "i32" if isinstance(value, int) else "*" + ELEMENT_TYPES[value.dtype]
+
+
+def measured(binary: Any) -> dict[str, int]:
+    """What a thread and a block of the compiled kernel take, and how often each of `INSTRUCTIONS` stands in it."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        usage = output("cuobjdump", "-res-usage", file.name)
+        assembly = output("nvdisasm", file.name)
+    registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage).groups()
+    return {
+        "registers": int(registers),
+        "stack_bytes": int(stack),  # where registers are spilled to
+        "local_bytes": int(local),
+        "shared_bytes": binary.metadata.shared,
+        **{name: len(re.findall(rf"\s{re.escape(name)}\b", assembly)) for name in INSTRUCTIONS},
+    }
+
+
+def output(tool: str, *arguments: str) -> str:
+    return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def reports(names: list[str]) -> Iterator[dict[str, Any]]:
+    for name in names:
+        for launch in recorded(CASES[name].call):
+            for capability in CAPABILITIES:
+                yield {
+                    "case": name,
+                    "kernel": launch.kernel.fn.__name__,
+                    "capability": capability,
+                    **{size: launch.arguments[size.upper()] for size in ("rows", "columns")},
+                    "num_warps": launch.arguments["num_warps"],
+                    **measured(compiled(launch, capability)),
+                }
+
+
+if __name__ == "__main__":
+    for report in reports(sys.argv[1:] or list(CASES)):
+        print(json.dumps(report), flush=True)
