@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kernels.add_argument("--shapes", metavar="SET", help="small, paper or tiny (default: small; paper on a GPU)")
     kernels.add_argument("--kernel", metavar="NAME", help="this kernel alone")
     kernels.add_argument("--dtype", choices=["fp32", "bf16"], help="of the inputs (default: fp32; bf16 on a GPU)")
-    kernels.add_argument("--seconds", type=float, help="time for the rounds of one shape, at least 5 (default: 30)")
+    kernels.add_argument("--seconds", type=float, help="time for one shape; 5 rounds it gets anyway (default: 30)")
     show = parser.add_argument_group("bench kernels, bench show")
     show.add_argument(
         "--markdown", metavar="PAGE", help="put the table into PAGE, at the line that names the JSON file"

@@ -22,7 +22,7 @@ SMALL: tuple[Case, ...] = (
     VocabKl(num_rows=2400),
     VocabCrossEntropy(num_rows=2400),
 )
-# The batches of one GPU; 48 relation heads of 16 are those of MiniLMv2's large teachers.
+# The batches of one GPU; 48 relation heads are what MiniLMv2 takes for a teacher of width 768.
 PAPER: tuple[Case, ...] = (
     RelationKl(batch=256, length=128),
     RelationKl(batch=64, length=512),
