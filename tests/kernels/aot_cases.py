@@ -74,6 +74,8 @@ CASES = {
     "relation_kl 128/256 bfloat16 padding": relation_kl(128, 256, torch.bfloat16, padding=True),
     "relation_kl 64/64 bfloat16 too large": relation_kl(64, 64, torch.bfloat16, backward=(128, 128, 8, 2)),
     "score_mse 64/64 bfloat16": score_mse(64, 64, torch.bfloat16),
+    "score_mse 16/16 bfloat16": score_mse(16, 16, torch.bfloat16),
+    "score_mse 128/256 bfloat16 padding": score_mse(128, 256, torch.bfloat16, padding=True),
     "score_mse 26/64 float16 padding": score_mse(26, 64, torch.float16, padding=True),
     "score_mse 64/64 float32 padding": score_mse(64, 64, torch.float32, padding=True),
 }
