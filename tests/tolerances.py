@@ -18,6 +18,8 @@ FLOAT32_GRADIENT_OF_LARGEST = 2e-6
 RECOMPUTED_GRADIENT_OF_LARGEST = 1e-5
 # bf16 taps: the gradient is rounded to bf16 (2^-9), and Triton rounds the difference of relations before (2^-9).
 BF16_GRADIENT_OF_LARGEST = 4e-3
+# float16 taps: both roundings are of 2^-11.
+FLOAT16_GRADIENT_OF_LARGEST = 1e-3
 # Scores near 70 nats carry an error of 70 * 2^-24 = 4e-6 from each rounding of a product's sum, and an exponential
 # makes that a relative one; losses, and gradients as a share of the largest.
 HIGH_SCORES_RELATIVE = 1e-5

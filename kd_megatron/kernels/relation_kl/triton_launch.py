@@ -34,10 +34,11 @@ class Tiling:
     backward: Blocks
 
 
-# Element size in bytes -> the largest head it serves, padded -> tiling. A matrix instruction of sm_90 takes 64 rows for
-# every 4 warps; what limits the rest is registers, where the backward keeps both scores, weights and the gradient of
-# its rows: each of these is the largest that compiles for sm_80 and sm_90 without spilling. float32 has no exact matrix
-# instruction: its tiles are small, and it is there for checks, not for speed.
+# Element size in bytes -> the largest head it serves -> tiling. A matrix instruction of sm_90 takes 64 rows for every 4
+# warps. What limits the rest is registers: the backward holds two scores and a weight of each entry of its tile, and the
+# gradient of its rows. Up to 256 features these compile for sm_80 and sm_90 without a spill, and compute no exponential
+# twice (tests/kernels/test_triton_compiles.py); heads of 512 run. float32 has no exact matrix instruction: its tiles are
+# small, and it is for checks, not for speed.
 TILINGS = {
     2: {
         64: Tiling(forward=Blocks(128, 64, 8, 2), backward=Blocks(128, 64, 8, 2)),
@@ -48,6 +49,7 @@ TILINGS = {
     4: {
         64: Tiling(forward=Blocks(32, 32, 4, 2), backward=Blocks(32, 32, 4, 2)),
         128: Tiling(forward=Blocks(16, 32, 8, 1), backward=Blocks(16, 32, 8, 1)),
+        256: Tiling(forward=Blocks(16, 16, 4, 1), backward=Blocks(16, 16, 4, 1)),
         512: Tiling(forward=Blocks(16, 16, 8, 1), backward=Blocks(16, 16, 8, 1)),
     },
 }
