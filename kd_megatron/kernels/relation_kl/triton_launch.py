@@ -35,10 +35,10 @@ class Tiling:
 
 
 # Element size in bytes -> the largest head it serves -> tiling. A matrix instruction of sm_90 takes 64 rows for every 4
-# warps. What limits the rest is registers: the backward holds two scores and a weight of each entry of its tile, and the
-# gradient of its rows. Up to 256 features these compile for sm_80 and sm_90 without a spill, and compute no exponential
-# twice (tests/kernels/test_triton_compiles.py); heads of 512 run. float32 has no exact matrix instruction: its tiles are
-# small, and it is for checks, not for speed.
+# warps. What limits the rest is registers: the backward holds two scores and a weight of each entry of its tile, and
+# the gradient of its rows. Up to 256 features these compile for sm_80 and sm_90 without a spill, and compute no
+# exponential twice (tests/kernels/test_triton_compiles.py); heads of 512 run. float32 has no exact matrix instruction:
+# its tiles are small, and it is for checks, not for speed.
 TILINGS = {
     2: {
         64: Tiling(forward=Blocks(128, 64, 8, 2), backward=Blocks(128, 64, 8, 2)),
