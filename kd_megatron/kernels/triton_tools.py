@@ -4,6 +4,7 @@ Shapes: M rows of a block, d size of a head, P that size padded to a power of tw
 """
 
 import os
+from typing import NamedTuple
 
 import torch
 import triton
@@ -14,6 +15,24 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LOG2_E = tl.constexpr(1.4426950408889634)  # the hardware's exponential is 2^x: scores are scaled by log2(e) once
 LN_2 = 0.6931471805599453
 LOWEST_SCORE = tl.constexpr(-1.0e30)  # finite, so that the difference of two is 0 and not NaN
+
+
+class Blocks(NamedTuple):
+    """How a kernel cuts scores of L x L: programs of ``rows``, which stream over the columns ``columns`` at a time."""
+
+    rows: int
+    columns: int
+    num_warps: int
+    num_stages: int  # loads in flight: 1 waits for each tile's
+
+
+@triton.jit
+def used_positions(valid, sequence, positions, length):  # type: ignore[no-untyped-def]
+    """Which ``positions`` are in ``sequence`` of ``valid`` [B, L] (None: no padding), and not padding."""
+    used = positions < length
+    if valid is not None:
+        used = tl.load(valid + sequence * length + positions, mask=used, other=0)
+    return used
 
 
 @triton.jit

@@ -78,4 +78,5 @@ CASES = {
     "score_mse 128/256 bfloat16 padding": score_mse(128, 256, torch.bfloat16, padding=True),
     "score_mse 26/64 float16 padding": score_mse(26, 64, torch.float16, padding=True),
     "score_mse 64/64 float32 padding": score_mse(64, 64, torch.float32, padding=True),
+    "score_mse 26/64 float32 padding": score_mse(26, 64, torch.float32, padding=True),
 }

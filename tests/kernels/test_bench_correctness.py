@@ -137,8 +137,8 @@ def test_why_a_backend_is_left_out(monkeypatch: pytest.MonkeyPatch):
     assert steps.obstacle(PLAIN, "triton", CPU) == "needs a GPU"
     assert steps.obstacle(PLAIN, "tiled", CPU) is None
     huge = ScoreMse(64, 2**16)
-    assert "GiB are free" in (steps.obstacle(huge, "eager", CPU) or "")
-    assert "GiB are free" in (steps.obstacle(huge, "torch.compile", CPU) or "")
+    assert "GiB, of which" in (steps.obstacle(huge, "eager", CPU) or "")
+    assert "GiB, of which" in (steps.obstacle(huge, "torch.compile", CPU) or "")
     assert steps.obstacle(huge, "closed_form", CPU) is None
 
 

@@ -85,5 +85,6 @@ def obstacle(case: Case, backend: str, device: torch.device) -> str | None:
         return "needs a GPU"
     free_bytes = machine.free_memory_bytes(device)
     if backend in (EAGER, COMPILED) and case.eager_bytes > LARGEST_SHARE_OF_MEMORY * free_bytes:
-        return f"needs about {case.eager_bytes / 2**30:.0f} GiB, {free_bytes / 2**30:.0f} GiB are free"
+        allowed = LARGEST_SHARE_OF_MEMORY * free_bytes / 2**30
+        return f"needs about {case.eager_bytes / 2**30:.0f} GiB, of which {allowed:.0f} may be used"
     return None

@@ -11,6 +11,7 @@ from kd_megatron.kernels import door
 from kd_megatron.kernels.relation_kl import chunked, reference
 
 MOST_RELATIONS = 3  # of queries, keys and values
+LARGEST_TRITON_HEAD = 512  # features: larger ones do not fit into registers
 
 BACKENDS = {
     "reference": reference.relation_kl,
@@ -57,7 +58,8 @@ def relation_kl(
     door.check_frozen(teachers)
     door.check_heads("num_relation_heads", num_relation_heads, {"student": student[0], "teacher": teacher[0]})
     door.check_mask("valid", valid, "student[0]", student[0], num_dimensions=2)
-    auto = "triton" if door.triton_runs(student[0]) else "chunked"
+    head_size = max(tap.shape[2] * tap.shape[3] for tap in (student[0], teacher[0])) // num_relation_heads
+    auto = "triton" if door.triton_runs(student[0]) and head_size <= LARGEST_TRITON_HEAD else "chunked"
     compute = door.choose_backend(backend, BACKENDS, auto)
     with door.without_autocast(student[0]):
         return compute(student, teacher, num_relation_heads, valid)

@@ -16,7 +16,7 @@ Padded positions are never read: they are zeros in registers, which is all the m
 import triton
 import triton.language as tl
 
-from kd_megatron.kernels.triton_tools import LOG2_E, LOWEST_SCORE, load_rows
+from kd_megatron.kernels.triton_tools import LOG2_E, LOWEST_SCORE, load_rows, used_positions
 
 
 @triton.jit
@@ -50,9 +50,10 @@ def relation_kl_forward(  # type: ignore[no-untyped-def]
     student_scale: tl.constexpr = LOG2_E * STUDENT_SIZE**-0.5
     teacher_scale: tl.constexpr = LOG2_E * TEACHER_SIZE**-0.5
     head, rows = head_and_rows(length, ROWS)
+    sequence = tl.program_id(1).to(tl.int64)
     student = head_of_relation(students, head, student_sequence_stride, STUDENT_SIZE)
     teacher = head_of_relation(teachers, head, teacher_sequence_stride, TEACHER_SIZE)
-    row_used = used_positions(valid, rows, length)  # [M]
+    row_used = used_positions(valid, sequence, rows, length)  # [M]
     student_rows = load_rows(student, rows, row_used, student_row_stride, STUDENT_SIZE, STUDENT_PADDED, UPCAST)
     teacher_rows = load_rows(teacher, rows, row_used, teacher_row_stride, TEACHER_SIZE, TEACHER_PADDED, UPCAST)
 
@@ -63,7 +64,7 @@ def relation_kl_forward(  # type: ignore[no-untyped-def]
     weighted = tl.zeros([ROWS], accumulated)  # sum of 2^t (t - s)
     for start in range(0, length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        used = used_positions(valid, columns, length)  # [N]
+        used = used_positions(valid, sequence, columns, length)  # [N]
         student_columns = load_rows(student, columns, used, student_row_stride, STUDENT_SIZE, STUDENT_PADDED, UPCAST)
         teacher_columns = load_rows(teacher, columns, used, teacher_row_stride, TEACHER_SIZE, TEACHER_PADDED, UPCAST)
         # The product with a padded column is 0, so its score is this bias exactly, and multiply and add are one step.
@@ -138,11 +139,12 @@ def relation_kl_backward(  # type: ignore[no-untyped-def]
     # as large, which its largest number, 2^16, still holds. The exponents see to that, outside of the tile.
     gain: tl.constexpr = 14 if students[0].dtype.element_ty == tl.float16 else 0
     head, rows = head_and_rows(length, ROWS)
+    sequence = tl.program_id(1).to(tl.int64)
     student = head_of_relation(students, head, student_sequence_stride, STUDENT_SIZE)
     teacher = head_of_relation(teachers, head, teacher_sequence_stride, TEACHER_SIZE)
     student_statistics = statistics + (sequence_of_all() * num_heads + head) * 4 * length
     teacher_statistics = student_statistics + 2 * length
-    row_used = used_positions(valid, rows, length)  # [M]
+    row_used = used_positions(valid, sequence, rows, length)  # [M]
     student_rows = load_rows(student, rows, row_used, student_row_stride, STUDENT_SIZE, STUDENT_PADDED, UPCAST)
     teacher_rows = load_rows(teacher, rows, row_used, teacher_row_stride, TEACHER_SIZE, TEACHER_PADDED, UPCAST)
     row_max_s, row_log_sum_s = load_statistics(student_statistics, rows, length, gain)  # [M]
@@ -151,7 +153,7 @@ def relation_kl_backward(  # type: ignore[no-untyped-def]
     gradient = tl.zeros([ROWS, STUDENT_PADDED], accumulated)
     for start in range(0, length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        used = used_positions(valid, columns, length)  # [N]
+        used = used_positions(valid, sequence, columns, length)  # [N]
         student_columns = load_rows(student, columns, used, student_row_stride, STUDENT_SIZE, STUDENT_PADDED, UPCAST)
         teacher_columns = load_rows(teacher, columns, used, teacher_row_stride, TEACHER_SIZE, TEACHER_PADDED, UPCAST)
         column_max_s, column_log_sum_s = load_statistics(student_statistics, columns, length, gain)  # [N]
@@ -202,15 +204,6 @@ def head_of_relation(taps, head, sequence_stride, SIZE: tl.constexpr):  # type: 
         if tl.program_id(2) == relation:
             tap = taps[relation]
     return tap + tl.program_id(1).to(tl.int64) * sequence_stride + head * SIZE
-
-
-@triton.jit
-def used_positions(valid, positions, length):  # type: ignore[no-untyped-def]
-    """Which ``positions`` are in this program's sequence, and not padding."""
-    used = positions < length
-    if valid is not None:
-        used = tl.load(valid + tl.program_id(1).to(tl.int64) * length + positions, mask=used, other=0)
-    return used
 
 
 @triton.jit

@@ -13,17 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kd_megatron.kernels.relation_kl.triton_kernels import relation_kl_backward, relation_kl_forward
-from kd_megatron.kernels.triton_tools import INTERPRETED, LN_2, as_rows, needs_upcast, padded
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """How one kernel cuts a relation: programs of ``rows``, which stream over the columns ``columns`` at a time."""
-
-    rows: int
-    columns: int
-    num_warps: int
-    num_stages: int  # loads in flight: 1 waits for each tile's
+from kd_megatron.kernels.triton_tools import INTERPRETED, LN_2, Blocks, as_rows, needs_upcast, padded
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ two. In one launch rows are queries and columns are keys, in another the reverse
 import triton
 import triton.language as tl
 
-from kd_megatron.kernels.triton_tools import load_rows
+from kd_megatron.kernels.triton_tools import load_rows, used_positions
 
 
 @triton.jit
@@ -89,12 +89,3 @@ def score_tiles(  # type: ignore[no-untyped-def]
             total * (2.0 * student_scale * student_scale),
             mask=(rows < length)[:, None] & (features < STUDENT_SIZE)[None, :],
         )
-
-
-@triton.jit
-def used_positions(valid, sequence, positions, length):  # type: ignore[no-untyped-def]
-    """Which ``positions`` are in this sequence, and not padding."""
-    used = positions < length
-    if valid is not None:
-        used = tl.load(valid + sequence * length + positions, mask=used, other=0)
-    return used

@@ -3,8 +3,6 @@
 Shapes: B batch, L length, H heads, d head size, D = H * d.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 from torch import Tensor
@@ -12,18 +10,9 @@ from torch import Tensor
 from kd_megatron.kernels.arithmetic import accumulation_dtype
 from kd_megatron.kernels.score_mse.autograd import Gradients, differentiable, new_gradients
 from kd_megatron.kernels.score_mse.triton_kernels import score_tiles
-from kd_megatron.kernels.triton_tools import as_rows, needs_upcast, padded
+from kd_megatron.kernels.triton_tools import Blocks, as_rows, needs_upcast, padded
 
 Pair = tuple[Tensor, Tensor]  # rows and columns of a launch, [B, L, D], of one dtype and equal strides
-
-
-class Blocks(NamedTuple):
-    """How the scores of a head are cut into tiles of ``rows`` x ``columns``, and how a program runs."""
-
-    rows: int
-    columns: int
-    num_warps: int
-    num_stages: int
 
 
 # By the bytes of the wider model's padded head, and the first entry that holds it: the rows and, for every stage, the
@@ -36,7 +25,6 @@ BLOCKS = {  # of bfloat16 and float16: matrix instructions
 }
 FLOAT32_BLOCKS = {  # multiply-adds, which hold their factors in registers
     128: Blocks(64, 64, 8, 2),
-    256: Blocks(32, 64, 8, 2),
     512: Blocks(32, 32, 8, 2),
 }
 LARGEST_HEADS = Blocks(16, 16, 4, 1)  # beyond the tables
