@@ -70,18 +70,25 @@ class TappedEncoder(nn.Module):
             )
         self.model, self.needs = model, needs
 
+    @property
+    def decoder(self) -> nn.Linear:
+        """The last layer of the MLM head: states [..., D] -> logits [..., V]."""
+        decoder = self.model.get_output_embeddings()
+        assert isinstance(decoder, nn.Linear)
+        return decoder
+
     def head(self, states: Tensor) -> FactoredLogits:
-        """The MLM head: hidden states [..., D] -> logits [..., V], all but the last product made."""
+        """The MLM head: hidden states [..., D] -> logits [..., V], all but the decoder's product made."""
         head: Any = getattr(self.model, HEADS[self.model.config.model_type])
         if hasattr(head, "predictions"):  # BERT
-            transformed, decoder = head.predictions.transform(states), head.predictions.decoder
+            transformed = head.predictions.transform(states)
         else:  # RoBERTa and its kin
-            transformed, decoder = head.layer_norm(functional.gelu(head.dense(states))), head.decoder
-        return FactoredLogits(transformed, decoder.weight, decoder.bias)
+            transformed = head.layer_norm(functional.gelu(head.dense(states)))
+        return FactoredLogits(transformed, self.decoder.weight, self.decoder.bias)
 
-    def decoder_parameters(self) -> list[nn.Parameter]:
-        """Weight and bias of the head's last layer, if it is used: read by a loss, not by the layer's own forward."""
-        return list(self.model.get_output_embeddings().parameters()) if self.needs.head else []
+    def read_directly(self) -> list[nn.Parameter]:
+        """Parameters that a loss reads from `FactoredLogits`, not the layer that owns them in its forward."""
+        return list(self.decoder.parameters()) if self.needs.head else []
 
     @property
     def embeddings(self) -> nn.Parameter:

@@ -104,7 +104,7 @@ def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teache
     module = StudentWithObjective(TappedEncoder(student, objective.needs_student), objective, ledger)
     num_parameters = sum(parameter.numel() for parameter in student.parameters())  # before ZeRO-3 partitions them
     untrained = freeze_untrained(module.to(device), teacher, loader.batch(0, 2).to(device))
-    engine = Engine(module, study.training, read_directly=module.student.decoder_parameters())
+    engine = Engine(module, study.training, read_directly=module.student.read_directly())
     validations_done = _resume(engine, ledger, directory)
     return Run(
         study=study,

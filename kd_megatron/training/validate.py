@@ -104,7 +104,8 @@ class Validation:
             totals[1:3] += torch.stack(self._score(probe, _masked_states(taps, batch, last), batch.labels)).cpu()
             if own_head:
                 assert taps.logits is not None
-                totals[3:5] += torch.stack(loss_and_hits(taps.logits.dense(), batch.labels)).cpu()
+                logits = student.decoder(taps.logits.states)  # by its module, whose weights ZeRO-3 gathers
+                totals[3:5] += torch.stack(loss_and_hits(logits, batch.labels)).cpu()
         count, *sums = dist.all_reduce(totals).tolist()
         names = ("probe_mlm_loss", "probe_mlm_accuracy", *(("mlm_loss", "mlm_accuracy") if own_head else ()))
         return {name: value / count for name, value in zip(names, sums, strict=False)}

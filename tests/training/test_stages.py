@@ -1,0 +1,30 @@
+"""A whole run (train, validate, export) at ZeRO-3, where every weight is in pieces, ends as at stage 0."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_study import ARMS, tiny_study, write_inputs
+from tolerances import PARITY_FLOAT32_RELATIVE
+
+from kd_megatron.training.run import pretrain
+
+
+@pytest.mark.parametrize("objective", ARMS)
+def test_a_whole_run_in_pieces_ends_as_in_one(objective: str, tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path / "inputs")
+    summaries, weights = [], []
+    for stage in ("zero0", "zero3"):
+        study = tiny_study(inputs, training={"ds_config": stage}, budget={"tokens": 4 * 8 * 16})
+        directory = tmp_path / stage
+        summaries.append(pretrain(study, objective, 0, directory, str(inputs / "teacher")))
+        weights.append(load_file(directory / "export" / "model.safetensors"))
+    one, two = (summary["validation"] for summary in summaries)
+    assert one.keys() == two.keys()
+    for name, value in one.items():  # None: the arm trains no head
+        expected = value if value is None else pytest.approx(value, rel=PARITY_FLOAT32_RELATIVE)
+        assert two[name] == expected, name
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-4, msg=name)
