@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from kd_megatron.kernels.arithmetic import accumulation_dtype, split_heads
 
 BLOCK_ROWS = 64  # the most rows m of a block: what memory is linear in L for
-BLOCK_ELEMENTS = 2**17  # h * m * N aims here: three buffers of 512 KiB; measured best, README.md
+BLOCK_ELEMENTS = 2**19  # h * m * N aims here: three buffers of 2 MiB; measured best, README.md
 
 LOG2_E = math.log2(math.e)
 LN_2 = math.log(2.0)
