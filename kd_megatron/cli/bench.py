@@ -94,21 +94,14 @@ def run_step(args: argparse.Namespace) -> int:
         facts = fingerprint(Loader(recipe.data, recipe.seeds[0]), teacher)
     finally:
         dist.shut_down()
-    table = Table(title=f"{recipe.name}: one optimizer step, {num_steps} rounds")
-    for column in (
-        "step",
-        "shape",
-        "dtype",
-        "p20 ms",
-        "p50 ms",
-        "p80 ms",
-        "tokens/s",
-        f"relative to {rows[0].ratio_to}",
-    ):
-        table.add_column(column, justify="left" if column in ("step", "shape", "dtype") else "right")
+    first = rows[0]
+    table = Table(title=f"{recipe.name}, {first.shape}, {first.dtype}: one optimizer step, {num_steps} rounds")
+    for column in ("arm", "backend", "p50 ms", "p20 to p80", "tokens/s", f"relative to {first.ratio_to}"):
+        table.add_column(column, justify="left" if column in ("arm", "backend") else "right")
     for row in rows:
-        figures = (f"{row.p20_ms:,.1f}", f"{row.p50_ms:,.1f}", f"{row.p80_ms:,.1f}", f"{row.tokens_per_second:,.0f}")
-        table.add_row(row.name, row.shape, row.dtype, *figures, f"{row.ratio:.2f}")
+        spread, speed = f"{row.p20_ms:,.0f} to {row.p80_ms:,.0f}", f"{row.tokens_per_second:,.0f}"
+        arm = row.name.removeprefix("step/")
+        table.add_row(arm, row.backend, f"{row.p50_ms:,.0f}", spread, speed, f"{row.ratio:.2f}")
     if dist.is_main():
         logs.console.print(table)
         if args.json:
