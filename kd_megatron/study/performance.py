@@ -88,7 +88,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     places = list(dict.fromkeys((row.name, row.shape, row.dtype) for row in rows))
     backends = list(dict.fromkeys(row.backend for row in rows))
     with matplotlib.rc_context(STYLE):
-        figure, panels = pyplot.subplots(1, 2, figsize=(7.6, 1.3 + 0.34 * len(places)), sharey=True)
+        figure, panels = pyplot.subplots(1, 2, figsize=(7.6, 1.5 + 0.34 * len(places)), sharey=True)
         for index, backend in enumerate(backends):
             mine = [row for row in rows if row.backend == backend]
             heights = [places.index((row.name, row.shape, row.dtype)) for row in mine]
@@ -98,9 +98,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             panels[1].plot([share if share else float("nan") for share in shares], heights, **look)
         panels[0].set_yticks(range(len(places)), [f"{name}\n{shape} {dtype}" for name, shape, dtype in places])
         panels[0].set_ylim(len(places) - 0.5, -0.5)
-        reference = " or ".join(sorted({row.ratio_to for row in rows}))
-        _finish(panels[0], f"speed relative to {reference} (more is better)")
-        _finish(panels[1], f"peak memory relative to {reference} (less is better)")
+        reference = " or, where that did not run, ".join(dict.fromkeys(row.ratio_to for row in rows))
+        _finish(panels[0], "speed: more is better")
+        _finish(panels[1], "peak memory: less is better")
+        figure.supxlabel(f"relative to {reference}", fontsize=8)
         figure.legend(loc="outside upper center", ncols=len(backends))
         figure.savefig(path)
         pyplot.close(figure)
