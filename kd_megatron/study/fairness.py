@@ -1,8 +1,9 @@
 """Arms may differ in the objective alone (docs/fairness.md, clauses 1 and 2).
 
-An arm is written as its objective's options. A key with a dot, such as ``training.learning_rate: 5.0e-4``, overrides
-the study's recipe for that arm alone; it is refused unless the study lists it in ``allow_difference``, and then the
-report names it. `check` judges the recipe before anything is spent; `run_checks.py` judges what the runs recorded.
+An arm is written as its objective's options, of which `BACKEND` alone must be the same in all arms. A key with a dot,
+such as ``training.learning_rate: 5.0e-4``, overrides the study's recipe for that arm alone. Either is refused unless
+the study lists it in ``allow_difference``, and then the report names it. `check` judges the recipe before anything is
+spent; `run_checks.py` judges what the runs recorded.
 """
 
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from typing import Any
 from kd_megatron import config
 from kd_megatron.config import BUDGET_UNITS
 from kd_megatron.errors import RecipeError, nearest
+from kd_megatron.kernels.door import AUTO
 from kd_megatron.schema import StudyRecipe
 
+BACKEND = "backend"  # the one option of an objective that changes its speed alone
 STUDY_ONLY = frozenset({"kind", "name", "description", "arms", "seeds", "allow_difference", "output", "notes"})
 
 
@@ -61,9 +64,25 @@ def check(study: StudyRecipe) -> list[Difference]:
 
     _refuse_unknown_allowances(study)
     resolved = {arm: resolve_arm(study, arm) for arm in study.arms}
-    for arm, recipe in resolved.items():
-        registry.parse_options(recipe.arms[arm], where=f"study {study.name}, arms.{arm}")
-    return differences(resolved)
+    backends = {
+        arm: getattr(registry.parse_options(recipe.arms[arm], where=f"study {study.name}, arms.{arm}"), BACKEND, AUTO)
+        for arm, recipe in resolved.items()
+    }
+    return [*_backend_difference(study, backends), *differences(resolved)]
+
+
+def _backend_difference(study: StudyRecipe, backends: dict[str, str]) -> list[Difference]:
+    """An arm on a slower kernel would get fewer steps out of the same hours: refused like any other difference."""
+    if _all_equal(list(backends.values())):
+        return []
+    if BACKEND not in study.allow_difference:
+        named = ", ".join(f"{arm}: {backend}" for arm, backend in backends.items())
+        raise RecipeError(
+            given=f"study {study.name}: arms with kernels of different backends ({named})",
+            expected="the same backend in all arms: a slower kernel in one of them is an unfair difference",
+            fix=f"remove the key {BACKEND!r}, or add it to allow_difference: the report will then name it",
+        )
+    return [Difference(BACKEND, dict(backends))]
 
 
 def differences(resolved: dict[str, StudyRecipe]) -> list[Difference]:
@@ -108,7 +127,7 @@ def _refuse_unknown_allowances(study: StudyRecipe) -> None:
     known = flatten(study.model_dump(mode="json", exclude={"arms"}))
     sections = {".".join(name.split(".")[:depth]) for name in known for depth in range(1, name.count(".") + 2)}
     for key in study.allow_difference:
-        if key not in sections:
+        if key not in {*sections, BACKEND}:
             raise RecipeError(
                 given=f"study {study.name}: allow_difference names {key!r}, which is no key of a recipe; "
                 + nearest(key, known),

@@ -54,7 +54,7 @@ def write_report(directory: Path | str) -> Path:
         OutputError: ``directory`` is no study, or a summary in it is damaged.
     """
     study = results.load(directory)
-    findings, allowed = run_findings(study), allowed_differences(study)
+    findings, allowed = run_findings(study), fairness.check(study.recipe)
     final, aside = study.directory / "report", study.directory / "report.partial"
     shutil.rmtree(aside, ignore_errors=True)
     with disk_full_is_clear(final):
@@ -71,12 +71,6 @@ def write_report(directory: Path | str) -> Path:
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
     return final / "index.html"
-
-
-def allowed_differences(study: StudyResults) -> list[Difference]:
-    """What the resolved recipes of the arms differ in beside the objective."""
-    recipe = study.recipe
-    return fairness.differences({arm: fairness.resolve_arm(recipe, arm) for arm in recipe.arms})
 
 
 def all_tables(study: StudyResults, findings: list[Finding], allowed: list[Difference]) -> list[Table]:

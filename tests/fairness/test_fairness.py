@@ -53,6 +53,13 @@ def test_a_planted_difference_is_refused_and_named(key, value):
     assert "allow_difference" in str(refused.value)
 
 
+def test_a_kernel_of_another_backend_in_one_arm_is_refused_unless_allowed():
+    with pytest.raises(RecipeError, match="scratch: auto, minilm: reference"):
+        fairness.check(study({"backend": "reference"}))
+    (difference,) = fairness.check(study({"backend": "reference"}, allow=["backend"]))
+    assert (difference.key, difference.values) == ("backend", {"scratch": "auto", "minilm": "reference"})
+
+
 def test_an_allowed_difference_is_applied_and_named():
     allowed = study({"training.learning_rate": 5e-4}, allow=["training.learning_rate"])
     (difference,) = fairness.check(allowed)
