@@ -55,10 +55,9 @@ def write_script(path: Path, body: str) -> Path:
 
 def launch(directory: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [str(directory / "launch.sh"), *arguments]
-    # Without the process group that another test of this process may have joined.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MASTER_", "RANK", "WORLD_"))}
-    settings = {**inherited, **environment}
-    for name in ("OMP_NUM_THREADS", "MASTER_PORT"):
+    settings = {**os.environ, **environment}
+    # Another test of this process may have joined a process group.
+    for name in ("OMP_NUM_THREADS", "MASTER_ADDR", "MASTER_PORT"):
         settings.pop(name, None)
     return subprocess.run(command, cwd="/", env=settings, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
 
