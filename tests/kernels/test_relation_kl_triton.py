@@ -22,7 +22,7 @@ from kd_megatron.kernels.relation_kl import reference
 
 pytest.importorskip("triton")
 
-from kd_megatron.kernels.relation_kl import triton_launch
+from kd_megatron.kernels.relation_kl import LARGEST_TRITON_HEAD, triton_launch
 from kd_megatron.kernels.relation_kl.triton_launch import Blocks, Tiling
 
 SMALL = Tiling(forward=Blocks(32, 16, 4, 1), backward=Blocks(16, 32, 4, 1))  # rows and columns differ, either way
@@ -183,3 +183,7 @@ def test_refuses_heads_larger_than_any_tiling():
         ValueError, match=r"num_relation_heads is 2, which makes heads of 514 features; allowed: .* 512"
     ):
         triton_launch.relation_kl(student, teacher, 2, None)
+
+
+def test_auto_sends_heads_here_that_a_tiling_serves():
+    assert {max(by_head_size) for by_head_size in triton_launch.TILINGS.values()} == {LARGEST_TRITON_HEAD}

@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from recording import Recording
 from small_shards import write_tokenizer
 from tiny_study import ARMS, write_teacher
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
 from kd_megatron.errors import ModelError
@@ -93,21 +92,6 @@ def test_only_what_is_needed_is_returned_and_clean_inputs_are_read() -> None:
     assert torch.equal(encoder(batch, "clean").keys[2], encoder(swapped).keys[2])
 
 
-class ShapeRecorder(TorchDispatchMode):
-    """Records the shapes of all tensors that any operation returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: set[tuple[int, ...]] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(value, Tensor):
-                self.shapes.add(tuple(value.shape))
-        return result
-
-
 def holds_square(shapes: set[tuple[int, ...]], length: int) -> bool:
     return any(shape[-2:] == (length, length) for shape in shapes if len(shape) >= 3)
 
@@ -124,7 +108,7 @@ def test_no_forward_stores_a_tensor_of_length_squared(objective: str, tmp_path: 
     teacher_config = make_teacher_shape(path)
     made = registry.build(options, shape_of(student.config), teacher_config)
     batch = make_batch(length=length)
-    with ShapeRecorder() as recorder:
+    with Recording() as recorder:
         TappedEncoder(student, made.needs_student).train()(batch)
         if made.needs_teacher is not None:
             load_teacher(path, torch.float32, made.needs_teacher, torch.device("cpu"))(batch)
@@ -139,7 +123,7 @@ def make_teacher_shape(path: str) -> Any:
 
 def test_the_recorder_would_see_an_eager_relation() -> None:
     model = make_model("bert", "eager")
-    with ShapeRecorder() as recorder:
+    with Recording() as recorder:
         model(make_batch(length=29).input_ids)
     assert holds_square(recorder.shapes, 29)
 

@@ -5,6 +5,7 @@ The score difference D serves both, so making them later would mean making D aga
 Shapes: B batch, L length, H heads, d head size.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,20 +17,20 @@ Gradients = tuple[Tensor | None, Tensor | None]  # of the student's queries and 
 Compute = Callable[..., tuple[Tensor, Gradients]]  # takes what a backend takes, and which gradients are wanted
 
 
-def differentiable(
-    compute: Compute,
-    student_queries: Tensor,
-    student_keys: Tensor,
-    teacher_queries: Tensor,
-    teacher_keys: Tensor,
-    num_heads: int,
-    valid: Tensor | None,
-) -> Tensor:
-    """The loss of ``compute``, which is told for which of the student's two tensors a gradient is wanted."""
-    student = [student_queries, student_keys]
-    if not torch.is_grad_enabled():  # the Function cannot tell: gradients are always off in its forward
-        student = [tap.detach() for tap in student]
-    loss: Tensor = _GradientInForward.apply(compute, *student, teacher_queries, teacher_keys, num_heads, valid)
+def differentiable(compute: Compute) -> Callable[..., Tensor]:
+    """A decorator: the backend that ``compute`` makes, which is told for which of the student's taps to make gradients.
+
+    The backend takes what ``compute`` takes, without its last argument, and returns the loss.
+    """
+
+    @functools.wraps(compute)
+    def loss(student_queries: Tensor, student_keys: Tensor, *arguments: Any) -> Tensor:
+        student = [student_queries, student_keys]
+        if not torch.is_grad_enabled():  # the Function cannot tell: gradients are always off in its forward
+            student = [tap.detach() for tap in student]
+        result: Tensor = _GradientInForward.apply(compute, *student, *arguments)
+        return result
+
     return loss
 
 

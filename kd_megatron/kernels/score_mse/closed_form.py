@@ -35,22 +35,23 @@ class Scales(NamedTuple):
     teacher: float
 
 
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Float32 products in float32, whatever the process allows elsewhere: in TF32 D would drown in rounding."""
+    settings: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+        yield
+    finally:
+        for setting, precision in zip(settings, before, strict=True):
+            setting.fp32_precision = precision
+
+
+@differentiable
+@_full_float32()
 def score_mse(
-    student_queries: Tensor,
-    student_keys: Tensor,
-    teacher_queries: Tensor,
-    teacher_keys: Tensor,
-    num_heads: int,
-    valid: Tensor | None,
-) -> Tensor:
-    """Sum of squared differences of the scaled scores. Its rounding is relative to the scores, not to D."""
-    with _full_float32():
-        return differentiable(
-            _loss_and_gradients, student_queries, student_keys, teacher_queries, teacher_keys, num_heads, valid
-        )
-
-
-def _loss_and_gradients(
     student_queries: Tensor,
     student_keys: Tensor,
     teacher_queries: Tensor,
@@ -59,6 +60,7 @@ def _loss_and_gradients(
     valid: Tensor | None,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Gradients]:
+    """Sum of squared differences of the scaled scores. Its rounding is relative to the scores, not to D."""
     taps = (student_queries, student_keys, teacher_queries, teacher_keys)
     heads = [split_heads(tap, num_heads) for tap in taps]  # [B, H, L, d]
     scales = _scales(heads[0].shape[-1], heads[2].shape[-1])
@@ -136,17 +138,3 @@ def _split_product(narrow: Tensor, wide: Tensor) -> Tensor:
     low = (wide - high).to(narrow.dtype)
     product = torch.bmm(narrow, high, out_dtype=torch.float32)
     return product.add_(torch.bmm(narrow, low, out_dtype=torch.float32))
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """Float32 products in float32, whatever the process allows elsewhere: in TF32 D would drown in rounding."""
-    settings: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
-    before = [setting.fp32_precision for setting in settings]
-    try:
-        for setting in settings:
-            setting.fp32_precision = "ieee"
-        yield
-    finally:
-        for setting, precision in zip(settings, before, strict=True):
-            setting.fp32_precision = precision

@@ -17,21 +17,8 @@ BLOCK_ROWS = 64
 BLOCK_ELEMENTS = 2**17  # of D: half a MiB in float32, which stays in the cache
 
 
+@differentiable
 def score_mse(
-    student_queries: Tensor,
-    student_keys: Tensor,
-    teacher_queries: Tensor,
-    teacher_keys: Tensor,
-    num_heads: int,
-    valid: Tensor | None,
-) -> Tensor:
-    """Sum of squared differences of the scaled scores before softmax, over valid pairs and heads."""
-    return differentiable(
-        _loss_and_gradients, student_queries, student_keys, teacher_queries, teacher_keys, num_heads, valid
-    )
-
-
-def _loss_and_gradients(
     student_queries: Tensor,
     student_keys: Tensor,
     teacher_queries: Tensor,
@@ -40,6 +27,7 @@ def _loss_and_gradients(
     valid: Tensor | None,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Gradients]:
+    """Sum of squared differences of the scaled scores before softmax, over valid pairs and heads."""
     taps = (student_queries, student_keys, teacher_queries, teacher_keys)
     dtype = accumulation_dtype(*taps)
     heads = [split_heads(tap, num_heads) for tap in taps]  # [B, H, L, d]

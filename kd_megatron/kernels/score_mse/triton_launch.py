@@ -30,21 +30,8 @@ FLOAT32_BLOCKS = {  # multiply-adds, which hold their factors in registers
 LARGEST_HEADS = Blocks(16, 16, 4, 1)  # beyond the tables
 
 
+@differentiable
 def score_mse(
-    student_queries: Tensor,
-    student_keys: Tensor,
-    teacher_queries: Tensor,
-    teacher_keys: Tensor,
-    num_heads: int,
-    valid: Tensor | None,
-) -> Tensor:
-    """Sum of squared differences of the scaled scores before softmax, over valid pairs and heads."""
-    return differentiable(
-        _loss_and_gradients, student_queries, student_keys, teacher_queries, teacher_keys, num_heads, valid
-    )
-
-
-def _loss_and_gradients(
     student_queries: Tensor,
     student_keys: Tensor,
     teacher_queries: Tensor,
@@ -53,6 +40,7 @@ def _loss_and_gradients(
     valid: Tensor | None,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Gradients]:
+    """Sum of squared differences of the scaled scores before softmax, over valid pairs and heads."""
     dtype = accumulation_dtype(student_queries, student_keys, teacher_queries, teacher_keys)
     gradients = new_gradients((student_queries, student_keys), wanted, dtype)
     student = _pair(student_queries, student_keys, dtype)
