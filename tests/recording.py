@@ -1,5 +1,6 @@
 """What a computation allocates: the shapes of all tensors that it makes, and the most bytes alive at one time."""
 
+import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,9 +67,19 @@ def _tensors(*tree: Any) -> list[Tensor]:
 
 
 def record(compute: Callable[[], Any]) -> Recording:
-    """The recording of ``compute()``."""
-    with Recording() as recording:
-        compute()
+    """The recording of ``compute()``.
+
+    The collector of reference cycles stands still meanwhile: Triton's interpreter leaves tensors in cycles, and
+    whether they count must not hang on how much garbage other tests have made.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with Recording() as recording:
+            compute()
+    finally:
+        if was_enabled:
+            gc.enable()
     return recording
 
 
