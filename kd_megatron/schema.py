@@ -106,6 +106,7 @@ class DataRecipe(Strict):
     unique_tokens: Count | None = None  # cap on the pool; subsets are nested; epochs repeat it
     mask_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.15
     seed: int = 1234  # of the pool's nesting; order and masks follow the run's own seed
+    mask_seed: int | None = None  # given: a window keeps one mask, in all epochs and runs; a teacher cache needs it
 
 
 class InitialiseRecipe(Strict):
@@ -190,6 +191,8 @@ class TrainingRecipe(Strict):
     epsilon: Positive = 1e-6
     gradient_clipping: Annotated[float, Field(ge=0.0)] = 1.0  # global norm; 0 is off
     precision: Precision = "auto"
+    stop_at_last_tap: bool = True  # the student computes nothing above what its objective reads, in training
+    compile: bool = False  # student and teacher by torch.compile: minutes at the start of each run
     ds_config: str = "zero0"  # a file of ds_configs/
     log_every_steps: Count = 10
     checkpoint_every_steps: Count = 200
@@ -206,12 +209,22 @@ class TeacherTrainingRecipe(Strict):
     learning_rate: Positive | None = None  # None: the study's
 
 
+class TeacherCacheRecipe(Strict):
+    """Keep what objectives need of the teacher, window by window, so that no window is put through it twice."""
+
+    path: str  # directory; students that share it share the teacher's work
+    max_gib: Positive = 50.0  # of all that one run may store
+    top_k: Count = 64  # logits kept of each masked position, for vanilla_kd
+    num_students: Count = 1  # a window's teacher pass is charged to each run that uses it, divided by this number
+
+
 class TeacherRecipe(Strict):
     """The frozen teacher: given (local directory or hub id, safetensors only) or trained first."""
 
     path: str | None = None
     train: TeacherTrainingRecipe | None = None
-    precision: Precision = "auto"
+    precision: Literal["auto", "bf16", "fp32", "fp8"] = "auto"  # fp8: matrix products of a bf16 teacher, on Hopper
+    cache: TeacherCacheRecipe | None = None
     cost_flops: Positive | None = None  # what its own training cost, when it is given
     cost_source: str = ""
 

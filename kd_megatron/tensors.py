@@ -63,6 +63,25 @@ class FactoredLogits:
 
 
 @dataclass(frozen=True)
+class TopLogits:
+    """A teacher's distribution at one temperature by its k likeliest tokens; the others share what is left."""
+
+    log_probabilities: Tensor  # [..., k] float32, at `temperature`
+    token_ids: Tensor  # [..., k] int64
+    log_rest: Tensor  # [...] float32, of the probability of all other tokens together
+    temperature: float
+
+    def rows(self) -> Self:
+        """The same with all leading dimensions as one."""
+        return type(self)(
+            self.log_probabilities.flatten(0, -2),
+            self.token_ids.flatten(0, -2),
+            self.log_rest.flatten(),
+            self.temperature,
+        )
+
+
+@dataclass(frozen=True)
 class Needs:
     """What an objective asks of one model. Layers are 1-based; hidden state 0 is the embedding output."""
 
@@ -93,6 +112,7 @@ class Taps:
     values: dict[int, Tensor] = field(default_factory=dict)
     hidden: dict[int, Tensor] = field(default_factory=dict)  # layer -> [B, L, D]
     logits: FactoredLogits | None = None  # [B, K, V] at the masked slots
+    top_logits: TopLogits | None = None  # [B, K]: stands for a teacher's `logits` where those come from a cache
     all_logits: FactoredLogits | None = None  # [B, L, V]
 
 
