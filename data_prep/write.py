@@ -60,7 +60,7 @@ def write_shard(job: ShardJob) -> ShardResult:
     seen: set[bytes] = set()
     num_documents = num_tokens = num_duplicates = text_bytes = 0
     dtype = token_dtype(job.vocab_size)
-    builder = _builder(aside, dtype)
+    builder = index_builder(aside, dtype)
     encoder = _encoder(job.tokenizer, job.end_id)
     for texts in _batches(job.spool):
         kept = [text for text in texts if not (job.deduplicate and _is_repeated(text, seen))]
@@ -111,7 +111,8 @@ def _add(builder: Any, ids: np.ndarray, vocab_size: int, shard: str) -> None:
     builder.end_document()
 
 
-def _builder(bin_path: Path, dtype: str) -> Any:
+def index_builder(bin_path: Path, dtype: str) -> Any:
+    """megatron-core's writer of one shard: ``add_document``, then ``finalize(idx_path)``. It casts ids in silence."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns about packages for GPUs
         from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder

@@ -42,14 +42,14 @@ def test_a_shard_and_its_entry(job, tmp_path):
 
 @pytest.mark.parametrize(("ids", "vocab_size"), [([5, 300], 300), ([65_536], 65_500), ([-1], 300)])
 def test_an_id_outside_the_vocabulary_is_refused(tmp_path, ids, vocab_size):
-    builder = write._builder(tmp_path / "x.bin", write.token_dtype(vocab_size))
+    builder = write.index_builder(tmp_path / "x.bin", write.token_dtype(vocab_size))
     with pytest.raises(DataError, match=f"token id {ids[-1]}"):
         write._add(builder, np.array(ids, dtype=np.int64), vocab_size, "train-00000")
 
 
 def test_wide_ids_survive(tmp_path):
     """A vocabulary past 65,500 is stored as int32: nothing wraps."""
-    builder = write._builder(tmp_path / "x.bin", write.token_dtype(250_000))
+    builder = write.index_builder(tmp_path / "x.bin", write.token_dtype(250_000))
     write._add(builder, np.array([0, 65_536, 249_999], dtype=np.int64), 250_000, "x")
     builder.finalize(str(tmp_path / "x.idx"))
     assert np.fromfile(tmp_path / "x.bin", np.int32).tolist() == [0, 65_536, 249_999]
