@@ -9,7 +9,8 @@ How sample j of the training data comes about:
 2. The source's pool is the first n windows of ONE permutation of all its windows, fixed by the recipe's ``seed``:
    pools capped by ``unique_tokens`` are nested. Epoch e = k // n goes through the pool in an order of its own, a
    permutation keyed by (run seed, e).
-3. `masking.Masker` masks the window by a hash of (run seed, j, position).
+3. `masking.Masker` masks the window by a hash of (run seed, j, position); with the recipe's ``mask_seed`` by one of
+   (mask seed, source, window, position) instead, so that a window looks the same in all epochs and all runs.
 
 Validation is the same for every run: the held-out split in one shuffled order, masked with a seed of its own.
 """
@@ -17,10 +18,11 @@ Validation is the same for every run: the held-out split in one shuffled order, 
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kd_megatron.data import counter_hash, masking
 from kd_megatron.data.dataset import WindowDataset
@@ -34,6 +36,7 @@ from kd_megatron.tensors import Batch
 _VALIDATION_SEED = 20_240_430  # of the validation order and masks; never the run's
 _ORDER_VERSION = 1  # raise it when the same recipe and seed give other batches than before
 _POOL, _EPOCH = 1, 2  # purposes of permutation keys
+_WINDOW_BITS = 40  # of a fixed mask's counter; the source's number stands above them
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Loader:
 
     Args:
         recipe: the ``data`` section of a study.
-        run_seed: of the order within epochs and of the masks.
+        run_seed: of the order within epochs, and of the masks unless the recipe has a ``mask_seed``.
         split: ``"train"``, or ``"valid"`` for the held-out documents.
 
     Raises:
@@ -74,16 +77,21 @@ class Loader:
         self.num_windows = sum(self._pools)
         self.content_hash = _content_hash(recipe)
         self._masker = masking.Masker.of(self.special, self.vocab_size)
-        self._mask_seed = run_seed if split == "train" else _VALIDATION_SEED
+        self._fixed_masks = split == "train" and recipe.mask_seed is not None
+        train_seed = run_seed if recipe.mask_seed is None else recipe.mask_seed
+        self._mask_seed = train_seed if split == "train" else _VALIDATION_SEED
+        self.window_identity = _window_identity(recipe, self.num_masked)
 
     def batch(self, first_sample: int, num_samples: int) -> Batch:
         """Samples ``first_sample`` .. ``first_sample + num_samples - 1`` of the data order, on the CPU.
 
-        Any ``first_sample`` >= 0 will do: epochs repeat the pool, reshuffled and masked anew.
+        Any ``first_sample`` >= 0 will do: epochs repeat the pool, reshuffled and, without a ``mask_seed``, masked anew.
         """
         samples = np.arange(first_sample, first_sample + num_samples, dtype=np.int64)
-        clean_ids = self._gather(samples)
-        masked = self._masker.mask(clean_ids, samples, self.num_masked, self._mask_seed)
+        numbers, windows = self.window_numbers(samples)
+        clean_ids = self._gather(numbers, windows)
+        mask_ids = numbers << _WINDOW_BITS | windows if self._fixed_masks else samples
+        masked = self._masker.mask(clean_ids, mask_ids, self.num_masked, self._mask_seed)
         return Batch(
             input_ids=torch.from_numpy(masked.input_ids),
             clean_ids=torch.from_numpy(clean_ids),
@@ -106,12 +114,29 @@ class Loader:
         """How many distinct windows the first ``consumed`` samples hold."""
         return sum(min(count, pool) for count, pool in zip(self._blend.counts(consumed), self._pools, strict=True))
 
-    def _gather(self, samples: Index) -> Index:
-        """[B, L] unmasked windows."""
-        numbers, windows = self.window_numbers(samples)
+    def pool_rows(self, samples: Index) -> Index:
+        """For each sample ([B]) its window's place in the pool of all sources, 0 .. num_windows - 1.
+
+        It does not depend on the run's seed, and in a larger pool (``unique_tokens``) a window keeps its place: the
+        pool is numbered in the order in which the blend would deal it out once.
+        """
+        numbers, local = self._blend.locate(samples)
+        dealt = np.empty_like(local)
+        for number in np.unique(numbers):
+            at = numbers == number
+            dealt[at] = self._blend.sample_of(int(number), self._pool_places(int(number), local[at]))
+        return np.minimum(self._blend.counts_of(dealt), np.array(self._pools)[:, None]).sum(0)
+
+    def first_visits(self, samples: Index) -> NDArray[np.bool_]:
+        """For each sample ([B]) whether the run meets its window for the first time: it is of its source's epoch 0."""
+        numbers, local = self._blend.locate(samples)
+        return local < np.array(self._pools)[numbers]
+
+    def _gather(self, numbers: Index, windows: Index) -> Index:
+        """[B, L] unmasked windows, by source and window."""
         if len(self._sources) == 1:
             return self._sources[0].windows.gather(windows)
-        clean_ids = np.empty((len(samples), self.sequence_length), np.int64)
+        clean_ids = np.empty((len(windows), self.sequence_length), np.int64)
         for number in np.unique(numbers):
             rows = np.flatnonzero(numbers == number)
             clean_ids[rows] = self._sources[number].windows.gather(windows[rows])
@@ -120,15 +145,20 @@ class Loader:
     def _windows_of(self, number: int, local: Index) -> Index:
         """The windows of one source at places ``local`` of its own order."""
         source, pool = self._sources[number], self._pools[number]
-        epochs, places = np.divmod(local, pool)
         if self._split == "valid":
-            return permute(places, pool, counter_hash.key(_VALIDATION_SEED, _POOL))
+            return permute(local % pool, pool, counter_hash.key(_VALIDATION_SEED, _POOL))
+        pool_key = counter_hash.key(self._pool_seed, _POOL, source.number)
+        return permute(self._pool_places(number, local), len(source.windows), pool_key)
+
+    def _pool_places(self, number: int, local: Index) -> Index:
+        """The places in one source's pool that its samples ``local`` read: each epoch has an order of its own."""
+        pool = self._pools[number]
+        epochs, places = np.divmod(local, pool)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
-            epoch_key = counter_hash.key(self._run_seed, _EPOCH, source.number, int(epoch))
+            epoch_key = counter_hash.key(self._run_seed, _EPOCH, self._sources[number].number, int(epoch))
             places[rows] = permute(places[rows], pool, epoch_key)
-        pool_key = counter_hash.key(self._pool_seed, _POOL, source.number)
-        return permute(places, len(source.windows), pool_key)
+        return places
 
     def _pool_sizes(self, recipe: DataRecipe) -> list[int]:
         """Windows of each source that the run may see. A cap is dealt out by weight, so the subsets stay nested."""
@@ -185,7 +215,20 @@ def _require_one_tokenizer(shard_sets: list[ShardSet]) -> None:
 
 def _content_hash(recipe: DataRecipe) -> str:
     """A short hash of all that decides the samples, but for the run's seed and where the files lie."""
-    settings = recipe.model_dump(mode="json", exclude={"shards", "corpus"})
+    left_out = {"shards", "corpus"} | ({"mask_seed"} if recipe.mask_seed is None else set())
+    settings = recipe.model_dump(mode="json", exclude=left_out)
     sets = [(read_manifest(shards.path).content_hash(), shards.weight) for shards in recipe.shards]
     described = json.dumps([_ORDER_VERSION, settings, sets], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+def _window_identity(recipe: DataRecipe, num_masked: int) -> dict[str, Any]:
+    """What decides the window at a place of the pool and its fixed mask; the run's seed and the pool's size do not."""
+    return {
+        "data": [f"{read_manifest(shards.path).content_hash()} x {shards.weight:g}" for shards in recipe.shards],
+        "data.seed": recipe.seed,
+        "sequence_length": recipe.sequence_length,
+        "masked_positions": num_masked,
+        "mask_seed": recipe.mask_seed,
+        "order_version": _ORDER_VERSION,
+    }

@@ -1,7 +1,8 @@
 """Dynamic masks for masked-language modelling, 80/10/10 (Devlin et al. 2019, arXiv 1810.04805, section 3.1).
 
-A mask is a pure function of (seed, sample index, position, token ids). The sample index is the sample's position in
-the run's data order, so the same window is masked anew in each epoch, and never depends on the micro-batch or rank.
+A mask is a pure function of (seed, sample, position, token ids), and never depends on the micro-batch or rank. By default
+the sample is its position in the run's data order, so that the same window is masked anew in each epoch; with the recipe's
+``mask_seed`` it is the window, which then keeps one mask.
 
 EXACTLY K positions of each sequence are masked, not each with probability 15 %: shapes never change, so a step costs
 the same FLOPs and the same memory every time, and every arm has the same number of targets.
@@ -74,9 +75,9 @@ class Masker:
 
         Args:
             clean_ids: [B, L], L at most 65,536.
-            sample_ids: [B], each row's position in the data order.
+            sample_ids: [B], what a row's mask hangs on: its position in the data order, or its window.
             count: K.
-            seed: of the run.
+            seed: of the run, or of the fixed masks.
         """
         positions = self._select(clean_ids, sample_ids, count, seed)  # [B, K]
         used = positions < clean_ids.shape[1]

@@ -70,6 +70,7 @@ class Blend:
         ranks = np.concatenate([np.arange(quota, dtype=np.int64) for quota in self.quotas])
         dealt = np.argsort(places, kind="stable")  # ties go to the source that is named first
         self._owners, self._ranks = owners[dealt], ranks[dealt]
+        self._places = [np.flatnonzero(self._owners == source) for source in range(len(weights))]  # within a period
 
     def locate(self, samples: Index) -> tuple[Index, Index]:
         """For each sample its source, and its number (from 0) among the samples of that source."""
@@ -77,11 +78,20 @@ class Blend:
         sources = self._owners[place]
         return sources, cycle * self.quotas[sources] + self._ranks[place]
 
+    def sample_of(self, source: int, numbers: Index) -> Index:
+        """The samples that are those with these ``numbers`` of ``source``: the inverse of `locate`."""
+        cycle, rank = np.divmod(numbers, self.quotas[source])
+        return cycle * self.period + self._places[source][rank]
+
     def counts(self, num_samples: int) -> list[int]:
         """How many of the first ``num_samples`` samples come from each source."""
-        cycles, rest = divmod(num_samples, self.period)
-        partial = np.bincount(self._owners[:rest], minlength=len(self.quotas))
-        return [cycles * int(quota) + int(part) for quota, part in zip(self.quotas, partial, strict=True)]
+        return [int(count) for count in self.counts_of(np.array([num_samples]))[:, 0]]
+
+    def counts_of(self, nums_samples: Index) -> Index:
+        """`counts` of many numbers of samples ([B]) at once: [sources, B]."""
+        cycles, rest = np.divmod(nums_samples, self.period)
+        partial = np.stack([np.searchsorted(places, rest) for places in self._places])
+        return cycles * self.quotas[:, None] + partial
 
 
 def _quotas(weights: Sequence[float]) -> Index:
