@@ -5,13 +5,16 @@ d head size, V vocabulary.
 """
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 IGNORED = -100  # label of a masked slot that holds no target
+
+Relation = Literal["queries", "keys", "values"]
+RELATIONS: tuple[Relation, ...] = ("queries", "keys", "values")
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,20 @@ class Needs:
         """The layers of which any of queries, keys or values is asked for."""
         return tuple(sorted({*self.queries, *self.keys, *self.values}))
 
+    def relations(self, layer: int) -> tuple[Relation, ...]:
+        """Which of queries, keys and values are asked for of ``layer``."""
+        return tuple(relation for relation in RELATIONS if layer in getattr(self, relation))
+
     @property
     def head(self) -> bool:
         """Whether the MLM head runs at all."""
         return self.logits or self.all_logits
+
+    def num_whole_layers(self, num_layers: int) -> int:
+        """How many of a model's ``num_layers`` layers must run whole. Of one more, projections may be needed."""
+        if self.head:
+            return num_layers
+        return max((0, *self.hidden, *(layer - 1 for layer in self.attention_layers)))
 
 
 @dataclass(frozen=True)

@@ -44,16 +44,16 @@ class ArmCost:
         return self.student_flops_per_token + self.teacher_flops_per_token + self.loss_flops_per_token
 
 
-def projections_flops(config: PretrainedConfig, length: int) -> float:
-    """Queries, keys and values of one layer: three products of L x D x D."""
-    return 3 * 2.0 * length * config.hidden_size**2
+def projection_flops(config: PretrainedConfig, length: int) -> float:
+    """Queries, keys or values of one layer: one product of L x D x D."""
+    return 2.0 * length * config.hidden_size**2
 
 
 def layer_flops(config: PretrainedConfig, length: int) -> float:
     """One layer, forward: projections, scores and their use (2 L^2 D each), output, feed-forward (2 of L D F)."""
     width, inner = config.hidden_size, config.intermediate_size
     attention = 2 * 2.0 * length**2 * width
-    return projections_flops(config, length) + attention + 2.0 * length * width**2 + 2 * 2.0 * length * width * inner
+    return 4 * projection_flops(config, length) + attention + 2 * 2.0 * length * width * inner
 
 
 def head_flops(config: PretrainedConfig, num_positions: int) -> float:
@@ -65,31 +65,37 @@ def _head_positions(needs: Needs, length: int, num_masked: int) -> int:
     return length if needs.all_logits else num_masked if needs.logits else 0
 
 
-def student_flops(config: PretrainedConfig, needs: Needs, length: int, num_masked: int) -> float:
-    """Forward and backward. Under pure relation losses the top layer above its projections gets no backward."""
-    forward = config.num_hidden_layers * layer_flops(config, length)
-    head = head_flops(config, _head_positions(needs, length, num_masked))
-    top = config.num_hidden_layers
-    reached = forward
-    if not needs.head and top not in needs.hidden:
-        reached -= layer_flops(config, length) - projections_flops(config, length)
-    return forward + 2.0 * reached + 3.0 * head
+def encoder_flops(config: PretrainedConfig, needs: Needs, length: int) -> float:
+    """Forward as far as the taps reach: whole layers, and the projections wanted of one more."""
+    num_whole = needs.num_whole_layers(config.num_hidden_layers)
+    projections = len(needs.relations(num_whole + 1)) * projection_flops(config, length)
+    return num_whole * layer_flops(config, length) + projections
+
+
+def student_flops(config: PretrainedConfig, needs: Needs, length: int, num_masked: int, stops: bool = True) -> float:
+    """Forward and backward. What lies above the highest tap gets no backward, and no forward when the student stops."""
+    reached = encoder_flops(config, needs, length)
+    forward = reached if stops else config.num_hidden_layers * layer_flops(config, length)
+    return forward + 2.0 * reached + 3.0 * head_flops(config, _head_positions(needs, length, num_masked))
 
 
 def teacher_flops(config: PretrainedConfig, needs: Needs, length: int, num_masked: int) -> float:
-    """Forward alone, up to the highest layer needed, heads only when needed."""
-    highest = max((*needs.attention_layers, *needs.hidden), default=0)
-    layers = config.num_hidden_layers if needs.head else highest
-    return layers * layer_flops(config, length) + head_flops(config, _head_positions(needs, length, num_masked))
+    """Forward alone, up to the highest tap, with the head only where needed."""
+    return encoder_flops(config, needs, length) + head_flops(config, _head_positions(needs, length, num_masked))
 
 
 def sequence_cost(
-    objective: Objective, student: PretrainedConfig, teacher: PretrainedConfig | None, length: int, num_masked: int
+    objective: Objective,
+    student: PretrainedConfig,
+    teacher: PretrainedConfig | None,
+    length: int,
+    num_masked: int,
+    student_stops: bool = True,
 ) -> SequenceCost:
-    """One training sequence under ``objective``."""
+    """One training sequence under ``objective``; ``student_stops`` is the recipe's ``training.stop_at_last_tap``."""
     needs = objective.needs_teacher
     return SequenceCost(
-        student=student_flops(student, objective.needs_student, length, num_masked),
+        student=student_flops(student, objective.needs_student, length, num_masked, student_stops),
         teacher=teacher_flops(teacher, needs, length, num_masked) if teacher is not None and needs is not None else 0.0,
         loss=objective.flops(length, num_masked),
     )
@@ -127,7 +133,8 @@ def arm_cost(study: StudyRecipe, arm: str, vocab_size: int) -> ArmCost:
     if objective.needs_teacher is not None and teacher is None:
         raise ModelError(given=f"arm {arm!r} distils, but the recipe has no teacher", fix="add a 'teacher' section")
     length = study.data.sequence_length
-    cost = sequence_cost(objective, student, teacher, length, num_masked_positions(study))
+    stops = study.training.stop_at_last_tap
+    cost = sequence_cost(objective, student, teacher, length, num_masked_positions(study), stops)
     return ArmCost(
         student_flops_per_token=cost.student / length,
         teacher_flops_per_token=cost.teacher / length,

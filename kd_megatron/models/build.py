@@ -17,7 +17,7 @@ from transformers import (
 
 from kd_megatron.errors import ModelError
 from kd_megatron.manifest import vocabulary_hash
-from kd_megatron.models.taps import ATTENTION, HEADS, TappedEncoder
+from kd_megatron.models.taps import HEADS, TappedEncoder
 from kd_megatron.schema import EncoderRecipe
 from kd_megatron.tensors import ModelShape, Needs
 
@@ -49,7 +49,7 @@ def build_student(recipe: EncoderRecipe, vocab_size: int, special_ids: dict[str,
     """A student with random weights that depend on ``seed`` alone, float32 (docs/fairness.md: the same in all arms)."""
     torch.manual_seed(seed)
     config = student_config(recipe, vocab_size, special_ids)
-    return AutoModelForMaskedLM.from_config(config, attn_implementation=ATTENTION)
+    return AutoModelForMaskedLM.from_config(config)
 
 
 def load_model(path: str, dtype: torch.dtype, needs_head: bool) -> PreTrainedModel:
@@ -65,7 +65,6 @@ def load_model(path: str, dtype: torch.dtype, needs_head: bool) -> PreTrainedMod
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation=ATTENTION,
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError) as error:

@@ -1,25 +1,22 @@
 """Queries, keys, values and hidden states of named layers, as outputs of a Hugging Face encoder's forward.
 
-Every encoder whose attention goes through the library's attention interface can be tapped: we register one
-attention function, which hands the projections over and then runs the library's own SDPA. No architecture is
-rewritten, and with taps on the outputs are what they were.
+Nothing is computed that is not asked for: the model stops at the highest tap, in the middle of a layer where only
+projections of that layer are wanted, and the MLM head runs on the masked slots or not at all.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel
 
 from kd_megatron.errors import ModelError
-from kd_megatron.tensors import Batch, FactoredLogits, Needs, Taps
+from kd_megatron.models.layers import layers_of, project, run_layer
+from kd_megatron.tensors import RELATIONS, Batch, FactoredLogits, Needs, Relation, Taps
 
-ATTENTION = "kd_sdpa"
 HEADS = {
     "bert": "cls",
     "roberta": "lm_head",
@@ -27,40 +24,18 @@ HEADS = {
     "camembert": "lm_head",
 }  # model type -> MLM head
 
-_projections: ContextVar[dict[int, tuple[Tensor, Tensor, Tensor]] | None] = ContextVar("projections", default=None)
-
-
-def _tapped_sdpa(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-    captured = _projections.get()
-    if captured is not None:
-        captured[int(module.layer_idx) + 1] = (query, key, value)  # type: ignore[arg-type]
-    return sdpa_attention_forward(module, query, key, value, *args, **kwargs)
-
-
-AttentionInterface.register(ATTENTION, _tapped_sdpa)
-# Without a mask function of the same name the library passes no mask at all, and padding is silently attended to.
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-
-
-@contextmanager
-def _capture() -> Iterator[dict[int, tuple[Tensor, Tensor, Tensor]]]:
-    captured: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    token = _projections.set(captured)
-    try:
-        yield captured
-    finally:
-        _projections.reset(token)
-
 
 class TappedEncoder(nn.Module):
     """A Hugging Face masked-language model that returns exactly what `Needs` names.
 
     Args:
-        model: an ``...ForMaskedLM`` model built with ``attn_implementation=ATTENTION``.
+        model: an ``...ForMaskedLM`` model of a type in `HEADS`.
         needs: the outputs of `forward`.
+        whole: run all layers, though nobody reads the upper ones.
+        compile: run the layers by torch.compile, which compiles the code of one layer for all of them.
     """
 
-    def __init__(self, model: PreTrainedModel, needs: Needs) -> None:
+    def __init__(self, model: PreTrainedModel, needs: Needs, whole: bool = False, compile: bool = False) -> None:
         super().__init__()
         if model.config.model_type not in HEADS:
             raise ModelError(
@@ -68,7 +43,10 @@ class TappedEncoder(nn.Module):
                 expected=f"one of {', '.join(sorted(HEADS))}",
                 fix="use such an encoder, or name the type's MLM head in kd_megatron/models/taps.py",
             )
-        self.model, self.needs = model, needs
+        self.model, self.needs, self.whole = model, needs, whole
+        self._run_layer: Callable[..., tuple[Tensor, tuple[Tensor, ...]]] = (
+            torch.compile(run_layer, dynamic=False) if compile else run_layer
+        )
 
     @property
     def decoder(self) -> nn.Linear:
@@ -100,19 +78,29 @@ class TappedEncoder(nn.Module):
     def forward(self, batch: Batch, inputs: str = "masked") -> Taps:
         """Run the encoder on ``batch.input_ids`` (``inputs="masked"``) or ``batch.clean_ids`` (``"clean"``)."""
         needs = self.needs
-        with _capture() as projections:
-            output = self.model.base_model(
-                input_ids=batch.input_ids if inputs == "masked" else batch.clean_ids,
-                attention_mask=batch.attention_mask,
-                output_hidden_states=bool(needs.hidden),
-            )
-        states = output.hidden_states if needs.hidden else ()
-        last = output.last_hidden_state
-        return Taps(
-            queries={layer: projections[layer][0].transpose(1, 2) for layer in needs.queries},
-            keys={layer: projections[layer][1].transpose(1, 2) for layer in needs.keys},
-            values={layer: projections[layer][2].transpose(1, 2) for layer in needs.values},
-            hidden={layer: states[layer] for layer in needs.hidden},
-            logits=self.head(batch.at_slots(last)) if needs.logits else None,
-            all_logits=self.head(last) if needs.all_logits else None,
+        base: Any = self.model.base_model
+        taps = Taps()
+        layers = layers_of(base)
+        num_whole = len(layers) if self.whole else needs.num_whole_layers(len(layers))
+        mask = None if batch.attention_mask is None else batch.attention_mask[:, None, None, :]
+        states = base.embeddings(input_ids=batch.input_ids if inputs == "masked" else batch.clean_ids)
+        if 0 in needs.hidden:
+            taps.hidden[0] = states
+        for number, layer in enumerate(layers, start=1):
+            if number > num_whole:
+                self._keep(taps, number, {name: project(layer, states, name) for name in needs.relations(number)})
+                break
+            states, projections = self._run_layer(layer, states, mask)
+            self._keep(taps, number, dict(zip(RELATIONS, projections, strict=True)))
+            if number in needs.hidden:
+                taps.hidden[number] = states
+        return replace(
+            taps,
+            logits=self.head(batch.at_slots(states)) if needs.logits else None,
+            all_logits=self.head(states) if needs.all_logits else None,
         )
+
+    def _keep(self, taps: Taps, number: int, projections: dict[Relation, Tensor]) -> None:
+        """Those of a layer's projections that are asked for."""
+        for name in self.needs.relations(number):
+            getattr(taps, name)[number] = projections[name]

@@ -18,9 +18,8 @@ from kd_megatron.kernels.door import AUTO, check_backend
 from kd_megatron.objectives import checks
 from kd_megatron.objectives.base import Objective, ObjectiveOptions
 from kd_megatron.schema import Count, Positive
-from kd_megatron.tensors import Batch, ModelShape, Needs, Taps
+from kd_megatron.tensors import Batch, ModelShape, Needs, Relation, Taps
 
-Relation = Literal["queries", "keys", "values"]
 Backend = Annotated[str, AfterValidator(lambda name: check_backend(name, kernel.BACKENDS))]
 
 

@@ -98,10 +98,14 @@ def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teache
         options, shape_of(student.config), None if teacher_config is None else shape_of(teacher_config)
     )
     teacher = _teacher(study, objective, teacher_path, loader, device)
-    cost = sequence_cost(objective, student.config, teacher_config, study.data.sequence_length, loader.num_masked)
+    stops = study.training.stop_at_last_tap
+    cost = sequence_cost(
+        objective, student.config, teacher_config, study.data.sequence_length, loader.num_masked, stops
+    )
 
     ledger = Ledger(num_devices=dist.world_size())
-    module = StudentWithObjective(TappedEncoder(student, objective.needs_student), objective, ledger)
+    encoder = TappedEncoder(student, objective.needs_student, whole=not stops, compile=study.training.compile)
+    module = StudentWithObjective(encoder, objective, ledger)
     num_parameters = sum(parameter.numel() for parameter in student.parameters())  # before ZeRO-3 partitions them
     untrained = freeze_untrained(module.to(device), teacher, loader.batch(0, 2).to(device))
     engine = Engine(module, study.training, read_directly=module.student.read_directly())

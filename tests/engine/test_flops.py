@@ -15,6 +15,7 @@ from kd_megatron.engine import flops
 from kd_megatron.models.build import build_student, load_teacher, model_config, shape_of
 from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.objectives import registry
+from kd_megatron.objectives.base import Objective
 from kd_megatron.schema import EncoderRecipe
 from kd_megatron.tensors import Batch, Taps
 
@@ -45,49 +46,45 @@ def multiply_out(taps: Taps) -> None:
         taps.logits.dense()
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_forward_flops_of_student_and_teacher(arm: str, tmp_path: Path) -> None:
-    write_tokenizer(tmp_path / "tokenizer")
-    path = str(write_teacher(tmp_path / "teacher", tmp_path / "tokenizer"))
-    student, teacher_config = build_student(RECIPE, VOCAB_SIZE, {}, 0), model_config(path)
-    options = registry.parse_options(ARMS[arm], where="test")
-    objective = registry.build(options, shape_of(student.config), shape_of(teacher_config))
-    taps = TappedEncoder(student, objective.needs_student)
-    with torch.no_grad():
-        forward = counted(lambda: multiply_out(taps(batch()))) + attention_flops(student.config, 2)
-    ours = flops.student_flops(student.config, objective.needs_student, LENGTH, NUM_MASKED)
-    unreached = 0.0
-    if not objective.needs_student.head and 2 not in objective.needs_student.hidden:
-        unreached = flops.layer_flops(student.config, LENGTH) - flops.projections_flops(student.config, LENGTH)
-    assert ours == pytest.approx(3 * forward - 2 * unreached, rel=FLOPS_RELATIVE)
-    if objective.needs_teacher is not None:
-        teacher = load_teacher(path, torch.float32, objective.needs_teacher, torch.device("cpu"))
-        num_layers = len(teacher.model.base_model.encoder.layer)
-        expected = counted(lambda: multiply_out(teacher(batch()))) + attention_flops(teacher_config, num_layers)
-        assert flops.teacher_flops(teacher_config, objective.needs_teacher, LENGTH, NUM_MASKED) == pytest.approx(
-            expected, rel=FLOPS_RELATIVE
-        )
-
-
-@pytest.mark.parametrize("arm", ["scratch", "minilm"])
-def test_backward_reaches_what_the_count_says(arm: str) -> None:
-    """The counter sees the backward of every product but attention's; the layers' share is checked to the last one."""
+def build(arm: str, teacher_config: Any) -> tuple[Any, Objective]:
     student = build_student(RECIPE, VOCAB_SIZE, {}, 0)
     options = registry.parse_options(ARMS[arm], where="test")
-    objective = registry.build(options, shape_of(student.config), shape_of(student.config))
-    encoder = TappedEncoder(student, objective.needs_student)
+    return student, registry.build(options, shape_of(student.config), shape_of(teacher_config or student.config))
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_forward_flops_of_the_teacher(arm: str, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "tokenizer")
+    path = str(write_teacher(tmp_path / "teacher", tmp_path / "tokenizer"))
+    config = model_config(path)
+    _, objective = build(arm, config)
+    needs = objective.needs_teacher
+    if needs is None:
+        return
+    teacher = load_teacher(path, torch.float32, needs, torch.device("cpu"))
+    expected = counted(lambda: multiply_out(teacher(batch()))) + attention_flops(config, needs.num_whole_layers(4))
+    assert flops.teacher_flops(config, needs, LENGTH, NUM_MASKED) == pytest.approx(expected, rel=FLOPS_RELATIVE)
+
+
+@pytest.mark.parametrize("stops", [True, False], ids=["stops", "whole"])
+@pytest.mark.parametrize("arm", ARMS)
+def test_forward_and_backward_flops_of_the_student(arm: str, stops: bool) -> None:
+    """The counter sees the backward of every product but attention's; the layers' share is checked to the last one."""
+    student, objective = build(arm, None)
+    needs, config = objective.needs_student, student.config
+    encoder = TappedEncoder(student, needs, whole=not stops)
 
     def forward_and_backward() -> None:
         taps = encoder(batch())
-        relations = [*taps.queries.values(), *taps.keys.values(), *taps.values.values()]
-        outputs = relations if taps.logits is None else [taps.logits.dense()]
+        outputs = [*taps.queries.values(), *taps.keys.values(), *taps.values.values(), *taps.hidden.values()]
+        if taps.logits is not None:
+            outputs.append(taps.logits.dense())
         torch.stack([output.sum() for output in outputs]).sum().backward()
 
     total = counted(forward_and_backward)
-    config = student.config
-    reached_attention_layers = 2 if arm == "scratch" else 1
-    attention = attention_flops(config, 2) + 2 * attention_flops(config, reached_attention_layers)
-    ours = flops.student_flops(config, objective.needs_student, LENGTH, NUM_MASKED)
+    reached = needs.num_whole_layers(2)
+    attention = attention_flops(config, reached if stops else 2) + 2 * attention_flops(config, reached)
+    ours = flops.student_flops(config, needs, LENGTH, NUM_MASKED, stops)
     # The first layer's input needs a gradient too (embeddings train), so nothing is saved there.
     assert ours == pytest.approx(total + attention, rel=FLOPS_RELATIVE)
 

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForM
 
 from kd_megatron.errors import ModelError
 from kd_megatron.models.build import build_student, load_teacher, shape_of
-from kd_megatron.models.taps import ATTENTION, TappedEncoder
+from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.objectives import registry
 from kd_megatron.schema import EncoderRecipe
 from kd_megatron.tensors import Batch, Needs
@@ -36,7 +36,7 @@ def make_batch(padding: int = 0, length: int = LENGTH, rows: int = 2) -> Batch:
     return Batch(ids, ids.roll(1, 1), mask, positions, ids.gather(1, positions), torch.arange(rows))
 
 
-def make_model(kind: str, attention: str = ATTENTION) -> Any:
+def make_model(kind: str, attention: str = "sdpa") -> Any:
     torch.manual_seed(0)
     if kind == "bert":
         config: Any = BertConfig(vocab_size=VOCAB, max_position_embeddings=32, initializer_range=0.3, **SIZES)
