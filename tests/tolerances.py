@@ -93,3 +93,8 @@ GRAM_GRADIENT_UNITS = 32.0
 # The same for bfloat16 taps, 9 to 13 u / r^2 measured: squares of 8-bit numbers (odd ones are 1 modulo 8) are rounded
 # down more often than up when they are added in float32. Rounding the taps themselves changes it by 150 to 230.
 GRAM_BFLOAT16_LOSS_UNITS = 32.0
+
+# --- levers of speed ---
+
+# torch.compile fuses element-wise work and orders its float32 sums otherwise; 200 steps let that grow.
+COMPILED_200_STEPS_RELATIVE = 5e-5

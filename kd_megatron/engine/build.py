@@ -44,6 +44,17 @@ def read_ds_config(name: str) -> dict[str, Any]:
     return config
 
 
+def refuse_compile_in_pieces(recipe: TrainingRecipe) -> None:
+    """ZeRO-3 gathers each weight in a hook around its module, which compiled code would go round."""
+    stage = read_ds_config(recipe.ds_config).get("zero_optimization", {}).get("stage", 0)
+    if recipe.compile and stage == 3:
+        raise RecipeError(
+            given=f"training.compile with training.ds_config {recipe.ds_config!r} (ZeRO stage 3)",
+            expected="compile at stages 0 to 2, where every process holds all weights",
+            fix="set training.compile to false, or take a smaller stage",
+        )
+
+
 def micro_batches_per_step(recipe: TrainingRecipe) -> int:
     """How many micro-batches each process runs before one update."""
     together = recipe.micro_batch_size * dist.world_size()
@@ -58,6 +69,7 @@ def micro_batches_per_step(recipe: TrainingRecipe) -> int:
 
 
 def _deepspeed_config(recipe: TrainingRecipe) -> dict[str, Any]:
+    refuse_compile_in_pieces(recipe)
     config = read_ds_config(recipe.ds_config)
     config.update(
         train_batch_size=recipe.global_batch_size,

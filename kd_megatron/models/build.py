@@ -132,11 +132,13 @@ def model_config(path: str) -> PretrainedConfig:
         raise _out_of_reach(f"the config of model {path!r} cannot be read", error) from error
 
 
-def load_teacher(path: str, dtype: torch.dtype, needs: Needs, device: torch.device) -> TappedEncoder:
+def load_teacher(
+    path: str, dtype: torch.dtype, needs: Needs, device: torch.device, compile: bool = False
+) -> TappedEncoder:
     """A frozen teacher in eval mode that runs only as far up as ``needs`` asks (FACTS: the study left dropout on)."""
     model = load_model(path, dtype, needs.head)
     _drop_what_is_not_needed(model, needs)
-    teacher = TappedEncoder(model, needs)
+    teacher = TappedEncoder(model, needs, compile=compile)
     return teacher.to(device).eval().requires_grad_(False)
 
 

@@ -148,7 +148,11 @@ def _teacher(
             fix="add one",
         )
     check_same_vocabulary(path, loader.tokenizer_sha256, ", ".join(s.path for s in study.data.shards))
-    return Teacher(load_teacher(path, DTYPES[study.teacher.precision], objective.needs_teacher, device))
+    return Teacher(
+        load_teacher(
+            path, DTYPES[study.teacher.precision], objective.needs_teacher, device, compile=study.training.compile
+        )
+    )
 
 
 def freeze_untrained(module: StudentWithObjective, teacher: Teacher | None, batch: Batch) -> list[str]:
