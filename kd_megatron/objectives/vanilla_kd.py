@@ -101,19 +101,28 @@ class VanillaKd(Objective):
         return terms
 
     def _at_masks(self, student: Taps, teacher: Taps, batch: Batch) -> dict[str, Tensor]:
-        """Both terms at the masked slots in one pass: their counts are equal, so their weights are all that differs."""
-        kd, mlm = kernel.vocab_kl(
-            checks.present("logits", student.logits).rows(),
-            checks.present("logits", teacher.logits).rows(),
-            batch.labels.flatten(),
-            self.options.temperature,
-            gradient_weights=(self.weights["kd"], self.weights["mlm"]),
-            backend=self.options.backend,
-        )
+        """Both terms at the masked slots in one pass: their counts are equal, so their weights are all that differs.
+
+        With a teacher from a cache the divergence is of its likeliest tokens and the rest: a bound from below.
+        """
+        logits, labels = checks.present("logits", student.logits).rows(), batch.labels.flatten()
+        weights, backend = (self.weights["kd"], self.weights["mlm"]), self.options.backend
+        temperature = self.options.temperature
+        if teacher.top_logits is None:
+            of_teacher = checks.present("logits", teacher.logits).rows()
+            kd, mlm = kernel.vocab_kl(
+                logits, of_teacher, labels, temperature, gradient_weights=weights, backend=backend
+            )
+        else:
+            checks.require_temperature("vanilla_kd", temperature, teacher.top_logits)
+            kd, mlm = kernel.vocab_topk_kl(
+                logits, teacher.top_logits.rows(), labels, gradient_weights=weights, backend=backend
+            )
         return {"kd": kd, "mlm": mlm}
 
     def _everywhere(self, student: Taps, teacher: Taps, batch: Batch) -> dict[str, Tensor]:
         """The divergence at every position; the cross-entropy apart, as each is divided by a count of its own."""
+        checks.refuse_top_logits("vanilla_kd", "positions all", teacher)
         logits = checks.present("all_logits", student.all_logits)
         kd, _ = kernel.vocab_kl(
             logits.rows(),
@@ -131,7 +140,7 @@ class VanillaKd(Objective):
     def flops(self, length: int, num_masked: int) -> float:
         """`vocab_kl_flops` of the compared rows (K or L), plus for the cosine 10 per hidden feature.
 
-        (forward three products of 2, backward 4.)
+        (forward three products of 2, backward 4.) The same where the teacher's logits come from a cache.
         """
         num_rows = length if self.options.positions == "all" else num_masked
         cosine = 10.0 * length * self.student.hidden_size if "cosine" in self.weights else 0.0

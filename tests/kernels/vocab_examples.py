@@ -11,7 +11,8 @@ import torch
 from kernel_examples import tap
 from torch import Tensor
 
-from kd_megatron.tensors import IGNORED, FactoredLogits
+from kd_megatron.kernels.vocab_kl.top_logits import top_logits
+from kd_megatron.tensors import IGNORED, FactoredLogits, TopLogits
 
 STUDENT_SIZE, TEACHER_SIZE = 5, 7  # D of the two models
 VOCAB_SIZE = 11
@@ -41,6 +42,11 @@ def student_head(num_rows: int, **options: object) -> FactoredLogits:
 
 def teacher_head(num_rows: int, **options: object) -> FactoredLogits:
     return head(num_rows, TEACHER_SIZE, 2, **options)
+
+
+def top_of(logits: FactoredLogits, num_tokens: int, temperature: float) -> TopLogits:
+    """What a cache keeps of a teacher, float64."""
+    return top_logits(logits.dense().detach(), num_tokens, temperature)
 
 
 def changed(logits: FactoredLogits, change: Callable[[Tensor], Tensor]) -> FactoredLogits:

@@ -3,12 +3,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from objective_examples import LENGTHS, STUDENT, TEACHER, VOCAB_SIZE, WIDE_STUDENT, build, example
-from tolerances import HAND_WORKED_RELATIVE, HIGH_TEMPERATURE_RELATIVE
+from objective_examples import LENGTHS, STUDENT, TEACHER, VOCAB_SIZE, WIDE_STUDENT, build, example, taps
+from tolerances import HAND_WORKED_RELATIVE, HIGH_TEMPERATURE_RELATIVE, REORDERED_FLOAT64_RELATIVE
 
 from kd_megatron.errors import ModelError, RecipeError
+from kd_megatron.kernels.vocab_kl.top_logits import top_logits
 from kd_megatron.objectives.registry import parse_options
-from kd_megatron.tensors import IGNORED, Needs
+from kd_megatron.tensors import IGNORED, Needs, Taps
 
 RECIPE = {"objective": "vanilla_kd"}
 
@@ -132,3 +133,59 @@ def test_the_cosine_counts_real_tokens_wherever_the_divergence_is_taken():
     counts = build({**RECIPE, "weight_cosine": 0.5}, WIDE_STUDENT).counts(batch)
     assert {name: count.item() for name, count in counts.items()} == {"kd": 6, "mlm": 6, "cosine": sum(LENGTHS)}
     assert torch.equal(counts["kd"], counts["mlm"])
+
+
+# --- a teacher from a cache ---
+
+
+def cached(teacher, num_kept, temperature=2.0):
+    return Taps(top_logits=top_logits(teacher.logits.dense(), num_kept, temperature), hidden=teacher.hidden)
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked", "reference"])
+def test_a_cache_of_every_token_gives_the_terms_and_gradient_of_the_teacher(backend):
+    _, student, teacher, batch = example("vanilla_kd")
+    objective = build({**RECIPE, "backend": backend})
+
+    def with_gradient(teacher):
+        terms = objective(student, teacher, batch)
+        loss = sum(objective.weights[name] * term for name, term in terms.items())
+        return [*terms.values(), torch.autograd.grad(loss, student.logits.states)[0]]
+
+    whole, every_token = with_gradient(teacher), with_gradient(cached(teacher, VOCAB_SIZE))
+    for actual, expected in zip(every_token, whole, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=REORDERED_FLOAT64_RELATIVE, atol=REORDERED_FLOAT64_RELATIVE)
+
+
+def test_a_cache_of_some_tokens_bounds_the_divergence_from_below_and_leaves_the_cross_entropy():
+    objective, student, teacher, batch = example("vanilla_kd")
+    whole, some = objective(student, teacher, batch), objective(student, cached(teacher, 3), batch)
+    assert 0.2 * whole["kd"].item() < some["kd"].item() < 0.99 * whole["kd"].item()
+    assert some["mlm"].item() == pytest.approx(whole["mlm"].item(), rel=REORDERED_FLOAT64_RELATIVE)
+
+
+def test_a_cache_leaves_the_cosine():
+    objective = build({**RECIPE, "weight_cosine": 0.5}, WIDE_STUDENT)
+    student, teacher = (
+        taps(needs, shape, seed)
+        for needs, shape, seed in (
+            (objective.needs_student, WIDE_STUDENT, 1),
+            (objective.needs_teacher, TEACHER, 2),
+        )
+    )
+    *_, batch = example("vanilla_kd")
+    whole, some = objective(student, teacher, batch), objective(student, cached(teacher, 3), batch)
+    assert some["cosine"].item() == whole["cosine"].item() > 0
+
+
+def test_a_cache_at_another_temperature_is_refused():
+    objective, student, teacher, batch = example("vanilla_kd")
+    with pytest.raises(RecipeError, match="temperature 2, but the cached logits of the teacher are at temperature 1"):
+        objective(student, cached(teacher, 3, temperature=1.0), batch)
+
+
+def test_a_cache_is_refused_where_every_position_is_compared():
+    objective, student, teacher, batch = example("vanilla_kd, all")
+    at_slots = Taps(top_logits=top_logits(torch.zeros(3, 3, VOCAB_SIZE), 3, 2.0), hidden=teacher.hidden)
+    with pytest.raises(RecipeError, match="positions all with cached logits of the teacher"):
+        objective(student, at_slots, batch)

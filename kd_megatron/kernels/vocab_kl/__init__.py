@@ -3,16 +3,14 @@
 Shapes: N rows (positions), D hidden size of the student, D_t of the teacher, V vocabulary.
 """
 
-import math
-
-import torch
 from torch import Tensor
 
 from kd_megatron.kernels import door
-from kd_megatron.kernels.vocab_kl import chunked, liger, reference
-from kd_megatron.tensors import IGNORED, FactoredLogits
+from kd_megatron.kernels.vocab_kl import arguments, chunked, liger, reference
+from kd_megatron.tensors import IGNORED, FactoredLogits, TopLogits
 
 BACKENDS = {"reference": reference.vocab_kl, "chunked": chunked.vocab_kl}
+TOPK_BACKENDS = {"reference": reference.vocab_topk_kl, "chunked": chunked.vocab_topk_kl}  # the same names
 CROSS_ENTROPY_BACKENDS = {
     "reference": reference.vocab_cross_entropy,
     "chunked": chunked.vocab_cross_entropy,
@@ -53,19 +51,55 @@ def vocab_kl(
     Raises:
         ValueError, TypeError: an argument cannot be used; the message names it, what was given and what is allowed.
     """
-    _check_logits("student", student)
-    _check_logits("teacher", teacher)
-    _check_teacher(student, teacher)
-    _check_labels(labels, student)
-    door.check_mask("kl_rows", kl_rows, "student.states", student.states, num_dimensions=1)
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; allowed: greater than 0, and finite")
-    if not all(math.isfinite(weight) for weight in gradient_weights):
-        raise ValueError(f"gradient_weights is {gradient_weights}; allowed: two finite numbers")
+    arguments.check_logits("student", student)
+    arguments.check_logits("teacher", teacher)
+    arguments.check_teacher(student, teacher)
+    arguments.check_labels(labels, student)
+    arguments.check_temperature("temperature", temperature)
+    arguments.check_use(student, kl_rows, gradient_weights)
     compute = door.choose_backend(backend, BACKENDS, auto="chunked")
     with door.without_autocast(student.states):
         rows = labels != IGNORED if kl_rows is None else kl_rows
         return compute(student, teacher, labels, temperature, rows, gradient_weights)
+
+
+def vocab_topk_kl(
+    student: FactoredLogits,
+    teacher: TopLogits,
+    labels: Tensor,
+    kl_rows: Tensor | None = None,
+    gradient_weights: tuple[float, float] = (1.0, 1.0),
+    backend: str = door.AUTO,
+) -> tuple[Tensor, Tensor]:
+    """`vocab_kl` with a teacher of whom the k likeliest tokens are known, out of a cache say: both sums in nats.
+
+    The divergence is of k + 1 outcomes, the last of them any other token. It is at most that of `vocab_kl`, by the
+    share of the rest times the divergence within it (README.md), and the same at k = V.
+
+    Args:
+        student: as of `vocab_kl`.
+        teacher: log_probabilities [N, k], any floating dtype; token_ids [N, k] int64, distinct in a row;
+            log_rest [N]; without gradients. Its temperature is that of the divergence.
+        labels: [N] int64; `IGNORED` rows have no cross-entropy.
+        kl_rows: [N] bool, the rows of the divergence; None: those with a label. What the teacher holds elsewhere has
+            no effect.
+        gradient_weights: as of `vocab_kl`.
+        backend: ``"auto"`` or a key of `TOPK_BACKENDS`.
+
+    Returns:
+        (divergence, cross-entropy), scalars, float32 (float64 when an input is float64).
+
+    Raises:
+        ValueError, TypeError: an argument cannot be used; the message names it, what was given and what is allowed.
+    """
+    arguments.check_logits("student", student)
+    arguments.check_labels(labels, student)
+    arguments.check_use(student, kl_rows, gradient_weights)
+    rows = labels != IGNORED if kl_rows is None else kl_rows
+    arguments.check_top_logits(teacher, student, rows)
+    compute = door.choose_backend(backend, TOPK_BACKENDS, auto="chunked")
+    with door.without_autocast(student.states):
+        return compute(student, teacher, labels, rows, gradient_weights)
 
 
 def vocab_cross_entropy(student: FactoredLogits, labels: Tensor, backend: str = door.AUTO) -> Tensor:
@@ -83,58 +117,11 @@ def vocab_cross_entropy(student: FactoredLogits, labels: Tensor, backend: str = 
     Raises:
         ValueError, TypeError: an argument cannot be used; the message names it, what was given and what is allowed.
     """
-    _check_logits("student", student)
-    _check_labels(labels, student)
+    arguments.check_logits("student", student)
+    arguments.check_labels(labels, student)
     compute = door.choose_backend(backend, CROSS_ENTROPY_BACKENDS, auto="chunked")
     with door.without_autocast(student.states):
         return compute(student, labels)
-
-
-def _check_logits(name: str, logits: FactoredLogits) -> None:
-    if not isinstance(logits, FactoredLogits):
-        raise TypeError(f"{name} is {type(logits).__name__}; allowed: FactoredLogits (states, weight, bias)")
-    states, weight, bias = logits.states, logits.weight, logits.bias
-    door.check_floating(f"{name}.states", states, num_dimensions=2, shape="[N, D]")
-    door.check_floating(f"{name}.weight", weight, num_dimensions=2, shape="[V, D]")
-    door.check_same_place(f"{name}.weight", weight, f"{name}.states", states)
-    vocab_size, hidden_size = weight.shape
-    if hidden_size != states.shape[1]:
-        raise ValueError(
-            f"{name}.weight has shape {tuple(weight.shape)}; "
-            f"allowed: [V, {states.shape[1]}], as {name}.states has {states.shape[1]} features"
-        )
-    if bias is None:
-        return
-    door.check_floating(f"{name}.bias", bias, num_dimensions=1, shape="[V]")
-    door.check_same_place(f"{name}.bias", bias, f"{name}.states", states)
-    if bias.shape[0] != vocab_size:
-        raise ValueError(f"{name}.bias has shape {tuple(bias.shape)}; allowed: ({vocab_size},), as {name}.weight")
-
-
-def _check_teacher(student: FactoredLogits, teacher: FactoredLogits) -> None:
-    tensors = {"teacher.states": teacher.states, "teacher.weight": teacher.weight, "teacher.bias": teacher.bias}
-    door.check_frozen({name: tensor for name, tensor in tensors.items() if tensor is not None})
-    door.check_same_place("teacher.states", teacher.states, "student.states", student.states)
-    for name, index, size in (("states", 0, "rows"), ("weight", 0, "tokens")):
-        given, allowed = getattr(teacher, name).shape[index], getattr(student, name).shape[index]
-        if given != allowed:
-            raise ValueError(f"teacher.{name} has {given} {size}; allowed: {allowed}, as student.{name}")
-
-
-def _check_labels(labels: Tensor, student: FactoredLogits) -> None:
-    num_rows, vocab_size = student.states.shape[0], student.weight.shape[0]
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels is {labels.dtype}; allowed: torch.int64")
-    if labels.shape != (num_rows,):
-        raise ValueError(f"labels has shape {tuple(labels.shape)}; allowed: ({num_rows},)")
-    door.check_same_place("labels", labels, "student.states", student.states)
-    if labels.is_cuda:  # looking would make the host wait; the gather of the loss asserts on the device
-        return
-    outside = labels[(labels != IGNORED) & ((labels < 0) | (labels >= vocab_size))]
-    if outside.numel():
-        raise ValueError(
-            f"labels has {outside[0].item()}; allowed: 0 to {vocab_size - 1}, or {IGNORED} for a row without a label"
-        )
 
 
 def vocab_kl_flops(num_rows: int, vocab_size: int) -> float:

@@ -28,6 +28,10 @@ class Softmax(NamedTuple):
     numerators: Tensor  # [R, V], exponentials of logits less their maximum: at most 1
     sums: Tensor  # [R, 1], at least 1
 
+    def times(self, factor: Tensor) -> Tensor:
+        """The softmax times ``factor`` [R, 1], in the place of the numerators."""
+        return self.numerators.mul_(factor / self.sums)
+
 
 class Softmaxes(NamedTuple):
     """What the gradient is made of. The divergence compares ``tempered`` with ``teacher``."""
@@ -35,6 +39,17 @@ class Softmaxes(NamedTuple):
     student: Softmax  # at temperature 1
     tempered: Softmax | None  # the student's at temperature T; ``student`` itself at T = 1; None without a teacher
     teacher: Softmax | None  # at temperature T
+
+    def put_gradient(self, targets: Targets) -> None:
+        """Put the gradient of the student's logits, [R, V], in the place of its softmax at temperature 1."""
+        student, tempered, teacher = self
+        weights = targets.cross_entropy + targets.divergence if tempered is student else targets.cross_entropy
+        gradient = student.times(weights)
+        if tempered is not None and tempered is not student:
+            gradient.addcmul_(tempered.numerators, targets.divergence / tempered.sums)
+        if teacher is not None:
+            gradient.addcmul_(teacher.numerators, targets.divergence / teacher.sums, value=-1)
+        gradient.scatter_add_(-1, targets.labels, -targets.cross_entropy)
 
 
 def losses_of_logits(
@@ -52,7 +67,7 @@ def losses_of_logits(
     student.sub_(student.amax(-1, keepdim=True))
     label_logits = student.gather(-1, labels)
     if teacher is None:
-        divergence, softmaxes = torch.zeros_like(label_logits), Softmaxes(_softmax(student), None, None)
+        divergence, softmaxes = torch.zeros_like(label_logits), Softmaxes(softmax_in_place(student), None, None)
     else:
         teacher.sub_(teacher.amax(-1, keepdim=True))
         divergence, softmaxes = _compare(student, teacher, spare, temperature)
@@ -66,29 +81,18 @@ def _compare(student: Tensor, teacher: Tensor, spare: Tensor, temperature: float
     The mean of the differences of logits, not the difference of two means: at equality every term is exactly 0.
     """
     difference = torch.sub(teacher, student, out=spare)
-    target = _softmax(teacher.mul_(1.0 / temperature))
+    target = softmax_in_place(teacher.mul_(1.0 / temperature))
     mean_difference = difference.mul_(target.numerators).sum(-1, keepdim=True) / (temperature * target.sums)
     if temperature == 1.0:
-        tempered = at_temperature_1 = _softmax(student)
+        tempered = at_temperature_1 = softmax_in_place(student)
     else:
-        tempered = _softmax(torch.mul(student, 1.0 / temperature, out=spare))
-        at_temperature_1 = _softmax(student)
+        tempered = softmax_in_place(torch.mul(student, 1.0 / temperature, out=spare))
+        at_temperature_1 = softmax_in_place(student)
     divergence = mean_difference + tempered.sums.log() - target.sums.log()
     return divergence, Softmaxes(at_temperature_1, tempered, target)
 
 
-def _softmax(shifted_logits: Tensor) -> Softmax:
+def softmax_in_place(shifted_logits: Tensor) -> Softmax:
+    """Of logits [R, V] whose rows have their maximum at 0."""
     numerators = shifted_logits.exp_()
     return Softmax(numerators, numerators.sum(-1, keepdim=True))
-
-
-def gradient_of_logits(softmaxes: Softmaxes, targets: Targets) -> None:
-    """Put the gradient of the student's logits, [R, V], in the place of its softmax at temperature 1."""
-    student, tempered, teacher = softmaxes
-    weights = targets.cross_entropy + targets.divergence if tempered is student else targets.cross_entropy
-    gradient = student.numerators.mul_(weights / student.sums)
-    if tempered is not None and tempered is not student:
-        gradient.addcmul_(tempered.numerators, targets.divergence / tempered.sums)
-    if teacher is not None:
-        gradient.addcmul_(teacher.numerators, targets.divergence / teacher.sums, value=-1)
-    gradient.scatter_add_(-1, targets.labels, -targets.cross_entropy)

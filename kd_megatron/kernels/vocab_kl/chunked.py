@@ -1,4 +1,4 @@
-"""`vocab_kl` by chunks of rows: losses and gradients in one pass, pure torch, any device. README.md derives it.
+"""All three doors by chunks of rows: losses and gradients in one pass, pure torch, any device. README.md derives it.
 
 Shapes: N rows, C rows of a chunk, R rows of a block, D hidden size (of either model), V vocabulary.
 """
@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kd_megatron.kernels.arithmetic import accumulation_dtype
-from kd_megatron.kernels.vocab_kl.block import Targets, gradient_of_logits, losses_of_logits
-from kd_megatron.tensors import IGNORED, FactoredLogits
+from kd_megatron.kernels.vocab_kl.block import Softmaxes, Targets, losses_of_logits
+from kd_megatron.kernels.vocab_kl.top_block import Outcomes, TopRows, losses_of_top
+from kd_megatron.tensors import IGNORED, FactoredLogits, TopLogits
 
 CHUNK_ROWS = 256  # multiplied out at once: enough for matrix products at nearly full speed, see README.md
 CPU_BLOCK_ROWS = 16  # of a chunk, turned from logits to gradient at once: they stay in cache, and one buffer is small
@@ -30,6 +31,17 @@ def vocab_kl(
 ) -> tuple[Tensor, Tensor]:
     """Both sums; their gradient is good for multiples of their combination by ``gradient_weights``."""
     return _apply(student, teacher, labels, temperature, kl_rows, gradient_weights)
+
+
+def vocab_topk_kl(
+    student: FactoredLogits,
+    teacher: TopLogits,
+    labels: Tensor,
+    kl_rows: Tensor,
+    gradient_weights: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
+    """Both sums, as `vocab_kl`; the teacher's logits are not multiplied out."""
+    return _apply(student, teacher, labels, teacher.temperature, kl_rows, gradient_weights)
 
 
 def vocab_cross_entropy(student: FactoredLogits, labels: Tensor) -> Tensor:
@@ -57,24 +69,24 @@ class _VocabularyLosses(torch.autograd.Function):
         states: Tensor,  # [N, D]
         weight: Tensor,  # [V, D]
         bias: Tensor | None,  # [V]
-        teacher: FactoredLogits | None,
+        teacher: FactoredLogits | TopLogits | None,
         labels: Tensor,  # [N]
         temperature: float,
         kl_rows: Tensor,  # [N]
         gradient_weights: tuple[float, float],
     ) -> tuple[Tensor, Tensor]:
         student = FactoredLogits(states, weight, bias)
-        dtype = accumulation_dtype(*_tensors(student), *_tensors(teacher))
+        dtype = accumulation_dtype(*_factors(student), *_factors(teacher))
         labelled = labels != IGNORED
         student_head = _Head(student, kl_rows | labelled, dtype)
-        teacher_head = None if teacher is None else _Head(teacher, kl_rows, dtype)
+        teacher_side = None if teacher is None else _teacher_side(teacher, kl_rows, dtype)
         targets = Targets(
             labels.masked_fill(~labelled, 0)[:, None],
             divergence=kl_rows.to(dtype)[:, None] * (gradient_weights[0] / temperature),
             cross_entropy=labelled.to(dtype)[:, None] * gradient_weights[1],
         )
         gradient = _Gradient(student, ctx.needs_input_grad[:3], dtype, student_head.weight.dtype)
-        divergence, cross_entropy = _row_losses(student_head, teacher_head, targets, temperature, gradient)
+        divergence, cross_entropy = _row_losses(student_head, teacher_side, targets, temperature, gradient)
         ctx.save_for_backward(gradient.states, gradient.weight, gradient.bias)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (states, weight, bias)]
         ctx.gradient_weights = gradient_weights
@@ -92,9 +104,11 @@ class _VocabularyLosses(torch.autograd.Function):
         return (*gradients, None, None, None, None, None)
 
 
-def _tensors(logits: FactoredLogits | None) -> list[Tensor]:
-    given = () if logits is None else (logits.states, logits.weight, logits.bias)
-    return [tensor for tensor in given if tensor is not None]
+def _factors(logits: FactoredLogits | TopLogits | None) -> list[Tensor]:
+    """The tensors of which logits are made."""
+    if isinstance(logits, FactoredLogits):
+        return [tensor for tensor in (logits.states, logits.weight, logits.bias) if tensor is not None]
+    return [] if logits is None else [logits.log_probabilities, logits.log_rest]
 
 
 def _promised_factor(grad_divergence: Tensor, grad_cross_entropy: Tensor, weights: tuple[float, float]) -> Tensor:
@@ -128,12 +142,21 @@ class _Head:
         """[C, D]: zeros at rows not used, whatever stands there."""
         return self._states[chunk].masked_fill(~self._used[chunk, None], 0.0).to(self.weight.dtype)
 
+    def __getitem__(self, chunk: slice) -> Tensor:
+        """The logits of rows, [C, V]."""
+        return self.logits(self.states(chunk))
+
     def logits(self, states: Tensor) -> Tensor:
         """[C, V], in the same memory at every call."""
         logits = self._logits[: states.shape[0]]
         logits.zero_() if self._bias is None else logits.copy_(self._bias)
         _add_product(logits, states, self.weight.t())
         return logits
+
+
+def _teacher_side(teacher: FactoredLogits | TopLogits, kl_rows: Tensor, dtype: torch.dtype) -> "_Head | TopRows":
+    """What a slice of rows is asked of: a tensor of logits, or the known outcomes."""
+    return TopRows.of(teacher, kl_rows, dtype) if isinstance(teacher, TopLogits) else _Head(teacher, kl_rows, dtype)
 
 
 class _Gradient:
@@ -184,7 +207,7 @@ def _rows_of_vocabulary(num_rows: int, weight: Tensor, dtype: torch.dtype) -> Te
 
 
 def _row_losses(
-    student: _Head, teacher: _Head | None, targets: Targets, temperature: float, gradient: _Gradient
+    student: _Head, teacher: _Head | TopRows | None, targets: Targets, temperature: float, gradient: _Gradient
 ) -> Tensor:
     """Divergence and cross-entropy of every row, [2, N], of no meaning where a loss does not use the row."""
     num_rows, dtype = targets.labels.shape[0], targets.cross_entropy.dtype
@@ -194,21 +217,30 @@ def _row_losses(
     for chunk in _slices(0, num_rows, CHUNK_ROWS):
         states = student.states(chunk)
         logits = student.logits(states)
-        teacher_logits = None if teacher is None else teacher.logits(teacher.states(chunk))
+        of_teacher = None if teacher is None else teacher[chunk]
         for block in _slices(chunk.start, chunk.stop, num_block_rows):
             inside = slice(block.start - chunk.start, block.stop - chunk.start)
-            row_losses[0, block], row_losses[1, block], softmaxes = losses_of_logits(
+            row_losses[0, block], row_losses[1, block], distributions = _losses(
                 logits[inside],
-                None if teacher_logits is None else teacher_logits[inside],
+                None if of_teacher is None else of_teacher[inside],
                 spare[: block.stop - block.start],
                 targets.labels[block],
                 temperature,
             )
             if gradient.needed:
-                gradient_of_logits(softmaxes, targets[block])
+                distributions.put_gradient(targets[block])
         if gradient.needed:
             gradient.add(chunk, logits, states, student.weight)
     return row_losses
+
+
+def _losses(
+    student: Tensor, teacher: Tensor | TopRows | None, spare: Tensor, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Softmaxes | Outcomes]:
+    """Divergence [R], cross-entropy [R] and what their gradient is made of, for the kind of teacher there is."""
+    if isinstance(teacher, TopRows):
+        return losses_of_top(student, teacher, spare, labels, temperature)
+    return losses_of_logits(student, teacher, spare, labels, temperature)
 
 
 def _slices(start: int, stop: int, step: int) -> Iterator[slice]:

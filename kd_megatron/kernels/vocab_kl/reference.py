@@ -1,14 +1,16 @@
 """The definitions, in plain torch. They store several [N, V] tensors; no other backend does.
 
-Shapes: N rows, D hidden size (of either model), V vocabulary.
+Shapes: N rows, D hidden size (of either model), V vocabulary, k tokens of which a teacher's probability is known.
 """
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from kd_megatron.kernels.arithmetic import accumulation_dtype
-from kd_megatron.tensors import IGNORED, FactoredLogits
+from kd_megatron.tensors import IGNORED, FactoredLogits, TopLogits
 
 
 def vocab_kl(
@@ -27,6 +29,31 @@ def vocab_kl(
     student_log = (student_logits / temperature).log_softmax(-1)
     teacher_log = (teacher_logits / temperature).log_softmax(-1)
     row_kl = (teacher_log.exp() * (teacher_log - student_log)).sum(-1)  # [N]
+    return row_kl.masked_fill(~kl_rows, 0.0).sum(), _cross_entropy(student_logits, labels)
+
+
+def vocab_topk_kl(
+    student: FactoredLogits,
+    teacher: TopLogits,
+    labels: Tensor,
+    kl_rows: Tensor,
+    gradient_weights: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
+    """As `vocab_kl`, of k + 1 outcomes: the teacher's k tokens, and any other."""
+    del gradient_weights  # autograd needs no promise
+    dtype = accumulation_dtype(student.states, student.weight, teacher.log_probabilities)
+    student_logits = _logits_of_rows(student, kl_rows | (labels != IGNORED), dtype)  # [N, V]
+    unused = ~kl_rows[:, None]
+    token_ids = teacher.token_ids.masked_fill(unused, 0)
+    teacher_log = torch.cat([teacher.log_probabilities, teacher.log_rest[:, None]], -1).to(dtype)  # [N, k + 1]
+    teacher_log = teacher_log.masked_fill(unused, 0.0)
+    student_log_all = (student_logits / teacher.temperature).log_softmax(-1)
+    # Not infinite: where k = V, so that nothing is left to sum, the logarithm of the sum has a gradient.
+    others = student_log_all.scatter(-1, token_ids, torch.finfo(dtype).min)  # [N, V]
+    student_log = torch.cat([student_log_all.gather(-1, token_ids), others.logsumexp(-1, keepdim=True)], -1)
+    terms = teacher_log.exp() * (teacher_log - student_log)
+    impossible = teacher_log == -math.inf
+    row_kl = terms.masked_fill(impossible, 0.0).sum(-1)  # [N]
     return row_kl.masked_fill(~kl_rows, 0.0).sum(), _cross_entropy(student_logits, labels)
 
 
