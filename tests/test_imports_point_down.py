@@ -11,6 +11,7 @@ SOURCES = sorted([*ROOT.glob("kd_megatron/**/*.py"), *ROOT.glob("data_prep/**/*.
 
 # What each layer may import beside the ground floor and itself: everything below it. Layers of one height do not meet.
 GROUND_FLOOR = "ground floor"
+BELOW_ENGINE = {"kernels", "objectives", "models", "data", "teacher_cache"}
 BELOW = {
     GROUND_FLOOR: set(),
     "data_prep": set(),
@@ -18,11 +19,12 @@ BELOW = {
     "objectives": {"kernels"},
     "models": {"kernels"},
     "data": {"kernels"},
-    "engine": {"kernels", "objectives", "models", "data"},
-    "training": {"kernels", "objectives", "models", "data", "engine"},
-    "finetune": {"kernels", "objectives", "models", "data", "engine", "data_prep"},
-    "study": {"kernels", "objectives", "models", "data", "engine", "training", "finetune", "data_prep"},
-    "cli": {"kernels", "objectives", "models", "data", "engine", "training", "finetune", "study", "data_prep"},
+    "teacher_cache": set(),
+    "engine": BELOW_ENGINE,
+    "training": {*BELOW_ENGINE, "engine"},
+    "finetune": {*BELOW_ENGINE, "engine", "data_prep"},
+    "study": {*BELOW_ENGINE, "engine", "training", "finetune", "data_prep"},
+    "cli": {*BELOW_ENGINE, "engine", "training", "finetune", "study", "data_prep"},
 }
 # Libraries that only some files may import.
 ONLY = {

@@ -98,3 +98,9 @@ GRAM_BFLOAT16_LOSS_UNITS = 32.0
 
 # torch.compile fuses element-wise work and orders its float32 sums otherwise; 200 steps let that grow.
 COMPILED_200_STEPS_RELATIVE = 5e-5
+# --- teacher cache ---
+
+# Log-probabilities are kept in float16: 2^-11 of their size; making them sum to one again moves all by as much.
+CACHE_LOG_PROBABILITY = 2**-10
+# A sum of probabilities that were made to sum to one in float32.
+CACHE_TOTAL_PROBABILITY = 1e-6

@@ -1,0 +1,109 @@
+"""Opens a store for a run: one run at a time, of the right identity, and with room for all its rows."""
+
+import fcntl
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import IO
+
+from kd_megatron import dist
+from kd_megatron.errors import KdError, OutputError, disk_full_is_clear
+from kd_megatron.teacher_cache import identity as identities
+from kd_megatron.teacher_cache.contents import Contents
+from kd_megatron.teacher_cache.identity import Identity
+from kd_megatron.teacher_cache.store import INDEX, Store
+
+GIB = 2**30
+LOCK = "lock"
+
+
+class OpenStore(Store):
+    """A store that this run has for itself. Collective: all ranks open and close it together."""
+
+    def __init__(self, path: Path, contents: Contents, identity: Identity, num_rows: int, max_gib: float) -> None:
+        """Open ``path``/NAME, NAME being the contents' own; rank 0 makes what is not there.
+
+        Raises:
+            OutputError: another run uses the store, it holds something else, or its rows would not fit.
+        """
+        directory = path / contents.name
+        self._lock: IO[bytes] | None = None
+        problem: KdError | None = None
+        if dist.is_main():
+            try:
+                self._lock = _prepare(directory, identity, contents.row_bytes, num_rows, max_gib)
+            except KdError as error:
+                problem = error
+        problem = dist.from_main(problem)
+        if problem is not None:
+            raise problem
+        super().__init__(directory, contents.row_bytes, num_rows)
+
+    def close(self) -> None:
+        """Close the files, and let other runs in."""
+        super().close()
+        if self._lock is not None:
+            self.write_fill_cost()
+            self._lock.close()
+            self._lock = None
+
+
+def _prepare(directory: Path, identity: Identity, row_bytes: int, num_rows: int, max_gib: float) -> IO[bytes]:
+    """On rank 0: lock, check and grow the directory; returns the lock."""
+    with disk_full_is_clear(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = _take_lock(directory)
+        try:
+            identities.claim(directory, identity)
+            _check_room(directory, row_bytes, num_rows, max_gib)
+            index = os.open(directory / INDEX, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            os.ftruncate(index, max(4 * num_rows, os.fstat(index).st_size))
+            os.close(index)
+        except BaseException:
+            lock.close()
+            raise
+    return lock
+
+
+def _take_lock(directory: Path) -> IO[bytes]:
+    """The system releases it when the process ends, however it ends."""
+    lock = (directory / LOCK).open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        busy = isinstance(error, BlockingIOError)
+        raise OutputError(
+            given=f"the teacher cache {directory} " + ("is in use by another run" if busy else f"has no lock: {error}"),
+            expected="one run at a time" if busy else "a file system with locks (flock)",
+            fix="wait for that run, or give this one another teacher.cache.path",
+        ) from error
+    return lock
+
+
+def _check_room(directory: Path, row_bytes: int, num_rows: int, max_gib: float) -> None:
+    """All rows must fit before the first is written."""
+    total = num_rows * (row_bytes + 4)
+    given = f"the teacher cache {directory} needs {_size(total)}: {num_rows:,} windows of {row_bytes:,} bytes"
+    smaller = "lower data.unique_tokens, or remove teacher.cache"
+    if total > max_gib * GIB:
+        raise OutputError(
+            given=given,
+            expected=f"at most teacher.cache.max_gib, {max_gib:g} GiB",
+            fix=f"set teacher.cache.max_gib to {math.ceil(10 * total / GIB) / 10:g} or more, {smaller}",
+        )
+    existing = Store(directory, row_bytes, num_rows)
+    missing = (num_rows - existing.num_present()) * (row_bytes + 4)
+    existing.close()
+    free = shutil.disk_usage(directory).free
+    if missing > free:
+        raise OutputError(
+            given=f"{given}, of which {_size(missing)} are not there yet",
+            expected=f"room on its disk, which has {_size(free)} left",
+            fix=f"free some space, give a teacher.cache.path on another disk, {smaller}",
+        )
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:.3g} GiB"
