@@ -30,11 +30,9 @@ def write_teacher(directory: Path, tokenizer: Path, **changes: Any) -> Path:
     torch.manual_seed(7)
     sizes = {
         "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64,
-        "max_position_embeddings": 64,
+        "max_position_embeddings": 64, "initializer_range": 0.2,
     }  # fmt: skip
-    config = BertConfig(
-        vocab_size=VOCAB_SIZE, initializer_range=0.2, pad_token_id=SPECIALS["[PAD]"], **(sizes | changes)
-    )
+    config = BertConfig(vocab_size=VOCAB_SIZE, pad_token_id=SPECIALS["[PAD]"], **(sizes | changes))
     BertForMaskedLM(config).save_pretrained(directory)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(directory)
     return directory

@@ -98,6 +98,9 @@ GRAM_BFLOAT16_LOSS_UNITS = 32.0
 
 # torch.compile fuses element-wise work and orders its float32 sums otherwise; 200 steps let that grow.
 COMPILED_200_STEPS_RELATIVE = 5e-5
+# The result of a float8 product is rounded to bfloat16.
+FLOAT8_PRODUCT_RELATIVE = 2**-8
+
 # --- teacher cache ---
 
 # Log-probabilities are kept in float16: 2^-11 of their size; making them sum to one again moves all by as much.

@@ -21,7 +21,7 @@ from kd_megatron.models.taps import HEADS, TappedEncoder
 from kd_megatron.schema import EncoderRecipe
 from kd_megatron.tensors import ModelShape, Needs
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.bfloat16}  # fp8: all but the matrix products
 
 
 def student_config(

@@ -24,6 +24,7 @@ from kd_megatron.study.results import PREFERRED_REFERENCE, objective_in_words
 
 GIB = 2**30
 BERT_VOCABULARY = 30_522
+TEACHER_BYTES = {"auto": 4, "fp32": 4, "bf16": 2, "fp8": 1}  # of a parameter
 ACTIVATION_BYTES = 34  # per token, layer and hidden unit at bf16 (Korthikanti et al. 2022, without attention maps)
 LOGIT_BYTES = 2 + 4 + 4  # per masked slot and vocabulary entry: bf16, fp32 copy, gradient
 CHARGED_FLOPS = ("student", "teacher", "loss")
@@ -120,7 +121,7 @@ def memory_gib(recipe: StudyRecipe, cost: ArmCost, stage: int, num_processes: in
         "gradients": per_parameter * student * (share if stage >= 2 else 1),
         "optimizer": (12 if per_parameter == 2 else 8) * student * (share if stage >= 1 else 1),
     }
-    teacher_bytes = 2 if recipe.teacher and recipe.teacher.precision == "bf16" else 4
+    teacher_bytes = TEACHER_BYTES[recipe.teacher.precision] if recipe.teacher else 0
     micro, length = recipe.training.micro_batch_size, recipe.data.sequence_length
     layers = ACTIVATION_BYTES * micro * length * recipe.student.hidden_size * recipe.student.num_layers
     logits = LOGIT_BYTES * micro * num_masked_positions(recipe) * vocab_size

@@ -14,6 +14,7 @@ from kd_megatron.engine.build import Engine, micro_batches_per_step
 from kd_megatron.engine.flops import SequenceCost, sequence_cost
 from kd_megatron.errors import ModelError
 from kd_megatron.logs import MetricsWriter, say
+from kd_megatron.models import float8
 from kd_megatron.models.build import (
     DTYPES,
     build_student,
@@ -148,11 +149,12 @@ def _teacher(
             fix="add one",
         )
     check_same_vocabulary(path, loader.tokenizer_sha256, ", ".join(s.path for s in study.data.shards))
-    return Teacher(
-        load_teacher(
-            path, DTYPES[study.teacher.precision], objective.needs_teacher, device, compile=study.training.compile
-        )
-    )
+    dtype, compiled = DTYPES[study.teacher.precision], study.training.compile
+    encoder = load_teacher(path, dtype, objective.needs_teacher, device, compiled)
+    if study.teacher.precision == "fp8":
+        error = float8.convert(encoder, loader.batch(0, 2).to(device))
+        say(f"teacher in float8: its taps differ from the bfloat16 teacher's by {error:.1%} at most")
+    return Teacher(encoder)
 
 
 def freeze_untrained(module: StudentWithObjective, teacher: Teacher | None, batch: Batch) -> list[str]:
