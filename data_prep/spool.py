@@ -6,13 +6,12 @@ Reading and cleaning is the stage that an interruption repeats from its start; e
 import json
 import shutil
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.assign import document_digest, shard_of
-from data_prep.clean import clean_text, reason_to_drop
-from data_prep.read import Batch, fingerprint, read_batches, source_bytes
+from data_prep.cleaned import clean_batch
+from data_prep.read import fingerprint, read_batches, source_bytes
 from data_prep.workers import WorkerPool
 from kd_megatron import logs
 from kd_megatron.errors import DataError
@@ -28,15 +27,6 @@ class Spool:
     documents: dict[str, int]
     statistics: dict[str, int]
     sources: list[dict[str, Any]]
-
-
-@dataclass
-class CleanedBatch:
-    """What a worker sends back: for each shard the lines to append, and the counts."""
-
-    lines: dict[str, list[str]] = field(default_factory=dict)
-    statistics: Counter[str] = field(default_factory=Counter)
-    source_bytes: int = 0
 
 
 def fill(recipe: CorpusRecipe, directory: Path, pool: WorkerPool) -> Spool:
@@ -75,7 +65,7 @@ def _fill_from(
             f"reading source {index + 1} of {len(recipe.sources)}", total=total and total / _MEGABYTE, note=""
         )
         jobs = ((batch, recipe) for batch in read_batches(source))
-        for cleaned in pool.map(_clean_batch, jobs):
+        for cleaned in pool.map(clean_batch, jobs):
             for shard, lines in cleaned.lines.items():
                 with (directory / f"{shard}.jsonl").open("a", encoding="utf-8", newline="\n") as file:
                     file.writelines(lines)
@@ -84,20 +74,6 @@ def _fill_from(
             note = f"{statistics['documents_read']:,} documents"
             progress.update(task, advance=cleaned.source_bytes / _MEGABYTE, note=note)
     return statistics
-
-
-def _clean_batch(job: tuple[Batch, CorpusRecipe]) -> CleanedBatch:
-    batch, recipe = job
-    cleaned = CleanedBatch(source_bytes=batch.source_bytes)
-    for raw in batch.documents():
-        text = clean_text(raw)
-        cleaned.statistics["documents_read"] += 1
-        if reason := reason_to_drop(text, recipe.clean):
-            cleaned.statistics[reason] += 1
-            continue
-        shard = shard_of(document_digest(text), recipe)
-        cleaned.lines.setdefault(shard, []).append(json.dumps(text, ensure_ascii=False) + "\n")
-    return cleaned
 
 
 def _require_documents(recipe: CorpusRecipe, spool: Spool) -> None:

@@ -1,15 +1,13 @@
-"""The tokenizer: load one or train a WordPiece vocabulary, and encode with it. Whatever the source, ids are stable.
+"""The tokenizer: load one or train a WordPiece vocabulary. Whatever the source, ids are stable.
 
-Loading and training return a `transformers` tokenizer (parent process); `Encoder` needs the light `tokenizers`
-library alone (worker processes).
+Both return a `transformers` tokenizer, in the parent process; workers encode with `encode`.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
@@ -19,7 +17,6 @@ from kd_megatron.schema import TrainTokenizerRecipe
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ALPHABET_LIMIT = 1000  # characters; the rarer ones become [UNK], as in BERT's own vocabulary
 _MIN_PAIR_COUNT = 2
-_ENCODE_CHARACTERS = 1_000_000  # per call: bounds the memory of the library's offset tables
 
 
 def load(name: str) -> Any:
@@ -101,41 +98,3 @@ def _bert_tokenizer(vocabulary: dict[str, int], lowercase: bool) -> Any:
     import transformers
 
     return transformers.BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, model_max_length=512)
-
-
-class Encoder:
-    """Text to ids, one document at a time: its ids and, at the end, the id that ends a document.
-
-    Args:
-        directory: holds ``tokenizer.json``.
-        end_id: of [SEP] (or the tokenizer's own separator).
-    """
-
-    def __init__(self, directory: Path, end_id: int) -> None:
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        # A text that mentions "[MASK]" must not put the mask's id into the corpus.
-        self._tokenizer.encode_special_tokens = True
-        self._end_id = end_id
-
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text, int64, shape [number of its tokens + 1]."""
-        encoded: list[np.ndarray] = []
-        for group in _groups(texts):
-            for encoding in self._tokenizer.encode_batch_fast(group, add_special_tokens=False):
-                encoded.append(np.array([*encoding.ids, self._end_id], dtype=np.int64))
-        return encoded
-
-
-def _groups(texts: list[str]) -> Iterator[list[str]]:
-    group: list[str] = []
-    num_characters = 0
-    for text in texts:
-        group.append(text)
-        num_characters += len(text)
-        if num_characters >= _ENCODE_CHARACTERS:
-            yield group
-            group, num_characters = [], 0
-    if group:
-        yield group

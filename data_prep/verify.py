@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
+from data_prep.indexed import DTYPE_CODES, HEADER, VERSION
 from kd_megatron.errors import DataError
 from kd_megatron.manifest import TOKENIZER, Manifest, ShardEntry, file_sha256, read_manifest, vocabulary_hash
 
-_HEADER = b"MMIDIDX\x00\x00"
 _HEADER_BYTES = 34  # magic 9, version 8, dtype code 1, number of sequences 8, number of document bounds 8
-_DTYPE_CODES = {"int32": 4, "uint16": 8}
 _CHUNK_TOKENS = 1 << 24
 
 
@@ -86,7 +85,7 @@ def check_shard(directory: Path, entry: ShardEntry, dtype: str, vocab_size: int,
 
 def _check_index(path: Path, entry: ShardEntry, dtype: str) -> None:
     index = read_index(path)
-    _require(path, "the dtype code", index.dtype_code, _DTYPE_CODES[dtype])
+    _require(path, "the dtype code", index.dtype_code, DTYPE_CODES[dtype])
     _require(path, "documents", len(index.lengths), entry.documents)
     _require(path, "tokens", int(index.lengths.sum(dtype=np.int64)), entry.tokens)
     ends = np.cumsum(index.lengths, dtype=np.int64) * np.dtype(dtype).itemsize
@@ -100,11 +99,11 @@ def _check_index(path: Path, entry: ShardEntry, dtype: str) -> None:
 def read_index(path: Path) -> ShardIndex:
     """Parse a ``.idx`` file. Raises `DataError` when it is not one, or not complete."""
     content = path.read_bytes()
-    if len(content) < _HEADER_BYTES or not content.startswith(_HEADER):
-        raise _mismatch(path, "the header", repr(content[:9]), repr(_HEADER))
-    version, dtype_code, num_sequences, num_bounds = struct.unpack_from("<QBQQ", content, len(_HEADER))
+    if len(content) < _HEADER_BYTES or not content.startswith(HEADER):
+        raise _mismatch(path, "the header", repr(content[:9]), repr(HEADER))
+    version, dtype_code, num_sequences, num_bounds = struct.unpack_from("<QBQQ", content, len(HEADER))
     expected_bytes = _HEADER_BYTES + 12 * num_sequences + 8 * num_bounds
-    if version != 1 or len(content) != expected_bytes:
+    if version != VERSION or len(content) != expected_bytes:
         raise _mismatch(path, "bytes", str(len(content)), f"{expected_bytes} by its own header (version {version})")
     lengths = np.frombuffer(content, np.int32, num_sequences, _HEADER_BYTES)
     pointers = np.frombuffer(content, np.int64, num_sequences, _HEADER_BYTES + 4 * num_sequences)

@@ -5,18 +5,16 @@ The entry ``NAME.json`` comes last: a shard with an entry is finished, everythin
 
 import json
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from data_prep import verify, workers
 from data_prep.assign import document_digest
-from data_prep.tokenize import Encoder
+from data_prep.encode import Encoded, Encoder
+from data_prep.indexed import IndexedWriter
 from kd_megatron.errors import DataError
 from kd_megatron.manifest import ShardEntry, file_sha256
 
@@ -60,19 +58,19 @@ def write_shard(job: ShardJob) -> ShardResult:
     seen: set[bytes] = set()
     num_documents = num_tokens = num_duplicates = text_bytes = 0
     dtype = token_dtype(job.vocab_size)
-    builder = index_builder(aside, dtype)
     encoder = _encoder(job.tokenizer, job.end_id)
-    for texts in _batches(job.spool):
-        kept = [text for text in texts if not (job.deduplicate and _is_repeated(text, seen))]
-        num_duplicates += len(texts) - len(kept)
-        encoded = encoder.encode(kept)
-        for text, ids in zip(kept, encoded, strict=True):
-            _add(builder, ids, job.vocab_size, job.name)
-            text_bytes += len(text.encode("utf-8"))
-        num_documents += len(kept)
-        num_tokens += sum(map(len, encoded))
-        workers.report(len(texts), sum(map(len, encoded)))
-    builder.finalize(str(aside.with_suffix(".idx")))
+    with IndexedWriter(aside, dtype) as writer:
+        for texts in _batches(job.spool):
+            kept = [text for text in texts if not (job.deduplicate and _is_repeated(text, seen))]
+            encoded = encoder.encode(kept)
+            require_ids_in_range(encoded, job.vocab_size, job.name)
+            writer.add(encoded.ids, encoded.lengths)
+            num_duplicates += len(texts) - len(kept)
+            num_documents += len(kept)
+            num_tokens += len(encoded.ids)
+            text_bytes += sum(len(text.encode("utf-8")) for text in kept)
+            workers.report(len(texts), len(encoded.ids))
+        writer.finish(aside.with_suffix(".idx"))
     entry = _publish(job, aside, num_documents, num_tokens, dtype) if num_documents else None
     result = ShardResult(entry, num_duplicates, text_bytes)
     _write_result(entry_path, result)
@@ -97,27 +95,15 @@ def _publish(job: ShardJob, aside: Path, num_documents: int, num_tokens: int, dt
     return entry
 
 
-def _add(builder: Any, ids: np.ndarray, vocab_size: int, shard: str) -> None:
-    """Append one document. The builder casts in silence, so ids are checked while they are still int64."""
-    if ids.min() < 0 or ids.max() >= vocab_size:
+def require_ids_in_range(encoded: Encoded, vocab_size: int, shard: str) -> None:
+    """Raise `DataError` for an id that is not of the vocabulary: what is stored as uint16 would wrap in silence."""
+    lowest, highest = int(encoded.ids.min(initial=0)), int(encoded.ids.max(initial=0))
+    if lowest < 0 or highest >= vocab_size:
         raise DataError(
-            given=f"shard {shard}: token id {ids.min() if ids.min() < 0 else ids.max()}",
+            given=f"shard {shard}: token id {lowest if lowest < 0 else highest}",
             expected=f"ids from 0 to {vocab_size - 1}, the tokenizer's vocabulary",
             fix="the tokenizer's files contradict each other: load another one",
         )
-    import torch
-
-    builder.add_item(torch.from_numpy(ids))
-    builder.end_document()
-
-
-def index_builder(bin_path: Path, dtype: str) -> Any:
-    """megatron-core's writer of one shard: ``add_document``, then ``finalize(idx_path)``. It casts ids in silence."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns about packages for GPUs
-        from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
-    return IndexedDatasetBuilder(str(bin_path), dtype=getattr(np, dtype))
 
 
 @lru_cache(maxsize=1)

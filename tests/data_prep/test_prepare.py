@@ -180,8 +180,8 @@ def test_bad_lines_leave_an_earlier_set_intact(corpus, make_recipe, tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_clear_error(corpus, make_recipe, monkeypatch):
     """A shard goes to /dev/full, where every write fails as on a full disk; then there is room again."""
-    builder = write._builder
-    monkeypatch.setattr(write, "_builder", lambda path, dtype: builder(Path("/dev/full"), dtype))
+    writer = write.IndexedWriter
+    monkeypatch.setattr(write, "IndexedWriter", lambda path, dtype: writer(Path("/dev/full"), dtype))
     with pytest.raises(OutputError, match="no space left on the disk"):
         prepare(make_recipe(corpus))
     monkeypatch.undo()

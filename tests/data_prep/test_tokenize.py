@@ -1,10 +1,9 @@
-"""Tokenizers: loading every form, training the same ids twice, and encoding without surprises."""
+"""Tokenizers: loading every form, and training the same ids twice."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import english_document
 
@@ -71,35 +70,6 @@ def test_a_word_list_is_a_tokenizer(tmp_path):
     assert tokenizer.tokenize("The SEAS") == ["the", "sea", "##s"]
     cased = tokenize.load(str(word_list(tmp_path, [*WORDS, "The"])))
     assert cased.tokenize("The sea") == ["The", "sea"]
-
-
-def test_encoding_ends_documents_and_treats_special_tokens_as_text(tmp_path):
-    tokenizer = tokenize.load(str(word_list(tmp_path)))
-    tokenizer.save_pretrained(tmp_path / "saved")
-    encoder = tokenize.Encoder(tmp_path / "saved", end_id=3)
-    first, second = encoder.encode(["the [MASK] sea", "ship"])
-    assert first.tolist() == [5, 9, 8, 10, 6, 3]
-    assert second.tolist() == [11, 3]
-    assert first.dtype == np.int64
-
-
-def test_encoding_never_truncates(tmp_path):
-    tokenizer = tokenize.load(str(word_list(tmp_path)))
-    tokenizer.backend_tokenizer.enable_truncation(8)
-    tokenizer.backend_tokenizer.enable_padding(length=8)
-    (tmp_path / "saved").mkdir()
-    tokenizer.backend_tokenizer.save(str(tmp_path / "saved" / "tokenizer.json"))
-    encoded = tokenize.Encoder(tmp_path / "saved", end_id=3).encode(["the sea " * 5000, "ship"])
-    assert [len(ids) for ids in encoded] == [10001, 2]
-
-
-def test_encoding_in_groups_changes_nothing(tmp_path, monkeypatch):
-    train(tmp_path).save_pretrained(tmp_path / "saved")
-    texts = [english_document(index) for index in range(30)]
-    encoder = tokenize.Encoder(tmp_path / "saved", end_id=3)
-    whole = encoder.encode(texts)
-    monkeypatch.setattr(tokenize, "_ENCODE_CHARACTERS", 1000)
-    assert all(np.array_equal(a, b) for a, b in zip(whole, encoder.encode(texts), strict=True))
 
 
 @pytest.mark.parametrize(

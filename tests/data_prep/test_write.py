@@ -1,12 +1,15 @@
 """One shard: ids that do not fit are refused, finished shards are not written again."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import english_document
 
 from data_prep import tokenize, write
+from data_prep.encode import Encoded
+from data_prep.indexed import IndexedWriter
 from kd_megatron.errors import DataError
 from kd_megatron.schema import TrainTokenizerRecipe
 
@@ -40,16 +43,25 @@ def test_a_shard_and_its_entry(job, tmp_path):
     assert (tmp_path / "train-00000.bin").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize(("ids", "vocab_size"), [([5, 300], 300), ([65_536], 65_500), ([-1], 300)])
-def test_an_id_outside_the_vocabulary_is_refused(tmp_path, ids, vocab_size):
-    builder = write.index_builder(tmp_path / "x.bin", write.token_dtype(vocab_size))
+@pytest.mark.parametrize(("ids", "vocab_size"), [([5, 300], 300), ([65_536], 65_500), ([4, -1], 300)])
+def test_an_id_outside_the_vocabulary_is_refused(ids, vocab_size):
+    encoded = Encoded(np.array(ids, np.int32), np.array([len(ids)], np.int32))
     with pytest.raises(DataError, match=f"token id {ids[-1]}"):
-        write._add(builder, np.array(ids, dtype=np.int64), vocab_size, "train-00000")
+        write.require_ids_in_range(encoded, vocab_size, "train-00000")
+
+
+def test_a_wrong_id_ends_the_shard_before_anything_is_published(job, tmp_path):
+    with pytest.raises(DataError, match="token id"):
+        write.write_shard(replace(job, vocab_size=10))
+    assert job.spool.exists()
+    assert not (tmp_path / "train-00000.bin").exists()
 
 
 def test_wide_ids_survive(tmp_path):
     """A vocabulary past 65,500 is stored as int32: nothing wraps."""
-    builder = write.index_builder(tmp_path / "x.bin", write.token_dtype(250_000))
-    write._add(builder, np.array([0, 65_536, 249_999], dtype=np.int64), 250_000, "x")
-    builder.finalize(str(tmp_path / "x.idx"))
+    encoded = Encoded(np.array([0, 65_536, 249_999], np.int32), np.array([3], np.int32))
+    write.require_ids_in_range(encoded, 250_000, "x")
+    with IndexedWriter(tmp_path / "x.bin", write.token_dtype(250_000)) as writer:
+        writer.add(encoded.ids, encoded.lengths)
+        writer.finish(tmp_path / "x.idx")
     assert np.fromfile(tmp_path / "x.bin", np.int32).tolist() == [0, 65_536, 249_999]
