@@ -10,7 +10,7 @@ from kd_megatron.kernels.bench import correctness, examples, shapes, steps, suit
 from kd_megatron.kernels.bench.attention_cases import RelationKl, ScoreMse
 from kd_megatron.kernels.bench.case import Case
 from kd_megatron.kernels.bench.correctness import Check
-from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy, VocabKl
+from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy, VocabKl, VocabTopkKl
 
 CPU = torch.device("cpu")
 PLAN = suite.Plan(torch.float32, CPU, seconds=0.0, compiler="aot_eager")
@@ -126,9 +126,15 @@ def test_relative_error():
     assert correctness.relative_error(torch.tensor([0.5, 0.0]), torch.zeros(2, dtype=torch.float64)) == 0.5
 
 
-@pytest.mark.parametrize("case", [VocabKl(5, 11, 4, teacher_width=6), VocabCrossEntropy(5, 11, 4)])
-def test_vocabulary_cases_know_their_backends(case: Case):
-    known = vocab_kl.BACKENDS if isinstance(case, VocabKl) else vocab_kl.CROSS_ENTROPY_BACKENDS
+@pytest.mark.parametrize(
+    ("case", "known"),
+    [
+        (VocabKl(5, 11, 4, teacher_width=6), vocab_kl.BACKENDS),
+        (VocabTopkKl(5, 11, 4, num_kept=3), vocab_kl.TOPK_BACKENDS),
+        (VocabCrossEntropy(5, 11, 4), vocab_kl.CROSS_ENTROPY_BACKENDS),
+    ],
+)
+def test_vocabulary_cases_know_their_backends(case: Case, known: dict):
     assert set(steps.backends_of(case)) == {"eager", "torch.compile", *known} - {"reference"}
 
 

@@ -19,7 +19,7 @@ from kd_megatron.kernels.bench.rows import (
     percentile,
     timing_figures,
 )
-from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy, VocabKl
+from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy, VocabKl, VocabTopkKl
 
 CPU = torch.device("cpu")
 FIELDS = ["name", "backend", "shape", "dtype", "device", "p20_ms", "p50_ms", "p80_ms", "peak_mib"]
@@ -151,6 +151,7 @@ def test_sets_of_shapes_cover_what_is_promised():
         ("relation_kl", "B16 L512 R12 d64 x3"),
         ("score_mse", "B16 L512 H12 d64"),
         ("vocab_kl", "N2400 V30522 D768"),
+        ("vocab_topk_kl", "N2400 V30522 D768 k64"),
     } <= small
     assert {
         ("relation_kl", "B256 L128 R12 d64 x3"),
@@ -179,3 +180,6 @@ def test_costs_counted_by_hand():
     # One row of 5 logits from 3 features: the logits and two gradients, and the teacher's logits.
     assert bounds.cost(VocabCrossEntropy(1, 5, 3)).flops == 5 * 2 * 9
     assert bounds.cost(VocabKl(1, 5, 3, teacher_width=4)).flops == 5 * 2 * (9 + 4)
+    # A cached teacher saves its logits and one of three softmaxes.
+    cached = bounds.cost(VocabTopkKl(1, 5, 3, num_kept=2))
+    assert (cached.flops, cached.exponentials) == (5 * 2 * 9, 5 * 2)

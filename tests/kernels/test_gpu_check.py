@@ -57,6 +57,7 @@ def test_dry_run_on_a_bare_machine(tmp_path: Path):
             "relation_kl": ("chunked", "triton"),
             "score_mse": ("closed_form", "tiled", "triton"),
             "vocab_kl": ("chunked",),
+            "vocab_topk_kl": ("chunked",),
             "vocab_cross_entropy": ("chunked",),
         }.items():
             assert checked >= {(name, backend, dtype) for backend in ("eager", *backends)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from kd_megatron.kernels.bench.attention_cases import RelationKl, ScoreMse
 from kd_megatron.kernels.bench.case import Case
-from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy, VocabKl
+from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy, VocabKl, VocabTopkKl
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,13 @@ def _score_mse(case: ScoreMse, bytes_per_number: int) -> Cost:
 
 
 def _vocabulary(case: VocabCrossEntropy, bytes_per_number: int) -> Cost:
-    """Logits once, their gradient to states and to weights; the teacher's logits once. One softmax, or three."""
+    """Logits once, their gradient to states and to weights; the teacher's logits once. One softmax, two, or three."""
     logits = float(case.num_rows * case.vocab_size)
     teacher_width = case.teacher_width if isinstance(case, VocabKl) else 0
+    num_softmaxes = 3 if teacher_width else 2 if isinstance(case, VocabTopkKl) else 1
     numbers = (case.num_rows + case.vocab_size) * (2 * case.student_width + teacher_width)
     return Cost(
         flops=2 * logits * (3 * case.student_width + teacher_width),
-        exponentials=logits * (3 if teacher_width else 1),
+        exponentials=logits * num_softmaxes,
         bytes=float(bytes_per_number * numbers),
     )

@@ -6,7 +6,7 @@ Padding holds NaN, sequences have holes or nothing at all, heads differ in size 
 
 from kd_megatron.kernels.bench.attention_cases import RelationKl, ScoreMse
 from kd_megatron.kernels.bench.case import Case
-from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy, VocabKl
+from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy, VocabKl, VocabTopkKl
 
 WIDE = (2, 64)  # two heads of the usual size
 LENGTHS = (1, 16, 33, 127, 128, 200, 512)
@@ -27,6 +27,10 @@ THOROUGH: tuple[Case, ...] = (
     VocabKl(num_rows=1, vocab_size=997, student_width=64, teacher_width=64),
     VocabKl(num_rows=600, vocab_size=5003, student_width=48, teacher_width=80, holes=True),
     VocabKl(num_rows=300),
+    VocabTopkKl(num_rows=1, vocab_size=997, student_width=64, num_kept=1),
+    VocabTopkKl(num_rows=600, vocab_size=5003, student_width=48, holes=True),
+    VocabTopkKl(num_rows=100, vocab_size=499, student_width=48, num_kept=498, temperature=1.0),
+    VocabTopkKl(num_rows=300),
     VocabCrossEntropy(num_rows=1, vocab_size=997, student_width=64),
     VocabCrossEntropy(num_rows=600, vocab_size=5003, student_width=48, holes=True),
     VocabCrossEntropy(num_rows=300),
@@ -37,5 +41,6 @@ BRIEF: tuple[Case, ...] = (
     RelationKl(3, 17, (2, 8), (1, 32), num_relation_heads=2, num_relations=2, padded=True),
     ScoreMse(3, 17, (2, 8), (2, 16), padded=True),
     VocabKl(num_rows=20, vocab_size=101, student_width=16, teacher_width=24, holes=True),
+    VocabTopkKl(num_rows=20, vocab_size=101, student_width=16, num_kept=5, holes=True),
     VocabCrossEntropy(num_rows=20, vocab_size=101, student_width=16, holes=True),
 )

@@ -7,9 +7,9 @@ import torch
 from kd_megatron.errors import RecipeError, nearest
 from kd_megatron.kernels.bench.attention_cases import RelationKl, ScoreMse
 from kd_megatron.kernels.bench.case import Case
-from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy, VocabKl
+from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy, VocabKl, VocabTopkKl
 
-KERNELS = (RelationKl.name, ScoreMse.name, VocabKl.name, VocabCrossEntropy.name)
+KERNELS = (RelationKl.name, ScoreMse.name, VocabKl.name, VocabTopkKl.name, VocabCrossEntropy.name)
 MASKED_SHARE = 0.15  # of the positions of a batch are rows of the vocabulary kernels
 
 # For the machine of one person: minutes on two CPU cores.
@@ -20,6 +20,7 @@ SMALL: tuple[Case, ...] = (
     ScoreMse(batch=16, length=512),
     ScoreMse(batch=16, length=2048),
     VocabKl(num_rows=2400),
+    VocabTopkKl(num_rows=2400),
     VocabCrossEntropy(num_rows=2400),
 )
 # The batches of one GPU; 48 relation heads are what MiniLMv2 takes for a teacher of width 768.
@@ -31,6 +32,7 @@ PAPER: tuple[Case, ...] = (
     ScoreMse(batch=64, length=512),
     ScoreMse(batch=16, length=2048),
     VocabKl(num_rows=round(MASKED_SHARE * 256 * 128)),
+    VocabTopkKl(num_rows=round(MASKED_SHARE * 256 * 128)),
     VocabCrossEntropy(num_rows=round(MASKED_SHARE * 256 * 128)),
 )
 # For tests: the whole path in seconds.
@@ -38,6 +40,7 @@ TINY: tuple[Case, ...] = (
     RelationKl(batch=2, length=24, student_heads=(2, 16), teacher_heads=(2, 16), num_relation_heads=2),
     ScoreMse(batch=2, length=24, student_heads=(2, 16), teacher_heads=(2, 16)),
     VocabKl(num_rows=40, vocab_size=301, student_width=16, teacher_width=24),
+    VocabTopkKl(num_rows=40, vocab_size=301, student_width=16, num_kept=8),
     VocabCrossEntropy(num_rows=40, vocab_size=301, student_width=16),
 )
 SETS: Mapping[str, tuple[Case, ...]] = {"small": SMALL, "paper": PAPER, "tiny": TINY}
@@ -47,6 +50,7 @@ REDUCED: tuple[Case, ...] = (
     RelationKl(batch=3, length=65, student_heads=(2, 32), teacher_heads=(3, 64), num_relation_heads=2, padded=True),
     ScoreMse(batch=3, length=65, student_heads=(2, 32), teacher_heads=(2, 64), padded=True),
     VocabKl(num_rows=70, vocab_size=1009, student_width=48, teacher_width=64, holes=True),
+    VocabTopkKl(num_rows=70, vocab_size=1009, student_width=48, num_kept=17, holes=True),
     VocabCrossEntropy(num_rows=70, vocab_size=1009, student_width=48, holes=True),
 )
 

@@ -1,6 +1,6 @@
-"""The kernels over the vocabulary: `vocab_kl` and `vocab_cross_entropy` at a shape.
+"""The kernels over the vocabulary: `vocab_kl`, `vocab_topk_kl` and `vocab_cross_entropy` at a shape.
 
-Shapes: N rows, D hidden size, V vocabulary.
+Shapes: N rows, D hidden size, V vocabulary, k tokens of which a teacher's probability is known.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from kd_megatron.kernels import vocab_kl
 from kd_megatron.kernels.bench.case import Case, Inputs
 from kd_megatron.kernels.bench.random_inputs import RandomTensors
-from kd_megatron.tensors import IGNORED, FactoredLogits
+from kd_megatron.tensors import IGNORED, FactoredLogits, TopLogits
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,58 @@ class VocabKl(VocabCrossEntropy):
         student, teacher = (_factored(inputs, side) for side in ("student", "teacher"))
         losses = vocab_kl.vocab_kl(
             student, teacher, inputs["labels"], self.temperature, gradient_weights=self.weights, backend=backend
+        )
+        return torch.stack(losses)
+
+
+@dataclass(frozen=True)
+class VocabTopkKl(VocabCrossEntropy):
+    """`vocab_topk_kl`: divergence and cross-entropy, from the student's states and what a cache keeps of a teacher."""
+
+    name: ClassVar[str] = "vocab_topk_kl"
+    num_kept: int = 64
+    temperature: float = 2.0
+
+    @property
+    def shape(self) -> str:
+        """N, V, D, and how many tokens are kept."""
+        return f"N{self.num_rows} V{self.vocab_size} D{self.student_width} k{self.num_kept}" + " holes" * self.holes
+
+    @property
+    def eager_bytes(self) -> float:
+        """Eight tensors of N x V."""
+        return 8 * 4.0 * self.num_rows * self.vocab_size
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """As of `VocabKl`."""
+        return self.temperature**2, 0.5
+
+    def backends(self) -> Sequence[str]:
+        """The keys of the door's TOPK_BACKENDS."""
+        return list(vocab_kl.TOPK_BACKENDS)
+
+    def inputs(self, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Inputs:
+        """States, weight, bias, labels and the kept probabilities: float32, as a cache hands them over."""
+        make = RandomTensors(torch.float32, device, seed + 1)
+        outcomes = make.tensor((self.num_rows, self.num_kept + 1), 2.0).log_softmax(-1)
+        apart = torch.arange(self.num_kept, device=device) * (self.vocab_size // self.num_kept)
+        return {
+            **super().inputs(dtype, device, seed),
+            "teacher_log_probabilities": outcomes[:, :-1].contiguous(),
+            "teacher_token_ids": (make.labels(self.num_rows, self.vocab_size)[:, None] + apart) % self.vocab_size,
+            "teacher_log_rest": outcomes[:, -1].contiguous(),
+        }
+
+    def terms(self, inputs: Mapping[str, Tensor], backend: str) -> Tensor:
+        """(divergence, cross-entropy)."""
+        kept, token_ids, rest = (inputs[f"teacher_{name}"] for name in ("log_probabilities", "token_ids", "log_rest"))
+        losses = vocab_kl.vocab_topk_kl(
+            _factored(inputs, "student"),
+            TopLogits(kept, token_ids, rest, self.temperature),
+            inputs["labels"],
+            gradient_weights=self.weights,
+            backend=backend,
         )
         return torch.stack(losses)
 
