@@ -192,6 +192,7 @@ class TrainingRecipe(Strict):
     gradient_clipping: Annotated[float, Field(ge=0.0)] = 1.0  # global norm; 0 is off
     precision: Precision = "auto"
     stop_at_last_tap: bool = True  # the student computes nothing above what its objective reads, in training
+    attention: Literal["sdpa", "flash"] = "sdpa"  # of student and teacher; flash: the optional package flash-attn
     compile: bool = False  # student and teacher by torch.compile: minutes at the start of each run
     ds_config: str = "zero0"  # a file of ds_configs/
     log_every_steps: Count = 10

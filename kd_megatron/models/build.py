@@ -17,7 +17,7 @@ from transformers import (
 
 from kd_megatron.errors import ModelError
 from kd_megatron.manifest import vocabulary_hash
-from kd_megatron.models.taps import HEADS, TappedEncoder
+from kd_megatron.models.taps import DEFAULT, HEADS, Execution, TappedEncoder
 from kd_megatron.schema import EncoderRecipe
 from kd_megatron.tensors import ModelShape, Needs
 
@@ -133,12 +133,12 @@ def model_config(path: str) -> PretrainedConfig:
 
 
 def load_teacher(
-    path: str, dtype: torch.dtype, needs: Needs, device: torch.device, compile: bool = False
+    path: str, dtype: torch.dtype, needs: Needs, device: torch.device, execution: Execution = DEFAULT
 ) -> TappedEncoder:
     """A frozen teacher in eval mode that runs only as far up as ``needs`` asks (FACTS: the study left dropout on)."""
     model = load_model(path, dtype, needs.head)
     _drop_what_is_not_needed(model, needs)
-    teacher = TappedEncoder(model, needs, compile=compile)
+    teacher = TappedEncoder(model, needs, execution=execution)
     return teacher.to(device).eval().requires_grad_(False)
 
 

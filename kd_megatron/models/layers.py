@@ -9,8 +9,8 @@ Shapes: B batch, L length, D hidden size, H attention heads, d head size.
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
+from kd_megatron.models.attention import Attention
 from kd_megatron.tensors import RELATIONS, Relation
 
 _MODULES: dict[Relation, str] = {"queries": "query", "keys": "key", "values": "value"}
@@ -23,20 +23,20 @@ def project(layer: Any, states: Tensor, relation: Relation) -> Tensor:
     return projected.unflatten(-1, (attention.num_attention_heads, attention.attention_head_size))
 
 
-def run_layer(layer: Any, states: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+def run_layer(layer: Any, states: Tensor, mask: Tensor | None, attend: Attention) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The whole layer: (its output [B, L, D], (queries, keys, values), each [B, L, H, d]).
 
     Args:
         layer: a `BertLayer`, `RobertaLayer` or one of their kin.
         states: its input, [B, L, D].
         mask: [B, 1, 1, L] bool, False at padding; None where there is none.
+        attend: one of `kd_megatron.models.attention`.
     """
-    projections = tuple(project(layer, states, relation) for relation in RELATIONS)
-    queries, keys, values = (projection.transpose(1, 2) for projection in projections)  # [B, H, L, d]
+    queries, keys, values = (project(layer, states, relation) for relation in RELATIONS)
     dropout = layer.attention.self.dropout.p if layer.training else 0.0
-    context = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
-    attended = layer.attention.output(context.transpose(1, 2).flatten(2), states)
-    return layer.output(layer.intermediate(attended), attended), projections
+    context = attend(queries, keys, values, mask, dropout)
+    attended = layer.attention.output(context.flatten(2), states)
+    return layer.output(layer.intermediate(attended), attended), (queries, keys, values)
 
 
 def layers_of(base_model: nn.Module) -> nn.ModuleList:

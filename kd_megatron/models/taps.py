@@ -4,8 +4,7 @@ Nothing is computed that is not asked for: the model stops at the highest tap, i
 projections of that layer are wanted, and the MLM head runs on the masked slots or not at all.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from kd_megatron.errors import ModelError
+from kd_megatron.models.attention import attention
 from kd_megatron.models.layers import layers_of, project, run_layer
 from kd_megatron.tensors import RELATIONS, Batch, FactoredLogits, Needs, Relation, Taps
 
@@ -25,6 +25,17 @@ HEADS = {
 }  # model type -> MLM head
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How layers run: the same for all arms, and for teacher and student."""
+
+    attention: str = "sdpa"
+    compile: bool = False  # by torch.compile, which compiles the code of one layer for all of them
+
+
+DEFAULT = Execution()
+
+
 class TappedEncoder(nn.Module):
     """A Hugging Face masked-language model that returns exactly what `Needs` names.
 
@@ -32,10 +43,12 @@ class TappedEncoder(nn.Module):
         model: an ``...ForMaskedLM`` model of a type in `HEADS`.
         needs: the outputs of `forward`.
         whole: run all layers, though nobody reads the upper ones.
-        compile: run the layers by torch.compile, which compiles the code of one layer for all of them.
+        execution: how the layers run.
     """
 
-    def __init__(self, model: PreTrainedModel, needs: Needs, whole: bool = False, compile: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, needs: Needs, whole: bool = False, execution: Execution = DEFAULT
+    ) -> None:
         super().__init__()
         if model.config.model_type not in HEADS:
             raise ModelError(
@@ -44,9 +57,8 @@ class TappedEncoder(nn.Module):
                 fix="use such an encoder, or name the type's MLM head in kd_megatron/models/taps.py",
             )
         self.model, self.needs, self.whole = model, needs, whole
-        self._run_layer: Callable[..., tuple[Tensor, tuple[Tensor, ...]]] = (
-            torch.compile(run_layer, dynamic=False) if compile else run_layer
-        )
+        self._attend = attention(execution.attention)
+        self._run_layer = torch.compile(run_layer, dynamic=False) if execution.compile else run_layer
 
     @property
     def decoder(self) -> nn.Linear:
@@ -90,7 +102,7 @@ class TappedEncoder(nn.Module):
             if number > num_whole:
                 self._keep(taps, number, {name: project(layer, states, name) for name in needs.relations(number)})
                 break
-            states, projections = self._run_layer(layer, states, mask)
+            states, projections = self._run_layer(layer, states, mask, self._attend)
             self._keep(taps, number, dict(zip(RELATIONS, projections, strict=True)))
             if number in needs.hidden:
                 taps.hidden[number] = states

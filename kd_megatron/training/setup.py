@@ -24,7 +24,7 @@ from kd_megatron.models.build import (
     shape_of,
 )
 from kd_megatron.models.initialise import initialise
-from kd_megatron.models.taps import TappedEncoder
+from kd_megatron.models.taps import Execution, TappedEncoder
 from kd_megatron.objectives import registry
 from kd_megatron.objectives.base import Objective
 from kd_megatron.schema import StudyRecipe
@@ -105,7 +105,7 @@ def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teache
     )
 
     ledger = Ledger(num_devices=dist.world_size())
-    encoder = TappedEncoder(student, objective.needs_student, whole=not stops, compile=study.training.compile)
+    encoder = TappedEncoder(student, objective.needs_student, whole=not stops, execution=execution(study))
     module = StudentWithObjective(encoder, objective, ledger)
     num_parameters = sum(parameter.numel() for parameter in student.parameters())  # before ZeRO-3 partitions them
     untrained = freeze_untrained(module.to(device), teacher, loader.batch(0, 2).to(device))
@@ -137,6 +137,11 @@ def special_ids(loader: Loader) -> dict[str, int]:
     return {"pad_token_id": special.pad_id, "bos_token_id": special.cls_id, "eos_token_id": special.sep_id}
 
 
+def execution(study: StudyRecipe) -> Execution:
+    """How the layers of student and teacher run."""
+    return Execution(study.training.attention, study.training.compile)
+
+
 def _teacher(
     study: StudyRecipe, objective: Objective, path: str | None, loader: Loader, device: torch.device
 ) -> Teacher | None:
@@ -149,8 +154,8 @@ def _teacher(
             fix="add one",
         )
     check_same_vocabulary(path, loader.tokenizer_sha256, ", ".join(s.path for s in study.data.shards))
-    dtype, compiled = DTYPES[study.teacher.precision], study.training.compile
-    encoder = load_teacher(path, dtype, objective.needs_teacher, device, compiled)
+    dtype = DTYPES[study.teacher.precision]
+    encoder = load_teacher(path, dtype, objective.needs_teacher, device, execution(study))
     if study.teacher.precision == "fp8":
         error = float8.convert(encoder, loader.batch(0, 2).to(device))
         say(f"teacher in float8: its taps differ from the bfloat16 teacher's by {error:.1%} at most")
