@@ -69,6 +69,12 @@ class EnvironmentFault(KdError):
     exit_code = 7
 
 
+class SlowerError(KdError):
+    """A benchmark's ratio is worse than the recorded one by more than the tolerance."""
+
+    exit_code = 8
+
+
 class Interrupted(KdError):
     """Stopped by a signal after saving; the same command resumes (EX_TEMPFAIL of sysexits.h)."""
 

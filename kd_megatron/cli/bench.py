@@ -6,6 +6,8 @@ kernels          every backend of the loss kernels: checked against float64 firs
 show FILE        the rows that --json wrote, as a table, a page or a figure
 
 kd-megatron bench step recipes/debug.yaml
+kd-megatron bench step benchmarks/recipes/step_6x384.yaml --best-batch --peer-python peers/bin/python
+kd-megatron bench step benchmarks/recipes/step_6x384.yaml --ladder --compare benchmarks/results/ladder_6x384_cpu.json
 kd-megatron bench kernels --json benchmarks/results/kernels_cpu.json
 kd-megatron bench kernels --kernel score_mse --shapes tiny
 kd-megatron bench show benchmarks/results/kernels_cpu.json --markdown docs/performance.md --plot kernels.png
@@ -30,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", help="step: a study recipe; show: a file that --json wrote")
     parser.add_argument("overrides", nargs="*", help="step: dotted keys of the recipe")
     parser.add_argument("--json", metavar="FILE", help="also write the rows to FILE, with date, commit and versions")
+    parser.add_argument(
+        "--compare", metavar="FILE", help="fail (exit code 8) where a ratio is worse than in FILE, which --json wrote"
+    )
+    parser.add_argument("--tolerance", type=float, help="of --compare: this share of the ratio (default: 0.1)")
     parser.add_argument(
         "--markdown", metavar="PAGE", help="put the table into PAGE, at the line that names the JSON file"
     )

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from kd_megatron.kernels.bench.case import Case
     from kd_megatron.kernels.bench.rows import Row
 
-TAKES = {"shapes", "kernel", "dtype", "seconds", "json", "markdown", "plot"}
+TAKES = {"shapes", "kernel", "dtype", "seconds", "json", "compare", "tolerance", "markdown", "plot"}
 NEEDS_FILE = ""
 
 
@@ -24,11 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check and time the kernels."""
     import os
-    from pathlib import Path
 
     import torch
 
-    from kd_megatron import logs, machine
+    from kd_megatron import machine
     from kd_megatron.cli import bench_output
     from kd_megatron.errors import RecipeError
     from kd_megatron.kernels.bench import shapes, suite
@@ -45,9 +44,8 @@ def run(args: argparse.Namespace) -> int:
     plan = suite.Plan(dtype, device, seconds=30.0 if args.seconds is None else args.seconds)
     rows = _measure(to_check, to_time, plan)
     record = as_json(rows, machine.facts(("torch", "triton", "liger-kernel")))
-    if args.json:
-        logs.write_json(Path(args.json), record)
     bench_output.present(args, source, rows, record)
+    bench_output.finish(args, rows, record)
     return 0
 
 

@@ -6,9 +6,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.console import Console
+
     from kd_megatron.kernels.bench.rows import Row
 
-MIN_WIDTHS = (13, 6, 14, 6, 8, 7, 9)  # of the columns of figures, so that the tables of all shapes line up
+WIDTH_IN_FILES = 120
+MIN_WIDTHS = (13, 6, 14, 6, 8, 7, 9, 5)  # of the columns of figures, so that the tables of all shapes line up
+
+
+def console() -> "Console":
+    """Of the tables: as wide as the terminal, and wide enough for them where the output is a file."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=WIDTH_IN_FILES)
 
 
 def check_outputs(args: argparse.Namespace, source: str) -> None:
@@ -21,6 +32,8 @@ def check_outputs(args: argparse.Namespace, source: str) -> None:
     for name in (args.json, args.markdown, args.plot):
         if name:
             Path(name).parent.mkdir(parents=True, exist_ok=True)
+    if args.compare:
+        performance.read(Path(args.compare))
     if args.markdown:
         performance.check_page(Path(args.markdown), source)
     if args.plot and Path(args.plot).suffix not in performance.FIGURE_ENDINGS:
@@ -30,28 +43,67 @@ def check_outputs(args: argparse.Namespace, source: str) -> None:
         )
 
 
+def finish(args: argparse.Namespace, rows: "Sequence[Row]", record: dict[str, Any]) -> None:
+    """Write what was measured, then compare it with what was recorded, each where asked for."""
+    from pathlib import Path
+
+    from kd_megatron import logs
+    from kd_megatron.study import performance
+
+    recorded = performance.read(Path(args.compare)) if args.compare else None  # before --json replaces that very file
+    if args.json:
+        logs.write_json(Path(args.json), record)
+    if recorded:
+        _compare(args, rows, *recorded)
+
+
+def _compare(
+    args: argparse.Namespace, rows: "Sequence[Row]", recorded: "Sequence[Row]", record: dict[str, Any]
+) -> None:
+    """A table of the ratios, then and now; a ratio that is worse by more than the tolerance is an error."""
+    from rich.table import Table
+
+    from kd_megatron.kernels.bench import comparison
+    from kd_megatron.study import performance
+
+    changes = comparison.compare(rows, recorded)
+    table = Table(title=f"{args.compare}: {performance.describe(record)}", title_justify="left")
+    for column in ("row", "backend", "shape", "relative to"):
+        table.add_column(column)
+    for column in ("recorded", "now", "slower by"):
+        table.add_column(column, justify="right")
+    for change in changes:
+        row = change.row
+        figures = (f"{change.recorded:.3g}", f"{row.ratio:.3g}", f"{change.slower_by:+.1%}")
+        table.add_row(row.name, row.backend, row.shape, row.ratio_to, *figures)
+    console().print(table)
+    unmatched = len(rows) - len(changes)
+    if unmatched:
+        console().print(f"{unmatched} rows of this run are not among the recorded ones.")
+    comparison.refuse_slower(changes, comparison.DEFAULT_TOLERANCE if args.tolerance is None else args.tolerance)
+
+
 def present(args: argparse.Namespace, source: str, rows: "Sequence[Row]", record: dict[str, Any]) -> None:
     """A table for each name and shape on the console; all rows on a page and as a figure where asked for."""
     from pathlib import Path
 
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
-    from kd_megatron.kernels.bench.rows import COLUMNS, NUM_PLACE_COLUMNS, cells
+    from kd_megatron.kernels.bench.rows import NUM_PLACE_COLUMNS, cells, columns
     from kd_megatron.study import performance
 
-    console = Console()
+    page = console()
     places = list(dict.fromkeys((row.name, row.shape, row.dtype) for row in rows))
     for place in places:
         table = Table(title=" ".join(place), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for index, column in enumerate(COLUMNS[NUM_PLACE_COLUMNS:]):
+        for index, column in enumerate(columns(rows)[NUM_PLACE_COLUMNS:]):
             table.add_column(column, min_width=MIN_WIDTHS[index], justify="right" if index else "left")
         for row in rows:
             if (row.name, row.shape, row.dtype) == place:
                 table.add_row(*cells(row, rows)[NUM_PLACE_COLUMNS:])
-        console.print(table)
-    console.print(f"Forward and backward. {performance.describe(record)}", highlight=False)
+        page.print(table)
+    page.print(f"Forward and backward. {performance.describe(record)}", highlight=False)
     if args.markdown:
         performance.fill_page(Path(args.markdown), source, rows, record)
     if args.plot:
