@@ -46,6 +46,27 @@ def test_kernels_measures_prints_and_writes(tmp_path: Path, capsys: pytest.Captu
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("recorded_ratio", "exit_code"), [(1e-6, 0), (1e6, errors.SlowerError.exit_code)])
+def test_kernels_are_compared_with_recorded_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recorded_ratio: float, exit_code: int
+):
+    json_file = tmp_path / "rows.json"
+    arguments = ["bench", "kernels", "--shapes", "tiny", "--kernel", "vocab_cross_entropy", "--seconds", "0"]
+    assert cli.main([*arguments, "--json", str(json_file)]) == 0
+    record = json.loads(json_file.read_text())
+    for entry in record["rows"]:
+        if entry["backend"] == "chunked":
+            entry["ratio"] = recorded_ratio
+    json_file.write_text(json.dumps(record))
+    # A file may be compared with and replaced in one call; the tolerance is for the backends that nobody changed.
+    compared = [*arguments, "--compare", str(json_file), "--tolerance", "0.999", "--json", str(json_file)]
+    assert cli.main(compared) == exit_code
+    shown = capsys.readouterr()
+    assert "slower by" in shown.out
+    assert ("vocab_cross_entropy chunked" in shown.err) == (exit_code != 0)
+    assert {entry["ratio"] for entry in json.loads(json_file.read_text())["rows"]}.isdisjoint({recorded_ratio})
+
+
 def test_a_wrong_kernel_ends_with_a_message_and_no_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -81,12 +102,20 @@ def test_show_prints_recorded_rows_and_fills_a_page(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
-        (["step"], errors.RecipeError.exit_code, "a study recipe, such as recipes/debug.yaml"),
+        (["step"], errors.RecipeError.exit_code, "a study recipe, such as benchmarks/recipes/"),
         (["show"], errors.RecipeError.exit_code, "a file that --json wrote"),
         (["kernels", "recipes/debug.yaml"], errors.RecipeError.exit_code, "bench kernels takes no file"),
         (["kernels", "--steps", "3"], errors.RecipeError.exit_code, "bench kernels takes no steps: 3"),
         (["step", "a.yaml", "--shapes", "tiny"], errors.RecipeError.exit_code, "bench step takes no shapes"),
         (["step", "recipes/debug.yaml", "--steps", "0"], errors.RecipeError.exit_code, "--steps 0"),
+        (["step", "recipes/debug.yaml", "--arms", "minlim"], errors.RecipeError.exit_code, "did you mean 'minilm'?"),
+        (["step", "recipes/debug.yaml", "--batches", "8,x"], errors.RecipeError.exit_code, "whole numbers"),
+        (["step", "recipes/debug.yaml", "--batches", "8,5"], errors.RecipeError.exit_code, "divisors of 32"),
+        (["step", "recipes/debug.yaml", "--peer-python", "no/python"], errors.RecipeError.exit_code, "no/python"),
+        (["step", "recipes/debug.yaml", "--peers", "--ladder"], errors.RecipeError.exit_code, "one of them"),
+        (["step", "recipes/debug.yaml", "--compare", "no.json"], errors.DataError.exit_code, "no.json"),
+        (["kernels", "--tolerance", "0.2", "--compare", "no.json"], errors.DataError.exit_code, "no.json"),
+        (["show", "rows.json", "--compare", "rows.json"], errors.RecipeError.exit_code, "bench show takes no compare"),
         (["kernels", "--shapes", "papr"], errors.RecipeError.exit_code, "did you mean 'paper'?"),
         (["kernels", "--kernel", "score_mes"], errors.RecipeError.exit_code, "did you mean 'score_mse'?"),
         (["kernel"], errors.RecipeError.exit_code, "invalid choice: 'kernel'"),

@@ -23,7 +23,7 @@ from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy, VocabKl, Vo
 
 CPU = torch.device("cpu")
 FIELDS = ["name", "backend", "shape", "dtype", "device", "p20_ms", "p50_ms", "p80_ms", "peak_mib"]
-FIELDS += ["tokens_per_second", "ratio", "ratio_to"]
+FIELDS += ["tokens_per_second", "ratio", "ratio_to", "mfu"]
 MIB = 2**20
 
 
@@ -35,6 +35,15 @@ def row(backend: str, peak_mib: float | None = 4.0, **changed) -> Row:
 
 def test_a_row_has_exactly_these_fields():
     assert [field.name for field in fields(Row)] == FIELDS
+
+
+def test_a_file_from_before_mfu_is_still_read_and_shown_as_it_was():
+    old = {name: value for name, value in asdict(row("eager")).items() if name != "mfu"}
+    assert Row(**old) == row("eager")
+    assert "MFU" not in as_markdown([row("eager")])
+    with_mfu = as_markdown([row("eager", mfu=0.4567), row("tiled")])
+    assert "| tokens/s | MFU |" in with_mfu
+    assert "| 1,000,000 | 45.7% |" in with_mfu
 
 
 def test_measured_rows(monkeypatch: pytest.MonkeyPatch):

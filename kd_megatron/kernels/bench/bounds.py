@@ -28,6 +28,14 @@ class Rates:
 H200 = Rates("H200", bf16_flops=989.4e12, exponentials=132 * 16 * 1.83e9, bytes=4.8e12)
 
 
+RATES = (H200,)
+
+
+def rates_of(device_name: str) -> Rates | None:
+    """The rates of a GPU by the name that it gives itself, such as ``"NVIDIA H200"``; None where they are not known."""
+    return next((rates for rates in RATES if rates.name in device_name), None)
+
+
 @dataclass(frozen=True)
 class Cost:
     """What one forward and backward takes."""

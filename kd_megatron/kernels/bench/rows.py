@@ -24,6 +24,7 @@ class Row:
     tokens_per_second: float
     ratio: float  # speed relative to `ratio_to`: the median over the rounds of its time by ours
     ratio_to: str
+    mfu: float | None = None  # model FLOPs as a share of the data sheet's; None where there is no data sheet
 
 
 def percentile(values: Sequence[float], fraction: float) -> float:
@@ -36,15 +37,24 @@ def median_ratio(reference_seconds: Sequence[float], seconds: Sequence[float]) -
     return percentile([theirs / ours for theirs, ours in zip(reference_seconds, seconds, strict=True)], 0.5)
 
 
-def timing_figures(seconds: Sequence[float], reference_seconds: Sequence[float], num_tokens: int) -> dict[str, float]:
-    """The figures of a `Row` that follow from the seconds of its rounds and of the reference's, in the same order."""
+def timing_figures(
+    seconds: Sequence[float],
+    reference_seconds: Sequence[float],
+    num_tokens: int,
+    reference_tokens: int | None = None,
+) -> dict[str, float]:
+    """The figures of a `Row` that follow from the seconds of its rounds and of the reference's, in the same order.
+
+    ``reference_tokens`` are those of the reference's step, where it is of another size: speed is in tokens.
+    """
+    share = num_tokens / (reference_tokens or num_tokens)
     p20, p50, p80 = (percentile(seconds, fraction) for fraction in (0.2, 0.5, 0.8))
     return {
         "p20_ms": _rounded(1000 * p20),
         "p50_ms": _rounded(1000 * p50),
         "p80_ms": _rounded(1000 * p80),
         "tokens_per_second": round(num_tokens / p50, 1),
-        "ratio": _rounded(median_ratio(reference_seconds, seconds)),
+        "ratio": _rounded(median_ratio([share * theirs for theirs in reference_seconds], seconds)),
     }
 
 
@@ -71,10 +81,15 @@ COLUMNS = ("kernel", "shape", "dtype", "backend", "p50 ms", "p20 to p80", "speed
 NUM_PLACE_COLUMNS = 3  # those that say what was measured; the backend and its figures follow
 
 
+def columns(rows: Iterable[Row]) -> tuple[str, ...]:
+    """`COLUMNS`, and one for MFU where any row has it."""
+    return (*COLUMNS, "MFU") if any(row.mfu is not None for row in rows) else COLUMNS
+
+
 def cells(row: Row, rows: Sequence[Row]) -> list[str]:
-    """The row as the texts of `COLUMNS`."""
+    """The row as the texts of `columns`."""
     share = peak_share(row, rows)
-    return [
+    texts = [
         row.name,
         row.shape,
         row.dtype,
@@ -85,7 +100,9 @@ def cells(row: Row, rows: Sequence[Row]) -> list[str]:
         "" if row.peak_mib is None else _figure(row.peak_mib),
         "" if share is None else f"{share:.3f}",
         f"{row.tokens_per_second:,.0f}",
+        "" if row.mfu is None else f"{row.mfu:.1%}",
     ]
+    return texts[: len(columns(rows))]
 
 
 def _figure(value: float) -> str:
@@ -94,8 +111,9 @@ def _figure(value: float) -> str:
 
 def as_markdown(rows: Sequence[Row]) -> str:
     """A table of all rows, and what its ratios are relative to."""
-    rules = ["---"] * (NUM_PLACE_COLUMNS + 1) + ["---:"] * (len(COLUMNS) - NUM_PLACE_COLUMNS - 1)
-    lines = [COLUMNS, rules, *(cells(row, rows) for row in rows)]
+    heads = columns(rows)
+    rules = ["---"] * (NUM_PLACE_COLUMNS + 1) + ["---:"] * (len(heads) - NUM_PLACE_COLUMNS - 1)
+    lines = [heads, rules, *(cells(row, rows) for row in rows)]
     references = sorted({row.ratio_to for row in rows})
     note = f"Speed and share of peak memory are relative to {', '.join(references)}."
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}\n"

@@ -20,9 +20,16 @@ def time_in_turn(steps: Steps, device: torch.device, budget_seconds: float) -> l
     end = time.perf_counter() + budget_seconds
     rounds: list[dict[str, float]] = []
     while len(rounds) < MIN_ROUNDS or (len(rounds) < MAX_ROUNDS and time.perf_counter() < end):
-        order = list(steps)[:: -1 if len(rounds) % 2 else 1]
-        rounds.append({name: _time(steps[name], repeats[name], device) for name in order})
+        rounds.append(time_round(steps, device, len(rounds), repeats))
     return rounds
+
+
+def time_round(
+    steps: Steps, device: torch.device, number: int, repeats: Mapping[str, int] | None = None
+) -> dict[str, float]:
+    """Seconds of each step in round ``number``, which runs backwards when it is odd; once each without ``repeats``."""
+    order = list(steps)[:: -1 if number % 2 else 1]
+    return {name: _time(steps[name], repeats[name] if repeats else 1, device) for name in order}
 
 
 def _repeats(step: Callable[[], object], device: torch.device) -> int:
