@@ -48,6 +48,10 @@ class Ledger:
             if self._inner_seconds:
                 self._inner_seconds[-1] += elapsed
 
+    def charge_seconds(self, account: str, seconds: float) -> None:
+        """Charge ``seconds`` that no clock of this run measured, or take them back when negative."""
+        self.accounts[account].seconds += seconds
+
     def charge_flops(self, account: str, flops: float) -> None:
         """Charge ``flops`` (all ranks together) to ``account``."""
         self.accounts[account].flops += flops

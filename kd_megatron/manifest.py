@@ -77,6 +77,14 @@ def vocabulary_hash(vocabulary: dict[str, int]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def weights_hash(path: str | None) -> str | None:
+    """A short sha256 of a local model's weights; a hub id stands for itself."""
+    if path is None:
+        return None
+    files = sorted(Path(path).glob("*.safetensors"))
+    return "+".join(file_sha256(file)[:16] for file in files) or path
+
+
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes."""
     with path.open("rb") as file:

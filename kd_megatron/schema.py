@@ -145,7 +145,9 @@ def _not_a_bare_number(value: Any) -> Any:
     return value
 
 
-Account = Literal["student", "teacher", "loss", "data_wait", "validation", "checkpoint", "set_up"]
+Account = Literal[
+    "student", "teacher", "loss", "data_wait", "validation", "checkpoint", "set_up", "teacher_for_others"
+]  # the last: filling a teacher cache, beyond this run's own share of it
 
 
 class BudgetRecipe(Strict):
@@ -311,3 +313,12 @@ class StudyRecipe(Strict):
     allow_difference: list[str] = []  # dotted keys that arms may override beside their objective's options
     output: str | None = None  # None: studies/NAME
     notes: list[str] = []  # printed in the report, such as licences and caveats
+
+    @model_validator(mode="after")
+    def _masks_of_a_cache_are_fixed(self) -> Self:
+        if self.teacher and self.teacher.cache and self.data.mask_seed is None:
+            raise ValueError(
+                "teacher.cache needs data.mask_seed: what a teacher says of a window is kept for one mask of it. To "
+                "fix: write data.mask_seed: 1 (any whole number; all arms then see each window with one mask)"
+            )
+        return self

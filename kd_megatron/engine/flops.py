@@ -15,7 +15,8 @@ from kd_megatron.models.build import shape_of, student_config
 from kd_megatron.models.known import config_or_known
 from kd_megatron.objectives import registry
 from kd_megatron.objectives.base import Objective
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.schema import StudyRecipe, TeacherCacheRecipe
+from kd_megatron.teacher_cache.contents import kept_needs
 from kd_megatron.tensors import Needs
 
 
@@ -24,8 +25,13 @@ class SequenceCost:
     """FLOPs of one training sequence of ``length`` tokens, by account."""
 
     student: float
-    teacher: float
+    teacher: float  # at the run's first visit of a window
     loss: float
+    teacher_again: float  # at later visits: less than at the first with a teacher cache, else the same
+
+    def teacher_flops(self, num_sequences: int, first_visits: int) -> float:
+        """The teacher's share of so many sequences (docs/fairness.md, clause 14)."""
+        return num_sequences * self.teacher_again + first_visits * (self.teacher - self.teacher_again)
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,17 @@ class ArmCost:
     loss_flops_per_token: float
     student_parameters: int
     teacher_parameters: int
+    teacher_again_flops_per_token: float  # at later visits of a window; ``teacher_flops_per_token`` is at the first
 
     @property
     def total_flops_per_token(self) -> float:
-        """Student, teacher and loss."""
+        """Student, teacher and loss, at the first visit of a window."""
         return self.student_flops_per_token + self.teacher_flops_per_token + self.loss_flops_per_token
+
+    def mean_flops_per_token(self, epochs: float) -> float:
+        """The total, averaged over ``epochs`` visits of each window."""
+        saved = self.teacher_flops_per_token - self.teacher_again_flops_per_token
+        return self.total_flops_per_token - saved * (1.0 - 1.0 / max(1.0, epochs))
 
 
 def projection_flops(config: PretrainedConfig, length: int) -> float:
@@ -84,6 +96,18 @@ def teacher_flops(config: PretrainedConfig, needs: Needs, length: int, num_maske
     return encoder_flops(config, needs, length) + head_flops(config, _head_positions(needs, length, num_masked))
 
 
+def cached_teacher_flops(
+    config: PretrainedConfig, needs: Needs, length: int, num_masked: int, num_students: int
+) -> tuple[float, float]:
+    """With a teacher cache: (first visit of a window, each later one), docs/fairness.md, clause 14.
+
+    Every visit makes the projections again; the first one also pays its share of what is kept.
+    """
+    wanted = sum(len(needs.relations(layer)) for layer in needs.attention_layers)
+    again = wanted * projection_flops(config, length)
+    return again + teacher_flops(config, kept_needs(needs), length, num_masked) / num_students, again
+
+
 def sequence_cost(
     objective: Objective,
     student: PretrainedConfig,
@@ -91,13 +115,20 @@ def sequence_cost(
     length: int,
     num_masked: int,
     student_stops: bool = True,
+    cache: TeacherCacheRecipe | None = None,
 ) -> SequenceCost:
     """One training sequence under ``objective``; ``student_stops`` is the recipe's ``training.stop_at_last_tap``."""
     needs = objective.needs_teacher
+    first = again = 0.0
+    if teacher is not None and needs is not None:
+        first = again = teacher_flops(teacher, needs, length, num_masked)
+        if cache is not None:
+            first, again = cached_teacher_flops(teacher, needs, length, num_masked, cache.num_students)
     return SequenceCost(
         student=student_flops(student, objective.needs_student, length, num_masked, student_stops),
-        teacher=teacher_flops(teacher, needs, length, num_masked) if teacher is not None and needs is not None else 0.0,
+        teacher=first,
         loss=objective.flops(length, num_masked),
+        teacher_again=again,
     )
 
 
@@ -134,11 +165,13 @@ def arm_cost(study: StudyRecipe, arm: str, vocab_size: int) -> ArmCost:
         raise ModelError(given=f"arm {arm!r} distils, but the recipe has no teacher", fix="add a 'teacher' section")
     length = study.data.sequence_length
     stops = study.training.stop_at_last_tap
-    cost = sequence_cost(objective, student, teacher, length, num_masked_positions(study), stops)
+    cache = study.teacher.cache if study.teacher else None
+    cost = sequence_cost(objective, student, teacher, length, num_masked_positions(study), stops, cache)
     return ArmCost(
         student_flops_per_token=cost.student / length,
         teacher_flops_per_token=cost.teacher / length,
         loss_flops_per_token=cost.loss / length,
         student_parameters=num_parameters(student),
         teacher_parameters=num_parameters(teacher) if teacher is not None and objective.needs_teacher else 0,
+        teacher_again_flops_per_token=cost.teacher_again / length,
     )

@@ -57,6 +57,7 @@ class TappedEncoder(nn.Module):
                 fix="use such an encoder, or name the type's MLM head in kd_megatron/models/taps.py",
             )
         self.model, self.needs, self.whole = model, needs, whole
+        self.execution = execution
         self._attend = attention(execution.attention)
         self._run_layer = torch.compile(run_layer, dynamic=False) if execution.compile else run_layer
 

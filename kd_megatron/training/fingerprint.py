@@ -1,11 +1,10 @@
 """What a run was made of: commit, versions, hardware, data and teacher. Equal fingerprints make runs comparable."""
 
-from pathlib import Path
 from typing import Any
 
 from kd_megatron import dist, machine
 from kd_megatron.data.loader import Loader
-from kd_megatron.manifest import file_sha256
+from kd_megatron.manifest import weights_hash
 
 PACKAGES = ("torch", "deepspeed", "transformers", "megatron-core", "numpy", "tokenizers")
 
@@ -18,13 +17,5 @@ def fingerprint(loader: Loader, teacher_path: str | None) -> dict[str, Any]:
         **facts,
         "data": loader.content_hash,
         "tokenizer": loader.tokenizer_sha256,
-        "teacher": _weights_hash(teacher_path),
+        "teacher": weights_hash(teacher_path),
     }
-
-
-def _weights_hash(path: str | None) -> str | None:
-    """sha256 of a local model's weights; a hub id stands for itself."""
-    if path is None:
-        return None
-    files = sorted(Path(path).glob("*.safetensors"))
-    return "+".join(file_sha256(file)[:16] for file in files) or path

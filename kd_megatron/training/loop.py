@@ -66,13 +66,15 @@ def seed_random_numbers(seed: int, step: int) -> None:
 
 def charge(run: Run) -> None:
     """Book one step's FLOPs and tokens."""
-    ledger, recipe = run.ledger, run.study.training
-    for account in ("student", "teacher", "loss"):
-        ledger.charge_flops(account, recipe.global_batch_size * getattr(run.cost, account))
+    ledger, batch_size, length = run.ledger, run.study.training.global_batch_size, run.study.data.sequence_length
+    for account in ("student", "loss"):
+        ledger.charge_flops(account, batch_size * getattr(run.cost, account))
+    seen = run.loader.unique_samples(ledger.steps * batch_size)
     ledger.steps += 1
-    samples = ledger.steps * recipe.global_batch_size
-    ledger.tokens = samples * run.study.data.sequence_length
-    ledger.unique_tokens = run.loader.unique_samples(samples) * run.study.data.sequence_length
+    samples = ledger.steps * batch_size
+    unique_samples = run.loader.unique_samples(samples)
+    ledger.charge_flops("teacher", run.cost.teacher_flops(batch_size, first_visits=unique_samples - seen))
+    ledger.tokens, ledger.unique_tokens = samples * length, unique_samples * length
 
 
 def markers_passed(run: Run, fraction: float) -> int:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.logs import quiet_libraries, say, write_json
 from kd_megatron.models.export import export
 from kd_megatron.schema import StudyRecipe
+from kd_megatron.training.cached_teacher import CachedTeacher
 from kd_megatron.training.fingerprint import fingerprint
 from kd_megatron.training.loop import train, validate
 from kd_megatron.training.setup import Run, prepare_run
@@ -44,6 +46,8 @@ def pretrain(study: StudyRecipe, arm: str, seed: int, directory: Path, teacher_p
     finally:
         run.metrics.close()
         run.engine.close()
+        if run.step.teacher is not None:
+            run.step.teacher.close()
         del run
         gc.collect()
 
@@ -172,7 +176,7 @@ def summarise(run: Run, teacher_path: str | None, scores: dict[str, float], fact
         "untrained_parameters": [name.removeprefix("student.model.") for name in run.untrained],
         "export": "export",
         "teacher": _teacher_facts(run, teacher_path),
-        "flops_per_token": {name: getattr(run.cost, name) / length for name in ("student", "teacher", "loss")},
+        "flops_per_token": {name: flops / length for name, flops in asdict(run.cost).items()},
         "fingerprint": facts,
     }
 
@@ -188,4 +192,5 @@ def _teacher_facts(run: Run, path: str | None) -> dict[str, Any] | None:
         "parameters": sum(parameter.numel() for parameter in teacher.encoder.parameters()),
         "cost_flops": own["flops"] if own else recipe.cost_flops,
         "cost_source": "this study's ledger" if own else recipe.cost_source,
+        "cache": teacher.facts() if isinstance(teacher, CachedTeacher) else None,
     }

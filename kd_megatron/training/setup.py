@@ -29,6 +29,7 @@ from kd_megatron.objectives import registry
 from kd_megatron.objectives.base import Objective
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.tensors import Batch
+from kd_megatron.training.cached_teacher import CachedTeacher, open_cached_teacher
 from kd_megatron.training.step import Step, StudentWithObjective
 from kd_megatron.training.teacher import Teacher
 from kd_megatron.training.validate import Validation
@@ -65,7 +66,9 @@ class Run:
         size = self.study.training.micro_batch_size
         count = micro_batches_per_step(self.study.training)
         first = step * self.study.training.global_batch_size + dist.rank() * count * size
-        return [self.loader.batch(first + index * size, size) for index in range(count)]
+        batches = [self.loader.batch(first + index * size, size) for index in range(count)]
+        teacher = self.step.teacher
+        return [teacher.look_up(batch) for batch in batches] if isinstance(teacher, CachedTeacher) else batches
 
     def charged_seconds(self) -> float:
         """Wall-clock seconds of the accounts that count towards the budget."""
@@ -99,12 +102,15 @@ def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teache
         options, shape_of(student.config), None if teacher_config is None else shape_of(teacher_config)
     )
     teacher = _teacher(study, objective, teacher_path, loader, device)
-    stops = study.training.stop_at_last_tap
+    stops, cache = study.training.stop_at_last_tap, study.teacher.cache if study.teacher else None
     cost = sequence_cost(
-        objective, student.config, teacher_config, study.data.sequence_length, loader.num_masked, stops
+        objective, student.config, teacher_config, study.data.sequence_length, loader.num_masked, stops, cache
     )
 
     ledger = Ledger(num_devices=dist.world_size())
+    kept = teacher
+    if teacher is not None and cache is not None:
+        kept = open_cached_teacher(teacher, study, objective, teacher_path, loader, ledger)
     encoder = TappedEncoder(student, objective.needs_student, whole=not stops, execution=execution(study))
     module = StudentWithObjective(encoder, objective, ledger)
     num_parameters = sum(parameter.numel() for parameter in student.parameters())  # before ZeRO-3 partitions them
@@ -120,7 +126,7 @@ def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teache
         loader=loader,
         module=module,
         engine=engine,
-        step=Step(engine, objective, teacher, ledger),
+        step=Step(engine, objective, kept, ledger),
         ledger=ledger,
         validation=Validation(study.data, study.validation, device, study.training.precision == "bf16"),
         metrics=MetricsWriter(directory, ledger.steps, study.training.tensorboard),

@@ -23,3 +23,6 @@ class Teacher:
         if self.encoder.training:
             raise RuntimeError("the teacher left eval mode: its dropout would change the targets")
         return self.encoder(batch, inputs)
+
+    def close(self) -> None:
+        """Give back what it holds; it is not called after this."""
