@@ -1,5 +1,7 @@
 """What a reader must know before believing the numbers. Written from the data, so that none is forgotten."""
 
+from typing import Any
+
 from kd_megatron.study import tables, words
 from kd_megatron.study.answer import num_seeds
 from kd_megatron.study.fairness import Difference
@@ -17,6 +19,7 @@ def caveats(results: StudyResults, findings: list[Finding], allowed: list[Differ
         *_seeds(results),
         *_finetuning(results),
         *_repetition(results),
+        *_fixed_masks(results),
         *_untrained(results),
         *_tuning(results),
         *results.recipe.notes,
@@ -75,6 +78,33 @@ def _repetition(results: StudyResults) -> list[str]:
     }
     repeated = [f"{arm} {value:.1f} times" for arm, value in epochs.items() if value > 1.05]
     return [f"Data is repeated: {', '.join(repeated)} on average."] if repeated else []
+
+
+def _fixed_masks(results: StudyResults) -> list[str]:
+    seed = results.recipe.data.mask_seed
+    if seed is None:
+        return []
+    said = [f"Masks are fixed (data.mask_seed {seed}): all arms, seeds and epochs see a window with the same mask."]
+    for facts in _caches(results):
+        shared = f", divided by {facts['num_students']} students" if facts["num_students"] > 1 else ""
+        said.append(
+            f"Kept of the teacher in {facts['path']}: {facts['kept']}, {words.count(facts['bytes_per_token'])} bytes "
+            f"per token, {facts['gib_on_disk']:.2g} GiB; {words.count(facts['rows_filled'])} windows written, "
+            f"{words.count(facts['rows_read'])} read. A student is charged for a window at its first visit{shared}."
+        )
+    return said
+
+
+def _caches(results: StudyResults) -> list[dict[str, Any]]:
+    """What was cached, one entry for each directory: as the last run left it, with the uses of all runs."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in results.all_runs():
+        facts = (run.summary.get("teacher") or {}).get("cache")
+        if facts:
+            before = found.get(facts["path"], {"rows_filled": 0, "rows_read": 0})
+            uses = {key: facts[key] + before[key] for key in ("rows_filled", "rows_read")}
+            found[facts["path"]] = {**facts, **uses}
+    return list(found.values())
 
 
 def _untrained(results: StudyResults) -> list[str]:

@@ -16,7 +16,7 @@ from kd_megatron.engine.flops import ArmCost, arm_cost, num_masked_positions, te
 from kd_megatron.errors import DataError, RecipeError
 from kd_megatron.hardware import resolve_precision
 from kd_megatron.manifest import Manifest, read_manifest
-from kd_megatron.schema import CorpusRecipe, StudyRecipe
+from kd_megatron.schema import CorpusRecipe, StudyRecipe, TeacherCacheRecipe
 from kd_megatron.study import fairness, words
 from kd_megatron.study.answer import budget_in_words, num_seeds
 from kd_megatron.study.fairness import Difference
@@ -37,7 +37,7 @@ class ArmPlan:
     arm: str
     objective: str
     cost: ArmCost
-    charged_flops_per_token: float
+    charged_flops_per_token: float  # at the first visit of a window
     tokens: float | None
     steps: int | None
     epochs: float | None
@@ -81,9 +81,11 @@ def plan(recipe: StudyRecipe, num_processes: int = 1) -> Plan:
 
 def _plan_arm(recipe: StudyRecipe, arm: str, cost: ArmCost, reference: ArmCost, pool: int | None) -> ArmPlan:
     charged = charged_flops_per_token(recipe, cost)
+    saved = charged - charged_flops_per_token(recipe, cost, again=True)
     tokens_per_step = recipe.training.global_batch_size * recipe.data.sequence_length
-    steps = steps_afforded(recipe, charged, tokens_per_step)
+    steps = steps_afforded(recipe, charged, tokens_per_step, saved, pool)
     tokens = None if steps is None else float(steps * tokens_per_step)
+    epochs = tokens / pool if tokens is not None and pool else None
     return ArmPlan(
         arm=arm,
         objective=objective_in_words(recipe, arm),
@@ -91,24 +93,39 @@ def _plan_arm(recipe: StudyRecipe, arm: str, cost: ArmCost, reference: ArmCost, 
         charged_flops_per_token=charged,
         tokens=tokens,
         steps=steps,
-        epochs=tokens / pool if tokens is not None and pool else None,
-        relative_tokens=reference.total_flops_per_token / cost.total_flops_per_token,
+        epochs=epochs,
+        relative_tokens=reference.total_flops_per_token / cost.mean_flops_per_token(epochs or 1.0),
     )
 
 
-def charged_flops_per_token(recipe: StudyRecipe, cost: ArmCost) -> float:
-    """FLOPs per token that count towards the budget."""
+def charged_flops_per_token(recipe: StudyRecipe, cost: ArmCost, again: bool = False) -> float:
+    """FLOPs per token that count towards the budget, at the first or (``again``) a later visit of a window."""
     parts = {name: getattr(cost, f"{name}_flops_per_token") for name in CHARGED_FLOPS}
+    if again:
+        parts["teacher"] = cost.teacher_again_flops_per_token
     return sum(flops for name, flops in parts.items() if name in recipe.budget.charge)
 
 
-def steps_afforded(recipe: StudyRecipe, charged: float, tokens_per_step: int) -> int | None:
-    """Optimizer steps until the budget is used up (the last one may overshoot); None for budgets in time."""
+def steps_afforded(
+    recipe: StudyRecipe, charged: float, tokens_per_step: int, saved: float = 0.0, pool: int | None = None
+) -> int | None:
+    """Optimizer steps until the budget is used up (the last one may overshoot); None for budgets in time.
+
+    Args:
+        recipe: has the budget.
+        charged: FLOPs per token of the first ``pool`` tokens.
+        tokens_per_step: of the global batch.
+        saved: FLOPs per token by which later tokens, all repeats, are cheaper.
+        pool: tokens of an epoch; None when it is not known: nothing is taken to repeat.
+    """
     budget = recipe.budget
     if budget.unit == "tokens":
         return math.ceil(budget.limit / tokens_per_step)
     if budget.unit == "flops" and charged > 0:
-        return math.ceil(budget.limit / (charged * tokens_per_step))
+        tokens = budget.limit / charged
+        if pool is not None and tokens > pool:
+            tokens = pool + (budget.limit - pool * charged) / (charged - saved)
+        return math.ceil(tokens / tokens_per_step)
     return None
 
 
@@ -190,12 +207,22 @@ def show(planned: Plan, console: Console) -> None:
 
 def _cost_table(planned: Plan) -> RichTable:
     table = _table("FLOPs per token, forward and backward", "arm", "student", "teacher", "loss", "total", "teacher %")
+    cached = _cache(planned.recipe) is not None
+    if cached:
+        table.add_column("repeats", justify="right", no_wrap=True)
     for entry in planned.arms:
         cost = entry.cost
         flops = (cost.student_flops_per_token, cost.teacher_flops_per_token, cost.loss_flops_per_token)
         shown = (words.flops(value or None) for value in (*flops, cost.total_flops_per_token))
-        table.add_row(entry.arm, *shown, f"{100 * cost.teacher_flops_per_token / cost.total_flops_per_token:.0f}")
+        share = f"{100 * cost.teacher_flops_per_token / cost.total_flops_per_token:.0f}"
+        saved = cost.teacher_flops_per_token - cost.teacher_again_flops_per_token
+        repeats = [words.flops(cost.total_flops_per_token - saved)] if cached else []
+        table.add_row(entry.arm, *shown, share, *repeats)
     return table
+
+
+def _cache(recipe: StudyRecipe) -> TeacherCacheRecipe | None:
+    return recipe.teacher.cache if recipe.teacher else None
 
 
 def _tokens_table(planned: Plan) -> RichTable:
@@ -235,6 +262,12 @@ def _remarks(planned: Plan) -> list[str]:
         said.append("The data is not prepared yet, so epochs are not known.")
     else:
         said.append(f"One epoch is {words.count(planned.pool_tokens)} tokens.")
+    if cache := _cache(recipe):
+        among = f", divided by {cache.num_students} students" if cache.num_students > 1 else ""
+        said.append(
+            f"Teacher outputs are kept in {cache.path}: the teacher's share is of a window's first visit{among}; "
+            f"repeats cost the total of the last column. Masks are fixed (data.mask_seed {recipe.data.mask_seed})."
+        )
     said += [
         f"Allowed difference between arms: {difference.key}: "
         + ", ".join(f"{arm} {value}" for arm, value in difference.values.items())

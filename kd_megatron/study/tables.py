@@ -167,7 +167,8 @@ def ledger(results: StudyResults, unit: str) -> Table:
     columns += [Column(name, headings.get(name, name), show) for name in ACTIVITIES]
     title = "Where the FLOPs went" if unit == "flops" else "Where the seconds went"
     charged = results.recipe.budget.charge
-    note = f"Mean over seeds. Charged to the budget: {', '.join(charged)}. Other: validation, checkpoints, set-up."
+    note = f"Mean over seeds. Charged to the budget: {', '.join(charged)}. Other: validation, checkpoints, set-up, "
+    note += "and filling a teacher cache for other students."
     return Table(f"ledger_{unit}", title, columns, rows, note)
 
 
