@@ -17,7 +17,7 @@ usage: ./launch.sh [--procs N | --hosts FILE] [--debug] COMMAND [ARGUMENTS]
   study      every arm x seed -> fine-tuning -> report; resumes where it stopped
   report     tables, figures and the HTML page of a study
   bench      throughput and kernels
-  inspect    verify a shard set and show its statistics
+  inspect    verify a shard set or a teacher cache and show its statistics
 
   --procs N      N processes on this machine, through the deepspeed launcher (default 1)
   --hosts FILE   the nodes of a deepspeed hostfile, lines such as "node1 slots=8" (docs/multi_node.md)

@@ -107,3 +107,7 @@ FLOAT8_PRODUCT_RELATIVE = 2**-8
 CACHE_LOG_PROBABILITY = 2**-10
 # A sum of probabilities that were made to sum to one in float32.
 CACHE_TOTAL_PROBABILITY = 1e-6
+# Hidden states rounded to bfloat16 (2^-9 of each) below a float32 teacher, over 40 steps of the student.
+CACHE_BF16_RELATIVE = 2e-2
+# Every token kept, in float16 (2^-11 of each log-probability), over 40 steps of the student.
+CACHE_TOP_ALL_RELATIVE = 1e-2

@@ -1,4 +1,4 @@
-"""``inspect``: verify a shard set and show what is in it."""
+"""``inspect``: verify a shard set or a teacher cache and show what is in it."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -10,19 +10,22 @@ if TYPE_CHECKING:
 
     from kd_megatron.manifest import Manifest
 
-HELP = "verify a shard set and print its statistics and some of its text"
+HELP = "verify a shard set or a teacher cache and print its statistics"
 
 DESCRIPTION = """
 Checks every file of a shard set against its manifest (sizes, sha256, index structure, ids within the vocabulary,
 tokenizer) and prints documents, tokens, what cleaning dropped, sources with their licences, and sample windows.
 Exit code 3 when a file is missing, torn or altered; the message names it.
+
+Of a teacher cache, every row is read and compared with its checksum. Rows that do not fit are counted; the teacher
+makes them again when they are needed.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Directory, ``--samples``, ``--length``, ``--seed``, ``--quick``."""
     parser.description = DESCRIPTION
-    parser.add_argument("directory", help="a shard set, such as data/installed_docs")
+    parser.add_argument("directory", help="such as data/installed_docs, or one directory of a teacher cache")
     parser.add_argument("--samples", type=int, default=3, metavar="N", help="windows of text to show (default 3)")
     parser.add_argument("--length", type=int, default=128, metavar="L", help="their length in tokens (default 128)")
     parser.add_argument("--seed", type=int, default=0, help="which windows (default 0)")
@@ -37,9 +40,12 @@ def run(args: argparse.Namespace) -> int:
 
     from data_prep.verify import verify
     from kd_megatron import logs
+    from kd_megatron.cli import inspect_cache
 
     logs.quiet_libraries()
     directory = Path(args.directory)
+    if inspect_cache.is_cache(directory):
+        return inspect_cache.run(directory)
     manifest = verify(directory, full=not args.quick)
     console = Console(highlight=False)
     for table in (_splits(manifest), _statistics(manifest), _sources(manifest)):

@@ -44,10 +44,7 @@ def pretrain(study: StudyRecipe, arm: str, seed: int, directory: Path, teacher_p
         train(run)
         return _finish(run, teacher_path, facts)
     finally:
-        run.metrics.close()
-        run.engine.close()
-        if run.step.teacher is not None:
-            run.step.teacher.close()
+        run.close()
         del run
         gc.collect()
 

@@ -87,6 +87,13 @@ class Run:
         """What a checkpoint holds beside weights and optimizer."""
         return {"ledger": self.ledger.to_dict(), "validations_done": self.validations_done}
 
+    def close(self) -> None:
+        """Close files and free what the engine holds; a run is not used after this."""
+        self.metrics.close()
+        self.engine.close()
+        if self.step.teacher is not None:
+            self.step.teacher.close()
+
 
 def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teacher_path: str | None) -> Run:
     """Load data and models, check that they fit, build the engine and resume from the newest good checkpoint."""

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"study": schema.StudyRecipe, "corpus": schema.CorpusRecipe, "finetune": schema.FinetuneRecipe}
 SHIPPED = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "recipes").rglob("*.yaml"))
 STUDIES = [path for path in SHIPPED if config.read_yaml(ROOT / path).get("kind") == "study"]
-PROMISED = ("demo", "debug", "wiki_small", "paper_6l", "paper_12l", "paper_6l_limited", "glue",
+PROMISED = ("demo", "debug", "wiki_small", "wiki_small_cached", "paper_6l", "paper_12l", "paper_6l_limited", "glue",
             "data/wikipedia_books", "data/installed_docs", "data/wiki_small", "data/debug")  # fmt: skip
 FOUR_ARMS = ["scratch", "vanilla_kd", "minilm", "tinybert"]
 
@@ -86,7 +86,9 @@ def test_its_training_sizes_fit(path):
         assert recipe.finetune.max_length <= recipe.student.max_positions
 
 
-@pytest.mark.parametrize("name", ["demo", "wiki_small", "paper_6l", "paper_12l", "paper_6l_limited"])
+@pytest.mark.parametrize(
+    "name", ["demo", "wiki_small", "wiki_small_cached", "paper_6l", "paper_12l", "paper_6l_limited"]
+)
 def test_studies_compare_the_four_objectives_with_several_seeds(name):
     recipe = study(name)
     assert [options["objective"] for options in recipe.arms.values()] == FOUR_ARMS

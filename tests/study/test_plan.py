@@ -102,3 +102,35 @@ def test_command_line(inputs, tmp_path, capsys):
     assert main.main(["plan", str(path), "--procs", "0"]) == 2
     assert main.main(["report", str(tmp_path)]) == 5
     assert "is not a study" in capsys.readouterr().err
+
+
+def test_a_teacher_cache_makes_repeats_cheap(inputs, tmp_path):
+    cache = {"path": str(tmp_path / "cache"), "num_students": 2}
+    data = {"mask_seed": 1, "unique_tokens": 640}
+    budget = {"tokens": None, "flops": 1e9}
+    without = plan(tiny_study(inputs, data=data, budget=budget))
+    planned = plan(tiny_study(inputs, data=data, budget=budget, teacher={"cache": cache}))
+    assert list(tmp_path.iterdir()) == []  # planning makes no cache
+    assert planned.arms[0] == without.arms[0]
+    for entry, before in zip(planned.arms[1:], without.arms[1:], strict=True):
+        cost = entry.cost
+        assert cost.teacher_again_flops_per_token < cost.teacher_flops_per_token < before.cost.teacher_flops_per_token
+        assert entry.steps > before.steps
+        repeats = entry.charged_flops_per_token - cost.teacher_flops_per_token + cost.teacher_again_flops_per_token
+        tokens = 640 + (1e9 - 640 * entry.charged_flops_per_token) / repeats
+        assert entry.steps == math.ceil(tokens / 128)
+        mean = 1e9 / tokens
+        assert cost.mean_flops_per_token(tokens / 640) == pytest.approx(mean)
+    shown = " ".join(text(planned).split())
+    assert "repeats" in shown
+    assert "divided by 2 students" in shown
+    assert "Masks are fixed (data.mask_seed 1)" in shown
+
+
+def test_a_cache_changes_nothing_before_the_data_repeats(inputs, tmp_path):
+    cache = {"path": str(tmp_path / "cache")}
+    few = {"tokens": None, "flops": 1e8}
+    planned = plan(tiny_study(inputs, data={"mask_seed": 1}, budget=few, teacher={"cache": cache}))
+    for entry in planned.arms:
+        assert entry.epochs < 1
+        assert entry.steps == math.ceil(1e8 / (entry.cost.total_flops_per_token * 128))

@@ -26,7 +26,7 @@ def curve(study: StudyRecipe, arm: str, directory: Path, teacher: Path, num_step
         charge(run)
         losses = {term: value / result.counts[term] for term, value in result.sums.items()}
         rows.append({**losses, "grad_norm": result.grad_norm})
-    run.engine.close()
+    run.close()
     return rows
 
 
