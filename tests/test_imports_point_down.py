@@ -29,7 +29,7 @@ BELOW = {
 # Libraries that only some files may import.
 ONLY = {
     "deepspeed": ("kd_megatron/engine/*.py",),
-    "megatron": ("kd_megatron/data/index.py", "data_prep/write.py"),
+    "megatron": ("kd_megatron/data/index.py", "data_prep/megatron_way.py"),
     "triton": ("kd_megatron/kernels/triton_*.py", "kd_megatron/kernels/*/triton_*.py"),
 }
 # Libraries that a layer may never import: objectives see tensors and taps, never a model class.

@@ -1,6 +1,8 @@
 """Measure, relative to something measured in the same run; absolute times depend on what else the machine does.
 
 step RECIPE      whole training steps of every arm, in turn: what each objective costs in tokens per second
+data             reading and masking beside megatron-core, opening shard sets of up to 1B tokens, and `prepare` beside
+                 Megatron-LM's way of tokenizing; minutes
 kernels          every backend of the loss kernels: checked against float64 first, then time and peak memory beside
                  eager PyTorch and torch.compile; minutes
 show FILE        the rows that --json wrote, as a table, a page or a figure
@@ -8,6 +10,7 @@ show FILE        the rows that --json wrote, as a table, a page or a figure
 kd-megatron bench step recipes/debug.yaml
 kd-megatron bench step benchmarks/recipes/step_6x384.yaml --best-batch --peer-python peers/bin/python
 kd-megatron bench step benchmarks/recipes/step_6x384.yaml --ladder --compare benchmarks/results/ladder_6x384_cpu.json
+kd-megatron bench data --tokens 1e9 --directory /tmp/pools --json benchmarks/results/data_cpu.json
 kd-megatron bench kernels --json benchmarks/results/kernels_cpu.json
 kd-megatron bench kernels --kernel score_mse --shapes tiny
 kd-megatron bench show benchmarks/results/kernels_cpu.json --markdown docs/performance.md --plot kernels.png
@@ -17,8 +20,9 @@ import argparse
 import importlib
 from types import ModuleType
 
-HELP = "throughput of every arm, and the kernels beside eager and torch.compile"
-SUBCOMMANDS = ("step", "kernels", "show")  # each a module `bench_NAME` with TAKES, NEEDS_FILE, add_arguments and run
+HELP = "throughput of every arm, of the data, and the kernels beside eager and torch.compile"
+# Each is a module `bench_NAME` with TAKES, NEEDS_FILE, add_arguments and run.
+SUBCOMMANDS = ("step", "data", "kernels", "show")
 
 
 def subcommand(name: str) -> ModuleType:

@@ -103,7 +103,8 @@ def present(args: argparse.Namespace, source: str, rows: "Sequence[Row]", record
             if (row.name, row.shape, row.dtype) == place:
                 table.add_row(*cells(row, rows)[NUM_PLACE_COLUMNS:])
         page.print(table)
-    page.print(f"Forward and backward. {performance.describe(record)}", highlight=False)
+    timed = record.get("timed", "Forward and backward.")
+    page.print(f"{timed} {performance.describe(record)}", highlight=False)
     if args.markdown:
         performance.fill_page(Path(args.markdown), source, rows, record)
     if args.plot:

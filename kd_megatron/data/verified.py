@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 MEMORY = ".verified.json"
-_SETTLED_SECONDS = 2.0  # a file changed within the clock's granularity of the check would keep its time stamps
+SETTLED_SECONDS = 2.0  # a file changed within the clock's granularity of the check would keep its time stamps
 
 Stamp = list[int | str]
 
@@ -35,7 +35,7 @@ class VerifiedFiles:
     def add(self, path: Path, sha256: str) -> None:
         """Note that the file was found to have this checksum, unless it was written a moment ago."""
         status = path.stat()
-        if time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS:
+        if time.time() - max(status.st_mtime, status.st_ctime) > SETTLED_SECONDS:
             self._stamps[path.name] = _stamp(path, sha256)
             self._changed = True
 

@@ -157,7 +157,7 @@ def test_damage_is_an_error_that_names_the_file(
     was_verified: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(verified, "_SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(verified, "SETTLED_SECONDS", -1.0)
     directory = make_shard_set(shards={"train-00000": [[7] * 20] * 40, "train-00001": [[9] * 20] * 39})
     if was_verified:
         open_shard_set(directory, "train")
@@ -238,7 +238,7 @@ def test_a_verified_file_is_read_in_full_once_only(
 
     read: list[str] = []
     monkeypatch.setattr(index, "file_sha256", lambda path: read.append(path.name) or file_sha256(path))
-    monkeypatch.setattr(verified, "_SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(verified, "SETTLED_SECONDS", -1.0)
     directory = make_shard_set()
     for _ in range(2):
         open_shard_set(directory, "train")
@@ -264,7 +264,7 @@ def test_a_directory_that_cannot_be_written_is_read_all_the_same(
     def refuse(**_: object) -> None:
         raise PermissionError("read-only file system")
 
-    monkeypatch.setattr(verified, "_SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(verified, "SETTLED_SECONDS", -1.0)
     monkeypatch.setattr(verified.tempfile, "mkstemp", refuse)
     directory = make_shard_set()
     assert len(open_shard_set(directory, "train").shards) == 1
