@@ -62,10 +62,12 @@ class Store:
 
     def read(self, rows: Index) -> tuple[Tensor, NDArray[np.bool_]]:
         """The bytes of ``rows`` ([B]): ([B, row_bytes] uint8, [B] whether each is there); others hold no meaning."""
-        data = np.empty((len(rows), self.row_bytes), np.uint8)
+        shape, pinned = (len(rows), self.row_bytes), torch.cuda.is_available()
+        buffer = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        data = buffer.numpy()
         parts = [part for part in np.array_split(np.arange(len(rows)), NUM_READERS) if part.size]
         present = self._readers.map(lambda part: [self._read_row(int(rows[i]), data[i]) for i in part], parts)
-        return torch.from_numpy(data), np.array([there for part in present for there in part], np.bool_)
+        return buffer, np.array([there for part in present for there in part], np.bool_)
 
     def _read_row(self, row: int, into: NDArray[np.uint8]) -> bool:
         recorded = int.from_bytes(os.pread(self._open(INDEX), 4, 4 * row), "little")

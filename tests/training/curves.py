@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.training.loop import charge, one_step
-from kd_megatron.training.setup import prepare_run
+from kd_megatron.training.setup import Run, prepare_run
 from kd_megatron.training.signals import StopRequest
 
 Curve = list[dict[str, float]]
@@ -20,13 +20,19 @@ class Direct:
 def curve(study: StudyRecipe, arm: str, directory: Path, teacher: Path, num_steps: int, rate: float) -> Curve:
     """Train ``arm`` for ``num_steps``: every loss term, divided by its count, and the gradient norm, per step."""
     run = prepare_run(study, arm, 0, directory, str(teacher))
+    rows = learn(run, num_steps, rate)
+    run.close()
+    return rows
+
+
+def learn(run: Run, num_steps: int, rate: float) -> Curve:
+    """The next ``num_steps`` of a run, as `curve` gives them."""
     rows = []
     for _ in range(num_steps):
         result = one_step(run, Direct(run.micro_batches), rate=rate, stop=StopRequest())
         charge(run)
         losses = {term: value / result.counts[term] for term, value in result.sums.items()}
         rows.append({**losses, "grad_norm": result.grad_norm})
-    run.close()
     return rows
 
 

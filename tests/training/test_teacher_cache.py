@@ -12,7 +12,7 @@ import processes
 import pytest
 import torch
 import yaml
-from curves import Curve, Direct, curve, largest_difference
+from curves import Curve, curve, largest_difference, learn
 from safetensors.torch import load_file
 from tiny_study import tiny_study, write_inputs, write_teacher
 from tolerances import CACHE_BF16_RELATIVE, CACHE_TOP_ALL_RELATIVE, PARITY_FLOAT32_RELATIVE
@@ -22,9 +22,7 @@ from kd_megatron.errors import OutputError, RecipeError
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study.plan import plan
 from kd_megatron.training.cached_teacher import CachedTeacher
-from kd_megatron.training.loop import charge, one_step
 from kd_megatron.training.setup import prepare_run
-from kd_megatron.training.signals import StopRequest
 
 NUM_STEPS = 40  # of 8 windows: five epochs
 POOL = 64  # windows
@@ -58,13 +56,9 @@ class Student:
     def _count(self, *_: Any) -> None:
         self.teacher_forwards += 1
 
-    def learn(self, num_steps: int) -> list[dict[str, float]]:
-        """The terms' sums and the gradient norm, step by step."""
-        results = []
-        for _ in range(num_steps):
-            results.append(one_step(self.run, Direct(self.run.micro_batches), rate=3e-3, stop=StopRequest()))
-            charge(self.run)
-        return [{**result.sums, "grad_norm": result.grad_norm} for result in results]
+    def learn(self, num_steps: int) -> Curve:
+        """Losses and gradient norms, step by step."""
+        return learn(self.run, num_steps, rate=3e-3)
 
     def close(self) -> dict[str, Any]:
         """End the run; what its summary would say of the cache."""
@@ -89,10 +83,10 @@ def student(inputs: Path, tmp_path: Path) -> Callable[..., Student]:
 def test_losses_are_those_of_the_teacher_within_bf16_and_reading_is_as_good_as_filling(
     inputs: Path, tmp_path: Path, arm: str
 ) -> None:
-    def learn(name: str, cache: Path | None) -> Curve:
+    def learned(name: str, cache: Path | None) -> Curve:
         return curve(study(inputs, cache), arm, tmp_path / name, inputs / "teacher", NUM_STEPS, rate=3e-3)
 
-    without, filled, read = learn("a", None), learn("b", tmp_path / "cache"), learn("c", tmp_path / "cache")
+    without, filled, read = learned("a", None), learned("b", tmp_path / "cache"), learned("c", tmp_path / "cache")
     assert read == filled
     assert 0 < largest_difference(without, filled) <= CACHE_BF16_RELATIVE
 
@@ -101,11 +95,11 @@ def test_losses_are_those_of_the_teacher_within_bf16_and_reading_is_as_good_as_f
 def test_vanilla_kd_from_the_likeliest_tokens_is_a_lower_bound_and_exact_with_all(
     inputs: Path, tmp_path: Path, top_k: int, lowest: float
 ) -> None:
-    def learn(name: str, cache: Path | None) -> Curve:
+    def learned(name: str, cache: Path | None) -> Curve:
         recipe = study(inputs, cache, cache={"top_k": top_k})
         return curve(recipe, "vanilla_kd", tmp_path / name, inputs / "teacher", NUM_STEPS, rate=3e-3)
 
-    without, filled, read = learn("a", None), learn("b", tmp_path / "cache"), learn("c", tmp_path / "cache")
+    without, filled, read = learned("a", None), learned("b", tmp_path / "cache"), learned("c", tmp_path / "cache")
     assert read == filled
     assert filled[0]["mlm"] == without[0]["mlm"]
     assert lowest <= filled[0]["kd"] / without[0]["kd"] <= 1 + CACHE_TOP_ALL_RELATIVE
