@@ -17,7 +17,7 @@ from torch import Tensor
 from kd_megatron import dist
 from kd_megatron.budget import Ledger
 from kd_megatron.data.loader import Loader
-from kd_megatron.kernels.vocab_kl.top_logits import top_logits
+from kd_megatron.kernels.vocab_kl.top_logits import top_logits_of_head
 from kd_megatron.manifest import weights_hash
 from kd_megatron.models.build import shape_of
 from kd_megatron.models.layers import layers_of, project
@@ -152,7 +152,7 @@ class CachedTeacher(Teacher):
     def _top_logits(self, taps: Taps) -> TopLogits | None:
         if taps.logits is None:
             return None
-        return top_logits(taps.logits.dense(), self.contents.top_k, self.contents.temperature)
+        return top_logits_of_head(taps.logits, self.contents.top_k, self.contents.temperature)
 
     def _taps(self, data: Tensor) -> Taps:
         """From rows to what the objective needs: projections are made again by the teacher's own layers."""

@@ -26,8 +26,9 @@ from vocab_examples import (
     top_of,
 )
 
-from kd_megatron.kernels.vocab_kl import chunked, vocab_topk_kl
+from kd_megatron.kernels.vocab_kl import chunked, vocab_kl, vocab_topk_kl
 from kd_megatron.kernels.vocab_kl.top_block import Outcomes
+from kd_megatron.kernels.vocab_kl.top_logits import top_logits_of_head
 from kd_megatron.tensors import FactoredLogits, TopLogits
 
 TEMPERATURE = 2.5
@@ -262,3 +263,43 @@ def test_memory_does_not_creep_when_the_number_of_rows_varies():
         resident.append(process.memory_info().rss)
     settled = resident[20:]
     assert max(settled) - min(settled) <= VOCAB_RESIDENT_BYTES
+
+
+# --- what a cache keeps, by chunks ---
+
+
+@both_temperatures
+def test_top_logits_of_a_head_are_those_of_its_logits(temperature):
+    num_rows = 2 * chunked.CHUNK_ROWS + 38
+    teacher = head(num_rows, 24, 2, vocab_size=97)
+    folded = FactoredLogits(teacher.states.unflatten(0, (2, -1)), teacher.weight, teacher.bias)
+    found, expected = top_logits_of_head(folded, 16, temperature), top_of(teacher, 16, temperature)
+    assert found.log_rest.shape == (2, num_rows // 2)
+    assert found.token_ids.shape == found.log_probabilities.shape == (2, num_rows // 2, 16)
+    assert torch.equal(found.rows().token_ids, expected.token_ids)
+    for name in ("log_probabilities", "log_rest"):
+        a, b = getattr(found.rows(), name), getattr(expected, name)
+        torch.testing.assert_close(a, b, rtol=REORDERED_FLOAT64_RELATIVE, atol=REORDERED_FLOAT64_RELATIVE)
+
+
+def test_top_logits_of_no_rows():
+    found = top_logits_of_head(head(0, 24, 2, vocab_size=97), 16, 1.0)
+    assert (found.token_ids.shape, found.log_rest.shape) == ((0, 16), (0,))
+
+
+def test_logits_of_bfloat16_are_not_rounded_on_the_way_into_a_cache():
+    """With every token kept, bfloat16 models have the losses of their own logits, also under autocast."""
+    labels, kl_rows = rows(70, vocab_size=97)
+    student, teacher = (
+        changed(head(70, size, seed, 97), lambda tensor: tensor.bfloat16()) for size, seed in ((24, 1), (40, 2))
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        kept = top_logits_of_head(teacher, 97, TEMPERATURE)
+    whole, from_cache = (
+        vocab_kl(student, teacher, labels, TEMPERATURE, kl_rows),
+        vocab_topk_kl(student, kept, labels, kl_rows),
+    )
+    for actual, expected in zip(from_cache, whole, strict=True):
+        assert actual.item() == pytest.approx(expected.item(), rel=FLOAT32_LOSS_RELATIVE)
+    rounded = vocab_topk_kl(student, top_of(teacher, 97, TEMPERATURE), labels, kl_rows)
+    assert rounded[0].item() != pytest.approx(whole[0].item(), rel=100 * FLOAT32_LOSS_RELATIVE)

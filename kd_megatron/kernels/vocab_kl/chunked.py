@@ -50,6 +50,13 @@ def vocab_cross_entropy(student: FactoredLogits, labels: Tensor) -> Tensor:
     return _apply(student, None, labels, 1.0, no_rows, (0.0, 1.0))[1]
 
 
+def logits_by_chunk(head: FactoredLogits) -> Iterator[Tensor]:
+    """The logits of all rows in order, [C, V] each and one at least, in full precision; each overwrites the last."""
+    num_rows, dtype = head.states.shape[0], accumulation_dtype(*_factors(head))
+    of_head = _Head(head, torch.ones(num_rows, dtype=torch.bool, device=head.states.device), dtype)
+    return (of_head[chunk] for chunk in _slices(0, max(1, num_rows), CHUNK_ROWS))
+
+
 def _apply(student: FactoredLogits, *arguments: Any) -> tuple[Tensor, Tensor]:
     tensors: list[Tensor | None] = [student.states, student.weight, student.bias]
     if not torch.is_grad_enabled():  # the Function cannot tell: gradients are always off in its forward

@@ -1,6 +1,6 @@
 """What a cache keeps of a teacher's logits.
 
-Shapes: V vocabulary, k tokens kept.
+Shapes: D hidden size, V vocabulary, k tokens kept.
 """
 
 import math
@@ -8,9 +8,29 @@ import math
 import torch
 from torch import Tensor
 
+from kd_megatron.kernels import door
 from kd_megatron.kernels.arithmetic import accumulation_dtype
 from kd_megatron.kernels.vocab_kl.arguments import check_temperature
-from kd_megatron.tensors import TopLogits
+from kd_megatron.kernels.vocab_kl.chunked import logits_by_chunk
+from kd_megatron.tensors import FactoredLogits, TopLogits
+
+
+@torch.no_grad()
+def top_logits_of_head(head: FactoredLogits, num_tokens: int, temperature: float) -> TopLogits:
+    """`top_logits` of a head, states [..., D], by chunks of rows.
+
+    Its logits are those that `vocab_kl` makes: float32 from bfloat16 states, where `FactoredLogits.dense` rounds them.
+    """
+    rows = head.rows()
+    with door.without_autocast(rows.states):
+        chunks = [top_logits(logits, num_tokens, temperature) for logits in logits_by_chunk(rows)]
+    shape = head.states.shape[:-1]
+    return TopLogits(
+        torch.cat([chunk.log_probabilities for chunk in chunks]).unflatten(0, shape),
+        torch.cat([chunk.token_ids for chunk in chunks]).unflatten(0, shape),
+        torch.cat([chunk.log_rest for chunk in chunks]).unflatten(0, shape),
+        temperature,
+    )
 
 
 def top_logits(logits: Tensor, num_tokens: int, temperature: float) -> TopLogits:
