@@ -91,6 +91,15 @@ def test_losses_are_those_of_the_teacher_within_bf16_and_reading_is_as_good_as_f
     assert 0 < largest_difference(without, filled) <= CACHE_BF16_RELATIVE
 
 
+@pytest.mark.parametrize("arm", ["minilm", "tinybert"])
+def test_of_a_bf16_teacher_nothing_is_lost(inputs: Path, tmp_path: Path, arm: str) -> None:
+    def learned(name: str, cache: Path | None) -> Curve:
+        recipe = study(inputs, cache, teacher={"precision": "bf16"})
+        return curve(recipe, arm, tmp_path / name, inputs / "teacher", 12, rate=3e-3)
+
+    assert largest_difference(learned("a", None), learned("b", tmp_path / "cache")) <= PARITY_FLOAT32_RELATIVE
+
+
 @pytest.mark.parametrize(("top_k", "lowest"), [(300, 1 - CACHE_TOP_ALL_RELATIVE), (64, 0.2)])
 def test_vanilla_kd_from_the_likeliest_tokens_is_a_lower_bound_and_exact_with_all(
     inputs: Path, tmp_path: Path, top_k: int, lowest: float
