@@ -114,8 +114,8 @@ CACHE_TOP_ALL_RELATIVE = 1e-2
 
 # --- throughput ---
 
-# The fall of an arm's speed relative to scratch, median of 25 rounds in turn: three recordings under a load of 7 on two
-# cores lay within 3 %.
+# The fall of an arm's speed relative to scratch, median of 25 rounds in turn: four recordings under a load of 7 on two
+# cores lay within 6 %.
 STEP_RATIO_FALL = 0.1
 # The same of a kernel beside eager: its calls of 10 ms are shorter than a time slice; within 20 % under that load.
 KERNEL_RATIO_FALL = 0.3

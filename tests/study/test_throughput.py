@@ -109,7 +109,36 @@ def test_the_ladder_is_timed_beside_scratch(inputs: Path):
     assert rows[0].name == "step/scratch"
     assert {row.name for row in rows[1:]} == {"ladder/minilm"}
     assert {row.ratio_to for row in rows} == {"scratch"}
-    assert [row.backend for row in rows[1:3]] == [ladder.STUDY, "+ fused losses"]
+    assert [row.backend for row in rows[1:]] == [
+        ladder.STUDY,
+        *(name for name in ladder.LEVERS if "compile" not in name),
+    ]
+
+
+@pytest.mark.parametrize("arm", ["minilm", "vanilla_kd", "tinybert"])
+def test_the_cached_rung_is_warm(arm: str, inputs: Path, tmp_path: Path):
+    study = run_recipe(tiny_study(inputs), arm, 0)
+    (cached,) = [variant for variant in ladder.rungs(study, arm, tmp_path / "kept") if "cache" in variant.backend]
+    timed = TimedRun(cached, tmp_path / "run", str(inputs / "teacher"))
+    ran: list[str] = []
+    timed.run.step.teacher._filler.encoder.register_forward_hook(lambda *_: ran.append("teacher"))
+    for _ in range(2 * ladder.POOL_STEPS):
+        timed.step()
+    assert timed.run.step.teacher.facts()["rows_filled"] == timed.run.loader.num_windows == 4 * 8
+    timed.close()
+    assert not ran
+
+
+def test_torch_compile_is_a_rung_where_the_recipe_compiles(inputs: Path, tmp_path: Path):
+    study = run_recipe(tiny_study(inputs, training={"compile": True}), "minilm", 0)
+    variants = {variant.backend: variant.study.training.compile for variant in ladder.rungs(study, "minilm", tmp_path)}
+    assert [name for name, compiled in variants.items() if compiled] == ["+ torch.compile", "+ teacher cache"]
+
+
+def test_logits_of_all_positions_are_not_cached(inputs: Path, tmp_path: Path):
+    arms = {"all": {"objective": "vanilla_kd", "positions": "all"}}
+    study = run_recipe(tiny_study(inputs).model_copy(update={"arms": arms}), "all", 0)
+    assert [variant.backend for variant in ladder.rungs(study, "all", tmp_path)][-1] == "+ student stops"
 
 
 def test_the_shipped_recipe_needs_no_corpus_and_no_trained_teacher(tmp_path: Path):
@@ -144,7 +173,7 @@ def test_mfu_is_the_model_flops_over_the_data_sheet(inputs: Path, monkeypatch: p
     cost = sequence_cost(
         run.objective, run.module.student.model.config, run.step.teacher.encoder.model.config, 16, run.loader.num_masked
     )
-    speed = 0.5 * bounds.H200.bf16_flops / ((cost.student + cost.teacher) / 16)
+    speed = 0.5 * bounds.H200.bf16_flops / ((cost.student + cost.teacher_again) / 16)
     assert timed.flops_share(speed) == 0.5
     monkeypatch.setattr("kd_megatron.machine.device_name", lambda: "some other GPU")
     assert timed.flops_share(speed) is None

@@ -24,7 +24,8 @@ from kd_megatron.kernels.bench.case import Case
 from kd_megatron.kernels.bench.rows import Row, as_json, timing_figures
 from kd_megatron.kernels.bench.vocab_cases import VocabKl
 from kd_megatron.schema import StudyRecipe
-from kd_megatron.study import made_up_inputs, peers, throughput
+from kd_megatron.study import ladder, made_up_inputs, peers, throughput
+from kd_megatron.study.runner import run_recipe
 from kd_megatron.training.fingerprint import PACKAGES
 
 RECORDED = Path(__file__).with_name("recorded.json")
@@ -102,13 +103,27 @@ def step_rows(study: StudyRecipe, teacher: str) -> list[Row]:
         return throughput.time_arms(study, NUM_ROUNDS, teacher, rivals)
 
 
+def cache_rows(study: StudyRecipe, teacher: str) -> list[Row]:
+    """A warm teacher cache beside the same run without one."""
+    rows = []
+    for arm in ("vanilla_kd", "minilm"):
+        with tempfile.TemporaryDirectory() as kept:
+            *_, uncached, cached = ladder.rungs(run_recipe(study, arm, 0), arm, Path(kept))
+            with throughput.built([uncached, cached], teacher) as runs:
+                timed = {name: run.step for name, run in runs.items()}
+                rounds = [timing.time_round(timed, CPU, number) for number in range(NUM_ROUNDS)]
+                reference, name = runs
+                rows.append(throughput.run_row(runs[name], rounds, runs, reference))
+    return rows
+
+
 def record() -> None:
     """Measure, and write `RECORDED`."""
     logs.quiet_libraries()
     dist.initialise()
     torch.set_num_threads(1)
     with small_study() as (study, teacher):
-        rows = [*kernel_rows(), *step_rows(study, teacher)]
+        rows = [*kernel_rows(), *step_rows(study, teacher), *cache_rows(study, teacher)]
     logs.write_json(RECORDED, as_json(rows, machine.facts(PACKAGES)))
     print(
         json.dumps([(row.name, row.backend, row.ratio, row.p20_ms, row.p50_ms, row.p80_ms) for row in rows], indent=1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_steps import NUM_ROUNDS, PEER_PYTHON, RECORDED, kernel_rows, small_study, step_rows
+from small_steps import NUM_ROUNDS, PEER_PYTHON, RECORDED, cache_rows, kernel_rows, small_study, step_rows
 from tolerances import KERNEL_RATIO_FALL, PLANTED_SLOW_DOWN, STEP_RATIO_FALL
 
 from kd_megatron.errors import SlowerError
@@ -45,6 +45,13 @@ def test_every_arm_beside_scratch_and_ours_beside_hugging_face(recorded: list[Ro
     changes = compare(rows, recorded)
     assert len([change for change in changes if not change.row.name.startswith(PEER)]) == len(study.arms)
     assert not PEER_PYTHON or any(change.row.name.startswith(PEER) for change in changes)
+    refuse_slower(changes, STEP_RATIO_FALL)
+
+
+def test_a_warm_cache_beside_no_cache(recorded: list[Row]):
+    with small_study() as (study, teacher):
+        changes = compare(cache_rows(study, teacher), recorded)
+    assert len(changes) == 2
     refuse_slower(changes, STEP_RATIO_FALL)
 
 
