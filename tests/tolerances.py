@@ -114,10 +114,10 @@ CACHE_TOP_ALL_RELATIVE = 1e-2
 
 # --- throughput ---
 
-# The fall of an arm's speed relative to scratch, median of 25 rounds in turn: four recordings under a load of 7 on two
-# cores lay within 6 %.
-STEP_RATIO_FALL = 0.1
+# The fall of an arm's speed relative to scratch, median of 25 rounds in turn. Five recordings on two cores lay within
+# 8 %, under loads of 5 to 10: other work takes memory bandwidth, of which the arms use unequal shares.
+STEP_RATIO_FALL = 0.12
 # The same of a kernel beside eager: its calls of 10 ms are shorter than a time slice; within 20 % under that load.
 KERNEL_RATIO_FALL = 0.3
-# What the tests must see: twice what they tolerate.
-PLANTED_SLOW_DOWN = 2 * STEP_RATIO_FALL
+# What the tests must see.
+PLANTED_SLOW_DOWN = 0.2
