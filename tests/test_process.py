@@ -1,7 +1,10 @@
-"""The end of a process."""
+"""The beginning and the end of a process."""
 
+import os
 import subprocess
 import sys
+
+import pytest
 
 PROGRAM = """
 import atexit, threading
@@ -17,3 +20,30 @@ exit_process(7)
 def test_output_and_handlers_survive_and_threads_do_not_hold_it():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (7, "work done\nhandler ran\n", "")
+
+
+FAULTS = """
+import resource, sys, torch
+from kd_megatron.process import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for step in range(12):
+    if step == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(2**21) for _ in range(3)]  # 8 MiB each, freed at the step's end
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="not glibc")
+def test_freed_blocks_are_kept_for_the_next_step():
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, env=plain).stdout)
+        for how in ("given_back", "kept")
+    }
+    num_pages = 10 * 3 * 8 * 2**20 // os.sysconf("SC_PAGE_SIZE")
+    assert faults["kept"] < num_pages / 20
+    assert faults["given_back"] > faults["kept"]

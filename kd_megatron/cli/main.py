@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from kd_megatron.errors import KdError, RecipeError, disk_full_is_clear, nearest
-from kd_megatron.process import exit_process
+from kd_megatron.process import exit_process, keep_freed_memory
 
 COMMANDS = ("prepare", "plan", "pretrain", "finetune", "study", "report", "bench", "inspect")
 LAUNCHER_COMMANDS = ("demo", "test")  # of launch.sh alone: they need the repository, not only the package
@@ -47,6 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 def program() -> NoReturn:
     """The program ``kd-megatron``: `main`, then the end of the process."""
+    keep_freed_memory()
     exit_process(main())
 
 
