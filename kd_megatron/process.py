@@ -7,7 +7,6 @@ import os
 import sys
 from typing import NoReturn
 
-
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
 _KEPT_BYTES = 2**30  # blocks of up to this size, and as much free memory at the heap's end
 
