@@ -28,8 +28,8 @@ from kd_megatron.process import keep_freed_memory
 
 if sys.argv[1] == "kept":
     keep_freed_memory()
-for step in range(15):
-    if step == 5:
+for step in range(30):
+    if step == 20:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     blocks = [torch.ones(2**21) for _ in range(3)]  # 8 MiB each, freed at the step's end
     del blocks
