@@ -31,7 +31,7 @@ if sys.argv[1] == "kept":
 for step in range(30):
     if step == 20:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [torch.ones(2**21) for _ in range(3)]  # 8 MiB each, freed at the step's end
+    blocks = [torch.ones(12 * 2**20) for _ in range(2)]  # 48 MiB each: over 32, glibc gives them back by itself
     del blocks
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -44,6 +44,6 @@ def test_freed_blocks_are_kept_for_the_next_step():
         how: int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, env=plain).stdout)
         for how in ("given_back", "kept")
     }
-    num_pages = 10 * 3 * 8 * 2**20 // os.sysconf("SC_PAGE_SIZE")
+    num_pages = 10 * 2 * 48 * 2**20 // os.sysconf("SC_PAGE_SIZE")
     assert faults["kept"] < num_pages / 20
-    assert faults["given_back"] > faults["kept"]
+    assert faults["given_back"] > num_pages / 2
