@@ -28,6 +28,7 @@ environment:
   DRY_RUN=1            print the commands instead of running them
   KD_PYTHON            the Python (3.11 or newer) that .venv is made from
   KD_PIP_ARGS          more arguments for pip, such as "--extra-index-url https://download.pytorch.org/whl/cpu"
+  OMP_NUM_THREADS      threads of each process (default: this machine's cores / processes on it; cores, not hardware threads)
   MASTER_PORT          the port at which ranks meet (default: a free one; 29500 with --hosts)
   GLOO_SOCKET_IFNAME   with --hosts: the network interface that joins the nodes
 TEXT
@@ -95,7 +96,14 @@ free_port() {
     .venv/bin/python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
 }
 
-threads_per_process() { local share=$(($(nproc) / $1)); echo "${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}"; }
+# Cores, not hardware threads: two threads of one core share its arithmetic units and only wait for each other.
+physical_cores() {
+    local per_core
+    per_core=$(lscpu --parse=SOCKET,CORE 2> /dev/null | awk '!/^#/ {n++; if (!seen[$0]++) cores++} END {print cores ? int(n / cores) : 1}')
+    echo $(($(nproc) / per_core))
+}
+
+threads_per_process() { local share=$(($(physical_cores) / $1)); echo "${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}"; }
 
 # Runs a command in a process group of its own, which ends with this script, even by kill -9: the keeper reads a pipe
 # that this script alone holds open. A signal goes to the workers first, so that they save and leave with their own
@@ -120,7 +128,6 @@ signal_group() {
 }
 
 start_processes() {
-    environment+=("OMP_NUM_THREADS=$(threads_per_process "$procs")")
     run_group "${environment[@]}" .venv/bin/python -m deepspeed.launcher.runner --log_level critical --num_gpus "$procs" \
         --master_port "${MASTER_PORT:-$(free_port)}" --no_local_rank --module kd_megatron "$@"
 }
@@ -156,7 +163,10 @@ start_hosts() {
 start() {
     if [[ -n $hosts ]]; then
         start_hosts "$@"
-    elif ((procs > 1)); then
+        return
+    fi
+    environment+=("OMP_NUM_THREADS=$(threads_per_process "$procs")")
+    if ((procs > 1)); then
         start_processes "$@"
     elif [[ $command == demo ]]; then
         run_group "${environment[@]}" .venv/bin/python -m kd_megatron "$@"

@@ -80,6 +80,14 @@ def from_main(value: T) -> T:
     return box[0]
 
 
+def gather(value: T) -> list[T]:
+    """Every rank's ``value``, in the order of ranks, on every rank. Small picklable objects only."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        torch_dist.all_gather_object(values, value)
+    return values
+
+
 def any_rank(flag: bool) -> bool:
     """True on every rank when it is true on one."""
     return bool(all_reduce(torch.tensor(int(flag)), "max").item())

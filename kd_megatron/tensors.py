@@ -4,6 +4,7 @@ Shapes: B batch, L length, K masked positions per sequence, N = B * K, D hidden 
 d head size, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
@@ -29,10 +30,17 @@ class Batch:
     sample_ids: Tensor  # [B] int64, position of the sample in the run's data order
 
     def to(self, device: torch.device | str) -> Self:
-        """The batch with every tensor on ``device``."""
+        """The batch with every tensor on ``device``; from page-locked memory without waiting for the copies."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Self:
+        """The batch in page-locked memory, from which a GPU copies while the host goes on."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Any], Any]) -> Self:
         tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {k: v if v is None else v.to(device, non_blocking=True) for k, v in tensors.items()}
-        return type(self)(**moved)
+        changed: dict[str, Any] = {k: v if v is None else change(v) for k, v in tensors.items()}
+        return type(self)(**changed)
 
     def valid(self) -> Tensor:
         """[B, L] bool: True at real tokens."""

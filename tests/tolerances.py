@@ -121,3 +121,9 @@ STEP_RATIO_FALL = 0.12
 KERNEL_RATIO_FALL = 0.3
 # What the tests must see.
 PLANTED_SLOW_DOWN = 0.2
+
+
+# Growth over 9,000 steps of a tiny run, as the slope of a line through 91 readings: a float kept per step would be one
+# object and 24 bytes or more, 1,000 objects per 1,000 steps; the allocator's own unrest is a fraction of a MiB.
+SOAK_MIB_PER_1000_STEPS = 0.25
+SOAK_OBJECTS_PER_1000_STEPS = 20

@@ -1,13 +1,13 @@
 """A DeepSpeed engine around the student: one optimizer recipe for all arms, any ZeRO stage.
 
 The engine does what DeepSpeed is for (partitioning, mixed precision, reduction). What makes arms comparable stays
-ours: the loss is normalised by global counts before it gets here, the learning rate is set at every step, and a
-non-finite gradient ends the run instead of being skipped.
+ours: the loss is normalised by global counts before it gets here, the learning rate is set at every step, and nothing
+is updated from the first loss or gradient on that is not finite. Nothing here makes the host wait for the device
+(docs/numerics.md says where DeepSpeed still does).
 """
 
 import json
 import logging
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_megatron import dist
-from kd_megatron.errors import NonFiniteError, RecipeError, nearest
+from kd_megatron.engine.optimizer import MasterAdamW
+from kd_megatron.errors import RecipeError, nearest
 from kd_megatron.schema import TrainingRecipe
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -71,27 +72,38 @@ def micro_batches_per_step(recipe: TrainingRecipe) -> int:
 def _deepspeed_config(recipe: TrainingRecipe) -> dict[str, Any]:
     refuse_compile_in_pieces(recipe)
     config = read_ds_config(recipe.ds_config)
+    zero = config["zero_optimization"]
+    clips = _deepspeed_clips(zero)
+    if zero["stage"] in (1, 2) and not clips:
+        zero["compute_grad_norm"] = False
+    if not _keeps_masters(recipe, zero):
+        config["optimizer"] = {"type": "AdamW", "params": _adam_options(recipe) | {"torch_adam": True, "fused": True}}
     config.update(
         train_batch_size=recipe.global_batch_size,
         train_micro_batch_size_per_gpu=recipe.micro_batch_size,
         gradient_accumulation_steps=micro_batches_per_step(recipe),
-        gradient_clipping=recipe.gradient_clipping,
+        gradient_clipping=recipe.gradient_clipping if clips else 0.0,
         steps_per_print=10**9,
+        timers={"throughput": {"enabled": False}},  # it waits for the device twice a step
         zero_allow_untested_optimizer=True,
         zero_force_ds_cpu_optimizer=False,
-        bf16={"enabled": recipe.precision == "bf16", "check_grad_overflow": True},
-        optimizer={
-            "type": "AdamW",
-            "params": {
-                "torch_adam": True,
-                "fused": True,
-                "lr": recipe.learning_rate,
-                "betas": list(recipe.betas),
-                "eps": recipe.epsilon,
-            },
-        },
+        bf16={"enabled": recipe.precision == "bf16" and zero["stage"] > 0, "check_grad_overflow": clips},
     )
     return config
+
+
+def _deepspeed_clips(zero: dict[str, Any]) -> bool:
+    """Whether DeepSpeed computes the gradient norm, checks it and clips: where gradients are out of our reach."""
+    return zero["stage"] == 3 or "offload_optimizer" in zero
+
+
+def _keeps_masters(recipe: TrainingRecipe, zero: dict[str, Any]) -> bool:
+    """Whether the float32 masters of bfloat16 weights are ours."""
+    return recipe.precision == "bf16" and zero["stage"] == 0
+
+
+def _adam_options(recipe: TrainingRecipe) -> dict[str, Any]:
+    return {"lr": recipe.learning_rate, "betas": tuple(recipe.betas), "eps": recipe.epsilon}
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -120,17 +132,26 @@ class Engine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
         self.recipe = recipe
+        config = _deepspeed_config(recipe)
+        masters = _keeps_masters(recipe, config["zero_optimization"])
+        if masters:
+            for parameter in module.parameters():
+                parameter.data = parameter.data.bfloat16()
+        groups = parameter_groups(module, recipe.weight_decay)
         self.deepspeed, *_ = deepspeed.initialize(
             model=module,
-            model_parameters=parameter_groups(module, recipe.weight_decay),
-            config=_deepspeed_config(recipe),
+            model_parameters=groups,
+            optimizer=MasterAdamW(groups, **_adam_options(recipe)) if masters else None,
+            config=config,
         )
+        self._deepspeed_clips = _deepspeed_clips(config["zero_optimization"])
+        self._adam = self.deepspeed.basic_optimizer
+        self._trained = [parameter for group in groups for parameter in group["params"]]
         if self.zero_stage == 3:
             for parameter in read_directly:
                 deepspeed.zero.register_external_parameter(module, parameter)
-        self._undo_phantom_step()
-        if recipe.precision == "fp32" and hasattr(self.deepspeed.optimizer, "check_grad_overflow"):
-            self.deepspeed.optimizer.check_grad_overflow = True
+        if self._deepspeed_clips and hasattr(self.deepspeed.optimizer, "check_grad_overflow"):
+            self.deepspeed.optimizer.check_grad_overflow = True  # for fp32, which has no such key
 
     @property
     def module(self) -> nn.Module:
@@ -142,18 +163,10 @@ class Engine:
         """0 to 3."""
         return int(self.deepspeed.zero_optimization_stage())
 
-    def _undo_phantom_step(self) -> None:
-        """Take back the Adam step, on zero gradients, by which DeepSpeed's stage 0 initialises its optimizer for bf16.
-
-        It would decay the float32 masters once and start the bias correction one step late.
-        """
-        optimizer = self.deepspeed.optimizer
-        if self.zero_stage > 0 or self.recipe.precision != "bf16":
-            return
-        optimizer.optimizer.state.clear()
-        for masters, weights in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
-            for master, weight in zip(masters, weights, strict=True):
-                master.data.copy_(weight.data)
+    @property
+    def device(self) -> torch.device:
+        """Where the student computes."""
+        return torch.device(self.deepspeed.device)
 
     def forward(self, *inputs: Any) -> dict[str, Tensor]:
         """Run the module; under ZeRO-3 this gathers the parameters it needs."""
@@ -170,35 +183,35 @@ class Engine:
         """Tell DeepSpeed that a micro-batch other than the last one is done."""
         self.deepspeed.step()
 
-    def update(self, learning_rate: float, where: str) -> float:
-        """Clip, update the weights and return the global gradient norm before clipping.
+    def update(self, learning_rate: float, bad: Tensor) -> Tensor:
+        """Clip and update the weights; return the global gradient norm before clipping, a scalar on the device.
 
-        Raises:
-            NonFiniteError: a gradient is NaN or infinite on any rank; the weights were not updated.
+        Args:
+            bad: float32 scalar on the device, the same on every rank. While it is 1 the optimizer leaves weights and
+                state as they are; it becomes 1 here when the norm is not finite.
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
-        norm, applied = self._plain_norm(), False
-        if norm is None:
-            self.deepspeed.step()
-            norm, applied = float(self.deepspeed.get_global_grad_norm()), self.deepspeed.was_step_applied()
-        elif math.isfinite(norm):
-            self.deepspeed.step()
-            applied = True
-        if not applied or not math.isfinite(norm):
-            raise NonFiniteError(
-                given=f"{where}: a gradient is not finite",
-                expected="finite gradients; the weights were not updated and the last checkpoint is good",
-                fix="lower training.learning_rate or lengthen the warm-up, then run the same command to resume",
-            )
+        norm = None if self._deepspeed_clips else self._gradient_norm()
+        if norm is not None:
+            _mark_unless_finite(bad, norm)
+            if self.recipe.gradient_clipping > 0.0:  # the fused kernel divides gradients by this
+                self._adam.grad_scale = ((norm + 1e-6) / self.recipe.gradient_clipping).clamp(min=1.0)
+        self._adam.found_inf = bad
+        self.deepspeed.step()
+        if norm is None:  # DeepSpeed left out the update if it found the norm to be infinite, and says so by the norm
+            norm = torch.as_tensor(self.deepspeed.get_global_grad_norm(), dtype=torch.float32, device=self.device)
+            _mark_unless_finite(bad, norm)
         return norm
 
-    def _plain_norm(self) -> float | None:
-        """The gradient norm where DeepSpeed has no optimizer of its own (fp32 at stage 0), else None."""
-        if self.recipe.precision == "bf16" or self.zero_stage > 0:
-            return None
-        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(grads))
+    def _gradient_norm(self) -> Tensor:
+        """The norm of the whole gradient, after its reduction over ranks; each partition lies on one rank."""
+        if self.zero_stage == 0:
+            gradients = [p.grad for p in self._trained if p.grad is not None]
+        else:
+            gradients = [g for group in self.deepspeed.optimizer.averaged_gradients.values() for g in group]
+        squares = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).square().sum()
+        return (squares if self.zero_stage == 0 else dist.all_reduce(squares)).sqrt()
 
     def full_weight(self, parameter: nn.Parameter) -> Tensor:
         """A parameter of the module, whole, float32, on the CPU. Collective under ZeRO.
@@ -208,7 +221,11 @@ class Engine:
         import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param
 
-        full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+        full = None
+        if isinstance(self._adam, MasterAdamW):
+            full = self._adam.master(parameter)
+        elif parameter.requires_grad:
+            full = safe_get_full_fp32_param(parameter)
         if full is None:
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
                 full = parameter.detach().clone()
@@ -221,6 +238,11 @@ class Engine:
     def close(self) -> None:
         """Free what DeepSpeed holds; an engine is not used after this."""
         self.deepspeed.destroy()
+
+
+def _mark_unless_finite(bad: Tensor, value: Tensor) -> None:
+    """Set ``bad`` to 1, without the host, when ``value`` is NaN or infinite."""
+    bad.copy_(torch.maximum(bad, value.isfinite().logical_not().to(bad.dtype)))
 
 
 def _import_deepspeed() -> Any:

@@ -46,6 +46,10 @@ class KeptRows:
         """The same with the bytes on ``device``."""
         return replace(self, data=self.data.to(device, non_blocking=non_blocking))
 
+    def pin_memory(self) -> Self:
+        """The same with the bytes in page-locked memory."""
+        return replace(self, data=self.data.pin_memory())
+
 
 @dataclass(frozen=True)
 class LookedUp(Batch):

@@ -11,7 +11,6 @@ from kd_megatron.training.progress import Progress
 from kd_megatron.training.schedule import learning_rate
 from kd_megatron.training.setup import Run
 from kd_megatron.training.signals import StopRequest, stop_requests
-from kd_megatron.training.step import StepResult
 
 
 def train(run: Run) -> None:
@@ -19,25 +18,25 @@ def train(run: Run) -> None:
 
     Raises:
         Interrupted: a signal asked for it; a checkpoint was saved and the same command resumes.
-        NonFiniteError: a loss or gradient was not finite; the weights were not updated.
+        NonFiniteError: a loss or gradient was not finite; the weights were not updated from that step on.
     """
     recipe, ledger, budget = run.study.training, run.ledger, run.study.budget
     progress = Progress(run)
     with stop_requests() as stop, Prefetcher(run.micro_batches, first=ledger.steps) as batches:
-        while (fraction := budget_fraction(run)) < 1.0:
+        fraction = budget_fraction(run)
+        while fraction < 1.0:
             rate = learning_rate(recipe, fraction)
-            result = one_step(run, batches, rate, stop)
+            stopping = one_step(run, batches, rate, stop)
             charge(run)
             fraction = budget_fraction(run)
-            progress.add(result, rate)
             if ledger.steps % recipe.log_every_steps == 0 or fraction >= 1.0:
-                progress.report(fraction)
+                progress.report(run.step.read(), fraction, rate)
             if (due := markers_passed(run, fraction)) > run.validations_done and fraction < 1.0:
                 validate(run, fraction)
                 run.validations_done = due
-            if ledger.steps % recipe.checkpoint_every_steps == 0 or fraction >= 1.0 or result.stop:
+            if ledger.steps % recipe.checkpoint_every_steps == 0 or fraction >= 1.0 or stopping:
                 save(run)
-            if result.stop and fraction < 1.0:
+            if stopping and fraction < 1.0:
                 raise Interrupted(
                     given=f"stopped by {stop.signal or 'a signal on another rank'} at step {ledger.steps}",
                     fix="run the same command again: it resumes from the checkpoint just saved",
@@ -50,18 +49,21 @@ def budget_fraction(run: Run) -> float:
     return dist.from_main(run.ledger.fraction(run.study.budget))
 
 
-def one_step(run: Run, batches: Prefetcher[list[Batch]], rate: float, stop: StopRequest) -> StepResult:
-    """One optimizer step on the next global batch; its time is charged as it passes."""
+def one_step(run: Run, batches: Prefetcher[list[Batch]], rate: float, stop: StopRequest) -> bool:
+    """One optimizer step on the next global batch, its time charged as it passes; whether some rank is to stop."""
     seed_random_numbers(run.seed, run.ledger.steps)
     with run.ledger.clock("data_wait"):
-        micro_batches = [batch.to(run.device) for batch in batches.get(run.ledger.steps)]
+        micro_batches = batches.get(run.ledger.steps)
     run.module.train()
     return run.step.run(micro_batches, rate, bool(stop))
 
 
 def seed_random_numbers(seed: int, step: int) -> None:
     """Dropout draws are a function of (run seed, step, rank), so that a resume needs no saved generator state."""
-    torch.manual_seed(hash((seed, step, dist.rank())))
+    number = hash((seed, step, dist.rank()))
+    torch.default_generator.manual_seed(number)  # `torch.manual_seed` asks every backend there is, at 1 ms a step
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(number)
 
 
 def charge(run: Run) -> None:
@@ -83,7 +85,8 @@ def markers_passed(run: Run, fraction: float) -> int:
 
 
 def validate(run: Run, fraction: float) -> dict[str, float]:
-    """Measure the student on the held-out split and write the row."""
+    """Measure the student on the held-out split and write the row. Raises `NonFiniteError` as `Step.check` does."""
+    run.step.check()
     with run.ledger.clock("validation"):
         embeddings = run.engine.full_weight(run.module.student.embeddings)
         scores = run.validation.measure(run.module.student, embeddings, run.objective.needs_student.head)
@@ -93,7 +96,8 @@ def validate(run: Run, fraction: float) -> dict[str, float]:
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint."""
+    """Write a checkpoint. Raises `NonFiniteError`, and writes none, when a step before was not finite."""
+    run.step.check()
     with run.ledger.clock("checkpoint"):
         checkpoint.save(
             run.engine,

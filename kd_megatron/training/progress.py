@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from kd_megatron.logs import say
 from kd_megatron.training.setup import Run
-from kd_megatron.training.step import StepResult
+from kd_megatron.training.watch import Reading
 
 
 class Progress:
@@ -16,22 +16,12 @@ class Progress:
         self._begin()
 
     def _begin(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, float] = {}
-        self.grad_norm = self.rate = 0.0
         self.tokens, self.seconds = self.run.ledger.tokens, self.run.charged_seconds()
 
-    def add(self, result: StepResult, rate: float) -> None:
-        """Take in one step."""
-        for term, value in result.sums.items():
-            self.sums[term] = self.sums.get(term, 0.0) + value
-            self.counts[term] = self.counts.get(term, 0.0) + result.counts[term]
-        self.grad_norm, self.rate = result.grad_norm, rate
-
-    def report(self, fraction: float) -> None:
-        """Write the row and the line, and begin anew."""
+    def report(self, reading: Reading, fraction: float, rate: float) -> None:
+        """Write the row and the line of the steps since the last report, and begin anew."""
         run = self.run
-        terms = {term: value / max(1.0, self.counts[term]) for term, value in self.sums.items()}
+        terms = {term: value / max(1.0, reading.counts[term]) for term, value in reading.sums.items()}
         loss = sum(run.objective.weights[term] * value for term, value in terms.items())
         seconds = max(run.charged_seconds() - self.seconds, 1e-9)
         speed = (run.ledger.tokens - self.tokens) / seconds
@@ -39,16 +29,16 @@ class Progress:
             **run.spent(),
             "budget_fraction": fraction,
             "loss": loss,
-            "learning_rate": self.rate,
-            "grad_norm": self.grad_norm,
+            "learning_rate": rate,
+            "grad_norm": reading.grad_norm,
             "tokens_per_second": speed,
             **{f"loss/{term}": value for term, value in terms.items()},
         }
         run.metrics.write(row)
-        say(self._line(fraction, loss, speed))
+        say(self._line(fraction, loss, rate, reading.grad_norm, speed))
         self._begin()
 
-    def _line(self, fraction: float, loss: float, speed: float) -> str:
+    def _line(self, fraction: float, loss: float, rate: float, grad_norm: float, speed: float) -> str:
         run, ledger = self.run, self.run.ledger
         budget = run.study.budget
         total = max(run.charged_seconds(), 1e-9)
@@ -58,7 +48,7 @@ class Progress:
         )
         return (
             f"{run.arm} seed {run.seed} | step {ledger.steps:,} | {100 * fraction:5.1f} % of {budget.limit:g} "
-            f"{budget.unit} | loss {loss:.4f} | lr {self.rate:.2e} | grad norm {self.grad_norm:.2f} | "
+            f"{budget.unit} | loss {loss:.4f} | lr {rate:.2e} | grad norm {grad_norm:.2f} | "
             f"{speed:,.0f} tokens/s | {shares} | {self._left(fraction)} left"
         )
 

@@ -66,9 +66,11 @@ class Run:
         size = self.study.training.micro_batch_size
         count = micro_batches_per_step(self.study.training)
         first = step * self.study.training.global_batch_size + dist.rank() * count * size
-        batches = [self.loader.batch(first + index * size, size) for index in range(count)]
+        batches: list[Batch] = [self.loader.batch(first + index * size, size) for index in range(count)]
         teacher = self.step.teacher
-        return [teacher.look_up(batch) for batch in batches] if isinstance(teacher, CachedTeacher) else batches
+        if isinstance(teacher, CachedTeacher):
+            batches = [teacher.look_up(batch) for batch in batches]
+        return [batch.pinned() for batch in batches] if self.device.type == "cuda" else batches
 
     def charged_seconds(self) -> float:
         """Wall-clock seconds of the accounts that count towards the budget."""

@@ -1,8 +1,6 @@
 """One optimizer step: teacher, student, objective, globally normalised loss, update."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +8,11 @@ from torch import Tensor, nn
 from kd_megatron import dist
 from kd_megatron.budget import Ledger
 from kd_megatron.engine.build import Engine
-from kd_megatron.errors import NonFiniteError
 from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.objectives.base import Objective
 from kd_megatron.tensors import Batch, Taps
 from kd_megatron.training.teacher import Teacher
+from kd_megatron.training.watch import Reading, Watch
 
 
 class StudentWithObjective(nn.Module):
@@ -32,18 +30,8 @@ class StudentWithObjective(nn.Module):
         return sums
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one step yields, the same on every rank."""
-
-    sums: dict[str, float]  # of each term over the global batch
-    counts: dict[str, float]
-    grad_norm: float
-    stop: bool  # some rank was asked to stop
-
-
 class Step:
-    """Runs optimizer steps.
+    """Runs optimizer steps. On a GPU the host waits for none of them, only in `check` and `read`.
 
     Args:
         engine: around a `StudentWithObjective`.
@@ -54,38 +42,62 @@ class Step:
 
     def __init__(self, engine: Engine, objective: Objective, teacher: Teacher | None, ledger: Ledger) -> None:
         self.engine, self.objective, self.teacher, self.ledger = engine, objective, teacher, ledger
+        self.watch = Watch(list(objective.weights), engine.device)
+        self.checks_every_step = engine.device.type == "cpu"  # where looking costs nothing
 
-    def run(self, batches: Sequence[Batch], learning_rate: float, stop: bool) -> StepResult:
-        """Train on this rank's micro-batches of one global batch.
+    def run(self, batches: Sequence[Batch], learning_rate: float, stop: bool) -> bool:
+        """Train on this rank's micro-batches of one global batch; returns whether some rank was asked to stop.
 
-        Raises:
-            NonFiniteError: a loss or gradient is not finite on any rank; raised on all, before the update.
+        From the first loss or gradient that is not finite on any rank, nothing is updated any more; `check` and
+        `read` then raise.
+
+        Args:
+            batches: on the CPU; each goes to the device when its turn comes.
         """
-        counts = self._global_counts(batches)
-        sums = torch.zeros(len(counts), dtype=torch.float64)
+        counts, some_rank_stops = self._global_counts(batches, stop)
+        sums = torch.zeros_like(self.watch.sums)
         for index, batch in enumerate(batches):
-            sums += self._micro_batch(batch, counts)
+            with self.ledger.clock("data_wait"):
+                here = batch.to(self.engine.device)
+            sums += self._micro_batch(here, counts)
+            if index == 0:
+                first = here.sample_ids[0]
             if index + 1 < len(batches):
                 with self.ledger.clock("student"):
                     self.engine.end_micro_batch()
-        *totals, stops = dist.all_reduce(torch.cat([sums, torch.tensor([float(stop)])])).tolist()
-        where = f"step {self.ledger.steps + 1} (samples {_range(batches)} on rank {dist.rank()})"
-        self._check_finite(dict(zip(counts, totals, strict=True)), where)
         with self.ledger.clock("student"):
-            grad_norm = self.engine.update(learning_rate, where)
-        return StepResult(dict(zip(counts, totals, strict=True)), counts, grad_norm, stops > 0)
+            self.watch.before_update(sums, counts)
+            grad_norm = self.engine.update(learning_rate, self.watch.bad)
+            self.watch.after_update(grad_norm, self.ledger.steps + 1, first, here.sample_ids[-1])
+        if self.checks_every_step:
+            self.check()
+        return some_rank_stops
 
-    def _global_counts(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Targets of each term in the whole global batch; known before any model runs."""
-        local: dict[str, Tensor] = {}
+    def check(self) -> None:
+        """Wait for the steps so far; raises `NonFiniteError`, on all ranks, when one of them was not finite."""
+        with self.ledger.clock("student"):
+            self.watch.check()
+
+    def read(self) -> Reading:
+        """What the steps since the last reading came to. Collective; waits and raises as `check` does."""
+        with self.ledger.clock("student"):
+            return self.watch.read()
+
+    def _global_counts(self, batches: Sequence[Batch], stop: bool) -> tuple[dict[str, float], bool]:
+        """Targets of each term in the whole global batch, and whether any rank was asked to stop.
+
+        Known before any model runs, from batches that are still on the CPU: the device is not waited for.
+        """
+        local = torch.zeros(len(self.watch.terms) + 1, dtype=torch.float64)
+        local[-1] = float(stop)
         for batch in batches:
-            for term, count in self.objective.counts(batch).items():
-                local[term] = local.get(term, torch.zeros((), dtype=torch.float64)) + count.double().cpu()
-        total = dist.all_reduce(torch.stack(list(local.values()))).tolist()
-        return dict(zip(local, total, strict=True))
+            counts = self.objective.counts(batch)
+            local[:-1] += torch.stack([counts[term] for term in self.watch.terms])
+        *total, stops = dist.all_reduce(local).tolist()
+        return dict(zip(self.watch.terms, total, strict=True)), stops > 0
 
     def _micro_batch(self, batch: Batch, counts: dict[str, float]) -> Tensor:
-        """Forward and backward of one micro-batch; returns its term sums, float64 on the CPU, in the counts' order."""
+        """Forward and backward of one micro-batch; returns its term sums [T], float64 on the device."""
         taps = None
         if self.teacher is not None:
             with self.ledger.clock("teacher"):
@@ -95,17 +107,4 @@ class Step:
             loss = sum(self.objective.weights[term] * sums[term] / max(1.0, counts[term]) for term in counts)
             assert isinstance(loss, Tensor)
             self.engine.backward(loss)
-        return torch.stack([sums[term].detach().double() for term in counts]).cpu()
-
-    def _check_finite(self, totals: dict[str, float], where: str) -> None:
-        bad = [term for term, value in totals.items() if not math.isfinite(value)]
-        if bad:
-            raise NonFiniteError(
-                given=f"{where}: loss term {', '.join(bad)} is not finite",
-                expected="finite losses on every rank; the weights were not updated and the last checkpoint is good",
-                fix="lower training.learning_rate or lengthen the warm-up, then run the same command to resume",
-            )
-
-
-def _range(batches: Sequence[Batch]) -> str:
-    return f"{int(batches[0].sample_ids[0])}-{int(batches[-1].sample_ids[-1])}"
+        return torch.stack([sums[term].detach().double() for term in self.watch.terms])

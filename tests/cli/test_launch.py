@@ -55,11 +55,12 @@ def write_script(path: Path, body: str) -> Path:
 
 def launch(directory: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [str(directory / "launch.sh"), *arguments]
-    settings = {**os.environ, **environment}
     # Another test of this process may have joined a process group.
-    for name in ("OMP_NUM_THREADS", "MASTER_ADDR", "MASTER_PORT"):
-        settings.pop(name, None)
-    return subprocess.run(command, cwd="/", env=settings, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    not_ours = ("OMP_NUM_THREADS", "MASTER_ADDR", "MASTER_PORT")
+    inherited = {name: value for name, value in os.environ.items() if name not in not_ours}
+    return subprocess.run(
+        command, cwd="/", env=inherited | environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
 
 
 def dry_run(directory: Path, *arguments: str, **environment: str) -> list[str]:
@@ -82,9 +83,30 @@ def test_a_dry_run_of_one_process(ready):
     assert command.strip().endswith(r".venv/bin/python -m kd_megatron pretrain r.yaml notes=\[a\,\ b\] --debug")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "settings", "threads"),
+    [
+        ([], {}, 8),  # cores
+        (["--procs", "2"], {}, 4),
+        (["--procs", "3"], {}, 2),
+        (["--procs", "20"], {}, 1),
+        (["--procs", "2"], {"OMP_NUM_THREADS": "5"}, 5),  # the user's own
+        ([], {"OMP_NUM_THREADS": "5"}, 5),
+    ],
+)
+def test_processes_share_the_cores_not_the_hardware_threads(ready, tmp_path, arguments, settings, threads):
+    """On a machine of 2 sockets with 4 cores of 2 hardware threads each."""
+    machine = [f"{cpu % 8 // 4},{cpu % 8}" for cpu in range(16)]
+    for name, output in {"nproc": ["16"], "lscpu": ["# Socket,Core", *machine]}.items():
+        (tmp_path / name).write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in output))
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    (command,) = dry_run(ready, *arguments, "pretrain", "r.yaml", PATH=path, **settings)
+    assert f" OMP_NUM_THREADS={threads} " in command
+
+
 def test_a_dry_run_of_two_processes(ready):
     (command,) = dry_run(ready, "--procs", "2", "pretrain", "r.yaml")
-    assert f"OMP_NUM_THREADS={max(1, len(os.sched_getaffinity(0)) // 2)} " in command
     assert " -m deepspeed.launcher.runner " in command
     assert " --num_gpus 2 " in command
     assert command.strip().endswith("--no_local_rank --module kd_megatron pretrain r.yaml")

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from kd_megatron.data.prefetch import Prefetcher
+from kd_megatron.data.prefetch import DEPTH, Prefetcher
 
 
 def test_items_come_in_order_from_one_background_thread() -> None:
@@ -20,12 +20,12 @@ def test_items_come_in_order_from_one_background_thread() -> None:
     assert threading.main_thread() not in threads
 
 
-def test_the_next_item_is_made_before_it_is_asked_for() -> None:
+def test_the_next_items_are_made_before_they_are_asked_for() -> None:
     made = {index: threading.Event() for index in range(10)}
     with Prefetcher(lambda index: made[index].set(), first=0) as prefetcher:
         prefetcher.get(0)
-        assert made[1].wait(timeout=60)
-        assert not made[2].is_set()
+        assert all(made[1 + ahead].wait(timeout=60) for ahead in range(DEPTH))
+        assert not made[1 + DEPTH].is_set()
 
 
 def test_an_index_out_of_turn_is_made_when_asked_for() -> None:

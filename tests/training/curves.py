@@ -29,10 +29,11 @@ def learn(run: Run, num_steps: int, rate: float) -> Curve:
     """The next ``num_steps`` of a run, as `curve` gives them."""
     rows = []
     for _ in range(num_steps):
-        result = one_step(run, Direct(run.micro_batches), rate=rate, stop=StopRequest())
+        one_step(run, Direct(run.micro_batches), rate=rate, stop=StopRequest())
         charge(run)
-        losses = {term: value / result.counts[term] for term, value in result.sums.items()}
-        rows.append({**losses, "grad_norm": result.grad_norm})
+        reading = run.step.read()
+        losses = {term: value / reading.counts[term] for term, value in reading.sums.items()}
+        rows.append({**losses, "grad_norm": reading.grad_norm})
     return rows
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_study import ARMS, tiny_study, write_inputs
+from tolerances import PARITY_BF16_RELATIVE, PARITY_FLOAT32_RELATIVE
 
 from kd_megatron import dist
 from kd_megatron.errors import ModelError, NonFiniteError, RecipeError
@@ -91,6 +92,27 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
         step(run)
     after = snapshot(run)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", PARITY_FLOAT32_RELATIVE), ("bf16", PARITY_BF16_RELATIVE)]
+)
+def test_every_stage_clips_alike(inputs: Path, tmp_path: Path, precision: str, tolerance: float) -> None:
+    """By us at stages 0 to 2, by DeepSpeed at stage 3."""
+    weights, norms = {}, {}
+    for stage in ("zero0", "zero1", "zero2", "zero3"):
+        training = {"ds_config": stage, "precision": precision, "gradient_clipping": 0.05, "epsilon": 1e-2}
+        run = make_run(inputs, tmp_path / stage, "scratch", training=training)
+        first = snapshot(run)
+        for _ in range(2):
+            step(run, rate=0.1)
+            charge(run)
+        norms[stage] = run.step.read().grad_norm
+        weights[stage] = torch.cat([(after - first[name]).flatten() for name, after in snapshot(run).items()])
+    assert min(norms.values()) > 0.5  # ten times the limit
+    for stage, moved in weights.items():
+        assert norms[stage] == pytest.approx(norms["zero3"], rel=tolerance)
+        assert (moved - weights["zero3"]).norm() <= tolerance * moved.norm(), stage
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_samples(inputs: Path, tmp_path: Path) -> None:
