@@ -6,7 +6,7 @@ that ends a run and the accounts that count. Rank 0's clock decides, and its dec
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self, get_args
 
@@ -34,15 +34,24 @@ class Ledger:
     steps: int = 0
     overshoot: float = 0.0  # of the budget, in its unit, when the run ended
     _inner_seconds: list[float] = field(default_factory=list, repr=False, compare=False)
+    _settle: Callable[[], None] | None = field(default=None, repr=False, compare=False)
+
+    def settle_with(self, wait: Callable[[], None]) -> None:
+        """Call ``wait`` where a clock starts and stops, so that what a device still does is in the account it began in."""
+        self._settle = wait
 
     @contextlib.contextmanager
     def clock(self, account: str) -> Iterator[None]:
         """Charge the wall-clock time of the ``with`` block to ``account``; a nested clock's time goes to its own."""
+        if self._settle is not None:
+            self._settle()
         start = time.perf_counter()
         self._inner_seconds.append(0.0)
         try:
             yield
         finally:
+            if self._settle is not None:
+                self._settle()
             elapsed = time.perf_counter() - start
             self.accounts[account].seconds += elapsed - self._inner_seconds.pop()
             if self._inner_seconds:

@@ -148,6 +148,7 @@ def _not_a_bare_number(value: Any) -> Any:
 Account = Literal[
     "student", "teacher", "loss", "data_wait", "validation", "checkpoint", "set_up", "teacher_for_others"
 ]  # the last: filling a teacher cache, beyond this run's own share of it
+TRAINING_ACCOUNTS: set[Account] = {"student", "teacher", "loss", "data_wait"}  # of a step
 
 
 class BudgetRecipe(Strict):
@@ -170,6 +171,11 @@ class BudgetRecipe(Strict):
     def unit(self) -> str:
         """``"hours"``, ``"gpu_hours"``, ``"flops"`` or ``"tokens"``."""
         return next(unit for unit in BUDGET_UNITS if getattr(self, unit) is not None)
+
+    @property
+    def splits_training_time(self) -> bool:
+        """Whether it is time and some accounts of a training step count while others do not."""
+        return self.unit in ("hours", "gpu_hours") and len(TRAINING_ACCOUNTS & set(self.charge)) in (1, 2, 3)
 
     @property
     def limit(self) -> float:

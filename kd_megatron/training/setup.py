@@ -117,6 +117,8 @@ def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teache
     )
 
     ledger = Ledger(num_devices=dist.world_size())
+    if device.type == "cuda" and study.budget.splits_training_time:
+        ledger.settle_with(torch.cuda.synchronize)
     kept = teacher
     if teacher is not None and cache is not None:
         kept = open_cached_teacher(teacher, study, objective, teacher_path, loader, ledger)

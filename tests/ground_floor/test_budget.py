@@ -1,6 +1,7 @@
 """The ledger's arithmetic."""
 
 import time
+from typing import Any
 
 import pytest
 
@@ -59,3 +60,30 @@ def test_it_survives_being_written_down() -> None:
         ledger.accounts[account].seconds = number + 0.25
         ledger.charge_flops(account, 2.0 * number)
     assert Ledger.from_dict(ledger.to_dict()) == ledger
+
+
+def test_a_clock_waits_for_the_device_at_both_ends() -> None:
+    """What the device still does when a clock starts belongs to the account before."""
+    events = []
+    ledger = Ledger()
+    ledger.settle_with(lambda: events.append("wait"))
+    with ledger.clock("student"):
+        events.append("student")
+        with ledger.clock("loss"):
+            events.append("loss")
+    assert events == ["wait", "student", "wait", "loss", "wait", "wait"]
+    assert "_settle" not in ledger.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("budget", "splits"),
+    [
+        ({"hours": 1}, False),
+        ({"hours": 1, "charge": ["student", "loss", "data_wait"]}, True),
+        ({"gpu_hours": 1, "charge": ["student"]}, True),
+        ({"hours": 1, "charge": ["student", "teacher", "loss", "data_wait", "validation"]}, False),
+        ({"flops": 1, "charge": ["student"]}, False),
+    ],
+)
+def test_which_budgets_depend_on_how_a_steps_time_is_divided(budget: dict[str, Any], splits: bool) -> None:
+    assert BudgetRecipe.model_validate(budget).splits_training_time is splits

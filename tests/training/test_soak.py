@@ -45,7 +45,7 @@ def soak(inputs: Path, arm: str) -> None:
                     memory.append(resident_mib())
                     objects.append(len(gc.get_objects()))
     growth, more = (float(np.polyfit(steps, values, 1)[0]) for values in (memory, objects))
-    print(f"{arm}: {memory[0]:.1f} -> {memory[-1]:.1f} MiB, {objects[0]} -> {objects[-1]} objects")
+    print(f"{arm}: MiB {[round(mib, 1) for mib in memory[::10]]}, objects {objects[::10]}")
     assert growth <= SOAK_MIB_PER_1000_STEPS, f"{growth:.3f} MiB per 1,000 steps: {memory}"
     assert more <= SOAK_OBJECTS_PER_1000_STEPS, f"{more:.1f} objects per 1,000 steps: {objects}"
 
