@@ -37,7 +37,7 @@ class Ledger:
     _settle: Callable[[], None] | None = field(default=None, repr=False, compare=False)
 
     def settle_with(self, wait: Callable[[], None]) -> None:
-        """Call ``wait`` where a clock starts and stops, so that what a device still does is in the account it began in."""
+        """Call ``wait`` where a clock starts and stops: what a device still does goes to the account it began in."""
         self._settle = wait
 
     @contextlib.contextmanager
