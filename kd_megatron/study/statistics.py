@@ -9,8 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
 CONFIDENCE = 0.95
 
 
@@ -48,6 +46,8 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
     if num == 1:
         return Estimate(1, mean)
     variance = math.fsum((value - mean) ** 2 for value in values) / (num - 1)
+    from scipy import stats  # here: timing training steps imports this module and needs none of it
+
     half = float(stats.t.ppf((1 + confidence) / 2, num - 1)) * math.sqrt(variance / num)
     return Estimate(num, mean, mean - half, mean + half)
 
