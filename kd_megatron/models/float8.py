@@ -29,6 +29,19 @@ def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (rows.float() / scales).to(FLOAT8), scales
 
 
+# An operator of our own, as torch.compile of some versions stops at scaled_mm: the layer would fall to pieces.
+@torch.library.custom_op("kd_megatron::float8_product", mutates_args=())
+def _product(rows: Tensor, row_scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor | None) -> Tensor:
+    """Float8 [N, D_in] and [D_out, D_in], scales [N, 1] and [D_out, 1] -> bfloat16 [N, D_out]."""
+    scaling = ScalingType.RowWise
+    return scaled_mm(rows, weight.t(), row_scales, scaling, weight_scales.t(), scaling, bias=bias)
+
+
+@_product.register_fake
+def _(rows: Tensor, row_scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor | None) -> Tensor:
+    return rows.new_empty(rows.shape[0], weight.shape[0], dtype=torch.bfloat16)
+
+
 class Float8Linear(nn.Module):
     """A frozen linear layer in float8: bfloat16 [..., D_in] -> bfloat16 [..., D_out]."""
 
@@ -46,13 +59,12 @@ class Float8Linear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """The layer's output."""
         rows, scales = quantise(inputs.flatten(0, -2))
-        outputs = scaled_mm(
-            rows, self.weight.t(), scales, ScalingType.RowWise, self.scales.t(), ScalingType.RowWise, bias=self.bias
-        )
+        outputs: Tensor = _product(rows, scales, self.weight, self.scales, self.bias)
         return outputs.unflatten(0, inputs.shape[:-1])
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # nothing is compiled for the two batches here
 def convert(teacher: TappedEncoder, batch: Batch) -> float:
     """Replace every linear layer in the teacher's layers, in place; returns the largest relative error of a tap.
 

@@ -52,7 +52,7 @@ def time_ladder(recipe: StudyRecipe, num_steps: int, teacher_path: str | None) -
             with built([reference, *variants], teacher_path) as runs:
                 steps = {name: run.step for name, run in runs.items()}
                 rounds = _time(steps, next(iter(runs.values())).run.device, num_steps)
-                found = [run_row(run, rounds, runs, _key(reference)) for run in runs.values()]
+                found = [run_row(run, rounds, runs, key(reference)) for run in runs.values()]
             rows += found if not rows else found[1:]
     return rows
 
@@ -114,7 +114,7 @@ def built(variants: Sequence[Variant], teacher_path: str | None) -> Iterator[dic
         for number, variant in enumerate(variants):
             run = TimedRun(variant, scratch / str(number), teacher_path)
             stack.callback(run.close)
-            runs[_key(variant)] = run
+            runs[key(variant)] = run
         yield runs
     runs.clear()
     gc.collect()
@@ -122,7 +122,8 @@ def built(variants: Sequence[Variant], teacher_path: str | None) -> Iterator[dic
         torch.cuda.empty_cache()
 
 
-def _key(variant: Variant) -> str:
+def key(variant: Variant) -> str:
+    """What its seconds are kept under."""
     return variant.name if variant.name.startswith("step/") else f"{variant.name} {variant.backend}"
 
 
@@ -138,7 +139,7 @@ def _time(steps: Steps, device: torch.device, num_rounds: int) -> Rounds:
 
 def run_row(run: TimedRun, rounds: Rounds, runs: Mapping[str, TimedRun], reference: str) -> Row:
     """The figures of ``run``, relative to the one named ``reference``."""
-    variant, name = run.variant, _key(run.variant)
+    variant, name = run.variant, key(run.variant)
     figures = timing_figures(
         [seconds[name] for seconds in rounds],
         [seconds[reference] for seconds in rounds],

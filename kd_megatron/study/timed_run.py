@@ -15,7 +15,7 @@ from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.tensors import Batch, Needs, Taps
 from kd_megatron.training.loop import charge, one_step
-from kd_megatron.training.setup import prepare_run
+from kd_megatron.training.setup import execution, prepare_run
 from kd_megatron.training.signals import StopRequest
 from kd_megatron.training.teacher import Teacher
 
@@ -34,6 +34,7 @@ class Variant:
     arm: str
     whole_teacher: bool = False
     whole_student: bool = False
+    compiled_objective: bool = False  # by torch.compile, whole; no recipe can ask for that either
     num_warmup_steps: int = 2
 
 
@@ -42,23 +43,24 @@ class TimedRun:
 
     def __init__(self, variant: Variant, directory: Path, teacher_path: str | None) -> None:
         self.variant = variant
-        before = _allocated_bytes()
+        self._allocated_before = _allocated_bytes()
         study = variant.study
         self.run = prepare_run(study, variant.arm, study.seeds[0], directory, teacher_path)
         if variant.whole_teacher and self.run.step.teacher is not None and teacher_path:
             needs = replace(self.run.objective.needs_teacher or Needs(), all_logits=True)
             dtype = next(self.run.step.teacher.encoder.parameters()).dtype
-            whole = load_teacher(teacher_path, dtype, needs, self.run.device)
+            whole = load_teacher(teacher_path, dtype, needs, self.run.device, execution(study))
             self.run.step.teacher = Teacher(_multiply_out(whole))
         if variant.whole_student:
             student = self.run.module.student
             student.needs = replace(student.needs, all_logits=True)
             _multiply_out(student)
+        if variant.compiled_objective:
+            self.run.objective.compile(dynamic=False)
         self._batches = Prefetcher(self.run.micro_batches, first=0)
         for _ in range(variant.num_warmup_steps):
             self.step()
-        own = _allocated_bytes() - before
-        self.peak_mib = (own + self._peak_of_a_step()) / 2**20 if self.run.device.type == "cuda" else None
+        self.peak_mib = self.measure_peak() if variant.num_warmup_steps else None
 
     @property
     def num_tokens(self) -> int:
@@ -77,6 +79,22 @@ class TimedRun:
         charge(self.run)
         dist.barrier()
 
+    def losses_of_a_step(self) -> dict[str, float]:
+        """One step, and the mean of each term of its loss. Raises `NonFiniteError` where there is none."""
+        self.step()
+        reading = self.run.step.read()
+        return {term: value / reading.counts[term] for term, value in reading.sums.items()}
+
+    def measure_peak(self) -> float | None:
+        """MiB of one step at its height, with all that the run holds; None on a CPU, where runs share one heap."""
+        if self.run.device.type != "cuda":
+            return None
+        own = _allocated_bytes() - self._allocated_before
+        torch.cuda.reset_peak_memory_stats()
+        before = _allocated_bytes()
+        self.step()
+        return (own + torch.cuda.max_memory_allocated() - before) / 2**20
+
     def flops_share(self, tokens_per_second: float) -> float | None:
         """MFU: matrix products of student and teacher over what the GPUs could do in bf16; None where unknown."""
         rates = bounds.rates_of(machine.device_name()) if self.run.device.type == "cuda" else None
@@ -90,14 +108,6 @@ class TimedRun:
         """End its threads and give its memory back."""
         self._batches.close()
         self.run.close()
-
-    def _peak_of_a_step(self) -> int:
-        if self.run.device.type != "cuda":
-            return 0
-        torch.cuda.reset_peak_memory_stats()
-        before = _allocated_bytes()
-        self.step()
-        return torch.cuda.max_memory_allocated() - before
 
 
 def batch_shape(global_batch_size: int, length: int, micro_batch_size: int) -> str:

@@ -179,6 +179,7 @@ def _teacher(
     return Teacher(encoder)
 
 
+@torch.compiler.set_stance("force_eager")  # nothing is compiled for the size of a batch that comes once
 def freeze_untrained(module: StudentWithObjective, teacher: Teacher | None, batch: Batch) -> list[str]:
     """Freeze the parameters that the objective gives no gradient, and name them.
 

@@ -1,7 +1,12 @@
-"""`benchmarks/gpu_check.sh`, dry: it runs with torch, triton and nothing else; a red check or a fault ends with 1."""
+"""`benchmarks/gpu_check.sh`, dry: the kernels need torch, triton and nothing else; a red check or a fault ends with 1.
 
+Of whole steps: tests/study/test_device_steps.py.
+"""
+
+import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +20,7 @@ import torch
 from kd_megatron.kernels import score_mse
 from kd_megatron.kernels.bench.attention_cases import ScoreMse
 from kd_megatron.kernels.bench.device_check import DeviceCheck
+from kd_megatron.kernels.bench.device_report import Report
 from kd_megatron.kernels.bench.device_sizes import DRY_RUN, GPU
 from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy
 
@@ -27,7 +33,8 @@ def bare_machine(directory: Path) -> dict[str, str]:
     """The environment of a Python that can import torch, triton and what they need, and nothing else."""
     shutil.copy(Path(__file__).with_name("only_torch.py"), directory / "sitecustomize.py")
     inherited = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "OUT")}
-    return {**inherited, "PYTHONPATH": str(directory), "KD_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    own = {"PYTHONPATH": str(directory), "KD_PYTHON": sys.executable, "KD_WHEELS": str(directory)}
+    return {**inherited, **own, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize("module", ["rich", "pydantic", "psutil", "matplotlib", "transformers"])
@@ -50,7 +57,8 @@ def test_dry_run_on_a_bare_machine(tmp_path: Path):
     record = json.loads((output / "gpu_check.json").read_text())
     assert {"date", "commit", "versions", "hardware", "rows", "checks", "red"} <= record.keys()
     assert record["red"] == []
-    assert "skipped" not in record
+    assert record["skipped"] == ["whole steps"]
+    assert "no deepspeed, megatron, pydantic" in found.stdout
     checked = {(check["name"], check["backend"], check["dtype"]) for check in record["checks"]}
     for dtype in ("fp32", "bf16"):
         for name, backends in {
@@ -78,11 +86,46 @@ def test_without_a_gpu_only_the_dry_run_runs(tmp_path: Path):
     assert "--dry-run needs none" in found.stderr
 
 
+def test_each_half_can_have_all_the_time(tmp_path: Path):
+    command = [ROOT / "benchmarks/gpu_check.sh", "--dry-run", "--only", "steps", "--output", tmp_path / "out"]
+    found = subprocess.run(command, env=bare_machine(tmp_path), capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    record = json.loads((tmp_path / "out/gpu_check.json").read_text())
+    assert (record["checks"], record["skipped"]) == ([], ["whole steps"])
+
+
+def test_wheels_are_installed_where_packages_are_missing_and_only_for_the_run(tmp_path: Path):
+    """A wheel that cannot be installed is said, and does not keep the kernels from being checked."""
+    environment = {**bare_machine(tmp_path), "KD_WHEELS": str(tmp_path / "wheels"), "TMPDIR": str(tmp_path / "own")}
+    for name in ("wheels", "own"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "wheels/pydantic-2.0-cp27-none-win32.whl").write_bytes(b"")
+    command = [ROOT / "benchmarks/gpu_check.sh", "--dry-run", "--minutes", "0", "--output", tmp_path / "out"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "wheels cannot be installed for Python 3." in found.stderr
+    assert list((tmp_path / "own").iterdir()) == []
+
+
+def pins(path: str) -> dict[str, str]:
+    """Package -> version, of a list of requirements."""
+    found = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / path).read_text(), re.MULTILINE)
+    return {name.lower().replace("_", "-"): version for name, version in found}
+
+
+def test_the_wheels_are_of_the_versions_that_are_installed_and_tested():
+    carried, required = pins("benchmarks/gpu_wheels.txt"), pins("requirements.txt")
+    assert {"deepspeed", "megatron-core", "transformers", "tokenizers", "pydantic"} <= carried.keys()
+    for package, version in carried.items():
+        assert version == required.get(package, importlib.metadata.version(package)), package
+
+
 def run(planted: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, dict]:
     backends = {"reference": score_mse.BACKENDS["reference"], "planted": planted}
     monkeypatch.setattr(score_mse, "BACKENDS", backends)
-    exit_code = DeviceCheck(QUICK, tmp_path, minutes=5).run()
-    return exit_code, json.loads((tmp_path / "gpu_check.json").read_text())
+    report = Report(tmp_path, minutes=5)
+    DeviceCheck(QUICK, report, report.end).run()
+    return report.finish(), json.loads((tmp_path / "gpu_check.json").read_text())
 
 
 def test_a_red_check_is_said_and_its_kernel_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -106,7 +149,9 @@ def test_a_backend_that_fails_is_red_and_the_rest_goes_on(tmp_path: Path, monkey
 
 
 def test_what_the_time_does_not_allow_is_skipped_and_said_to_be(tmp_path: Path):
-    assert DeviceCheck(DRY_RUN, tmp_path, minutes=0.0).run() == 0
+    report = Report(tmp_path, minutes=0.0)
+    DeviceCheck(DRY_RUN, report, report.end).run()
+    assert report.finish() == 0
     record = json.loads((tmp_path / "gpu_check.json").read_text())
     assert record["rows"] == record["checks"] == []
     assert {"check", "speed", "long"} <= set(record["skipped"])

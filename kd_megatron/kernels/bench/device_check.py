@@ -6,70 +6,50 @@
 4. block sizes of the Triton kernels
 """
 
-import json
-import os
 import time
-import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 
-from kd_megatron import machine
 from kd_megatron.kernels.bench import bounds, correctness, memory, steps, suite, timing, triton_tuning
 from kd_megatron.kernels.bench.case import Case
 from kd_megatron.kernels.bench.correctness import Check
+from kd_megatron.kernels.bench.device_report import Report
 from kd_megatron.kernels.bench.device_sizes import Sizes
-from kd_megatron.kernels.bench.rows import Row, as_json, cells, percentile
+from kd_megatron.kernels.bench.rows import cells, percentile
 
-Item = TypeVar("Item")
 MOST_GROWTH = 2.1  # of peak memory when the length doubles; 4 where anything of L x L is stored
 FOR_CPU = {("relation_kl", "chunked"), ("score_mse", "tiled")}  # thousands of small launches at length 8192
 
 
 class DeviceCheck:
-    """One run. Every part writes what it found before the next begins; a fault in one backend ends no part."""
+    """The kernels on one device. A fault in one backend ends no part.
 
-    def __init__(self, sizes: Sizes, directory: Path, minutes: float) -> None:
-        self.sizes, self.directory = sizes, directory
-        self.start = time.perf_counter()
-        self.end = self.start + 60 * minutes
-        self.checks: list[Check] = []
-        self.rows: list[Row] = []
-        self.left_out: list[suite.LeftOut] = []
-        self.found: dict[str, list[Any]] = defaultdict(list)  # by part: what is neither a check nor a row
-        self.red: list[str] = []
-        directory.mkdir(parents=True, exist_ok=True)
-        self.text = (directory / "gpu_check.txt").open("w", encoding="utf-8")
+    Args:
+        sizes: what is checked and timed.
+        report: takes what is found.
+        end: of the time for all parts, as of `time.perf_counter`; the last one uses what the others leave.
+    """
 
-    def run(self) -> int:
-        """All parts; the exit code."""
-        self.facts = machine.facts(("torch", "triton", "numpy"))
-        self.say(f"{self.facts['hardware']['device']}; {self.facts['versions']}; commit {self.facts['commit'][:12]}")
-        for part in (self.check, self.speed, self.long, self.tune):
-            self.say(f"\n== {part.__name__} ==")
-            part()
-            self.write()
-        for line in self.red:
-            self.say(f"RED {line}")
-        self.say(f"{len(self.red)} red, {len(self.found['skipped'])} skipped, {time.perf_counter() - self.start:.0f} s")
-        self.text.close()
-        return 1 if self.red else 0
+    def __init__(self, sizes: Sizes, report: Report, end: float) -> None:
+        self.sizes, self.report, self.end = sizes, report, end
+
+    def run(self) -> None:
+        """All parts."""
+        self.report.run({"check": self.check, "speed": self.speed, "long": self.long, "tune": self.tune})
 
     def check(self) -> None:
         """Part 1."""
         cases = [(case, dtype) for dtype in correctness.DTYPES.values() for case in self.sizes.checked]
-        for case, dtype in self.while_time_lasts("check", cases):
+        for case, dtype in self.report.while_time_lasts("check", cases, self.end):
             self.examine(case, dtype)
         groups: dict[tuple[str, str, str], list[Check]] = defaultdict(list)
-        for check in self.checks:
+        for check in self.report.checks:
             groups[check.name, check.backend, check.dtype].append(check)
         for (name, backend, dtype_name), checks in groups.items():
             worst = max(checks, key=lambda check: check.error / check.allowed)
-            self.say(
+            self.report.say(
                 f"{name:20} {backend:12} {dtype_name}  {len(checks):3} tensors, the worst {worst.error:.1e} "
                 f"of {worst.allowed:.1e} allowed ({worst.shape}, {worst.tensor})"
             )
@@ -81,37 +61,43 @@ class DeviceCheck:
             if backend == steps.COMPILED or steps.obstacle(case, backend, self.sizes.device):
                 continue
             name = f"{case.name} {backend} {case.shape} {correctness.dtype_name(dtype)}"
-            for check in self.guarded(name, examiner.check, backend) or ():
-                self.checks.append(check)
+            for check in self.report.guarded(name, examiner.check, backend) or ():
+                self.report.checks.append(check)
                 if not check.passed:
-                    self.red.append(f"{name}: {check.tensor} is off by {check.error:.1e}, allowed {check.allowed:.1e}")
+                    self.report.red.append(
+                        f"{name}: {check.tensor} is off by {check.error:.1e}, allowed {check.allowed:.1e}"
+                    )
 
     def speed(self) -> None:
         """Part 2, of the kernels without a red check: no figure on a red test."""
         sizes = self.sizes
         plan = suite.Plan(torch.bfloat16, sizes.device, sizes.seconds_per_case, sizes.compiler)
-        green = [case for case in sizes.timed if not any(line.startswith(f"{case.name} ") for line in self.red)]
-        self.found["not_timed"] += [f"{case.name} {case.shape}" for case in sizes.timed if case not in green]
-        for case in self.while_time_lasts("speed", green):
-            done = len(self.rows)
-            self.guarded(f"{case.name} {case.shape}", suite.measure, case, plan, self.rows, self.left_out)
+        green = [case for case in sizes.timed if not any(line.startswith(f"{case.name} ") for line in self.report.red)]
+        self.report.found["not_timed"] += [f"{case.name} {case.shape}" for case in sizes.timed if case not in green]
+        for case in self.report.while_time_lasts("speed", green, self.end):
+            done = len(self.report.rows)
+            self.report.guarded(
+                f"{case.name} {case.shape}", suite.measure, case, plan, self.report.rows, self.report.left_out
+            )
             bound, limit = bounds.cost(case).seconds(bounds.H200)
-            self.say(f"{case.name} {case.shape}: bound {1000 * bound:.3g} ms by {limit} ({bounds.H200.name})")
-            for row in self.rows[done:]:
+            self.report.say(f"{case.name} {case.shape}: bound {1000 * bound:.3g} ms by {limit} ({bounds.H200.name})")
+            for row in self.report.rows[done:]:
                 times = row.p50_ms / (1000 * bound)
-                self.found["bounds"].append(
+                self.report.found["bounds"].append(
                     {"name": row.name, "shape": row.shape, "backend": row.backend, "dtype": row.dtype}
                     | {"bound_ms": 1000 * bound, "limited_by": limit, "times_bound": round(times, 3)}
                 )
-                self.say(
-                    "  " + "  ".join(f"{cell:>14}" for cell in cells(row, self.rows)[3:]) + f"  {times:.2f}x bound"
+                self.report.say(
+                    "  "
+                    + "  ".join(f"{cell:>14}" for cell in cells(row, self.report.rows)[3:])
+                    + f"  {times:.2f}x bound"
                 )
-        for reason in self.left_out:
-            self.say(str(reason))
+        for reason in self.report.left_out:
+            self.report.say(str(reason))
 
     def long(self) -> None:
         """Part 3."""
-        for case in self.while_time_lasts("long, checked", self.sizes.long_checked):
+        for case in self.report.while_time_lasts("long, checked", self.sizes.long_checked, self.end):
             self.examine(case, torch.bfloat16)
         pairs = [
             (half, whole, backend)
@@ -119,9 +105,9 @@ class DeviceCheck:
             for backend in whole.backends()
             if backend != steps.REFERENCE and (whole.name, backend) not in FOR_CPU
         ]
-        for half, whole, backend in self.while_time_lasts("long", pairs):
+        for half, whole, backend in self.report.while_time_lasts("long", pairs, self.end):
             if steps.obstacle(whole, backend, self.sizes.device) is None:
-                self.guarded(f"{whole.name} {backend} {whole.shape}", self.lengthen, half, whole, backend)
+                self.report.guarded(f"{whole.name} {backend} {whole.shape}", self.lengthen, half, whole, backend)
 
     def lengthen(self, half: Case, whole: Case, backend: str) -> None:
         """Time and peak memory of ``whole``, and that memory beside that of ``half``."""
@@ -134,13 +120,15 @@ class DeviceCheck:
             seconds = percentile([each[backend] for each in rounds], 0.5)
         growth = peaks[1] / peaks[0]
         line = f"{whole.name} {backend} {whole.shape}: {1000 * seconds:.4g} ms, {peaks[1] / 2**20:.4g} MiB"
-        self.say(f"{line}, {growth:.2f} times that of half the length")
-        self.found["long"].append(
+        self.report.say(f"{line}, {growth:.2f} times that of half the length")
+        self.report.found["long"].append(
             {"name": whole.name, "backend": backend, "shape": whole.shape, "p50_ms": 1000 * seconds}
             | {"peak_mib": peaks[1] / 2**20, "growth_when_length_doubles": growth}
         )
         if growth > MOST_GROWTH:
-            self.red.append(f"{line}: memory grows {growth:.2f} times when the length doubles, allowed {MOST_GROWTH}")
+            self.report.red.append(
+                f"{line}: memory grows {growth:.2f} times when the length doubles, allowed {MOST_GROWTH}"
+            )
 
     def tune(self) -> None:
         """Part 4; the cases share what time is left."""
@@ -148,57 +136,20 @@ class DeviceCheck:
             now = time.perf_counter()
             end = now + (self.end - now) / (len(self.sizes.tuned) - place)
             trials: list[triton_tuning.Trial] = []
-            self.guarded(f"tuning {case.name} {case.shape}", self.try_choices, case, end, trials)
-            self.say(f"{case.name} {case.shape}: {len(trials)} trials")
+            self.report.guarded(f"tuning {case.name} {case.shape}", self.try_choices, case, end, trials)
+            self.report.say(f"{case.name} {case.shape}: {len(trials)} trials")
             best: dict[str, triton_tuning.Trial] = {}
             for trial in sorted((trial for trial in trials if trial.p50_ms), key=lambda trial: trial.p50_ms or 0.0):
                 best.setdefault(trial.launch, trial)
             for launch, trial in best.items():
                 blocks = f"{trial.rows} x {trial.columns}, {trial.num_warps} warps, {trial.num_stages} stages"
-                self.say(f"  {launch:9} best: {blocks}: {trial.p50_ms:.4g} ms")
+                self.report.say(f"  {launch:9} best: {blocks}: {trial.p50_ms:.4g} ms")
 
     def try_choices(self, case: Case, end: float, trials: list[triton_tuning.Trial]) -> None:
         """Append the trials of ``case`` that the time until ``end`` allows; a wrong result is red."""
         tuning = triton_tuning.tune(case, torch.bfloat16, self.sizes.device, self.sizes.choices)
-        for trial in self.while_time_lasts(f"tuning {case.name} {case.shape}", tuning, end):
+        for trial in self.report.while_time_lasts(f"tuning {case.name} {case.shape}", tuning, end):
             trials.append(trial)
-            self.found["tuning"].append(asdict(trial))
+            self.report.found["tuning"].append(asdict(trial))
             if trial.fault == triton_tuning.WRONG:
-                self.red.append(str(trial))
-
-    def while_time_lasts(self, part: str, items: Iterable[Item], end: float | None = None) -> Iterator[Item]:
-        """The items, until the time is up: the rest is skipped, and said to be."""
-        for item in items:
-            if time.perf_counter() > (end or self.end):
-                self.found["skipped"].append(part)
-                self.say(f"time is up: the rest of '{part}' is skipped")
-                return
-            yield item
-
-    def guarded(self, name: str, function: Callable[..., Item], *arguments: Any) -> Item | None:
-        """What ``function`` returns; None when it fails, which is red."""
-        try:
-            return function(*arguments)
-        except Exception as error:
-            first_line = next(iter(str(error).splitlines()), "")
-            self.red.append(f"{name}: {type(error).__name__}: {first_line}")
-            self.say(f"FAILED {self.red[-1]}")
-            traceback.print_exc(file=self.text)
-            return None
-
-    def say(self, line: str) -> None:
-        """One line, on stdout and in the text file."""
-        print(line, flush=True)
-        print(line, file=self.text, flush=True)
-
-    def write(self) -> None:
-        """gpu_check.json, all or nothing."""
-        record = as_json(self.rows, self.facts) | {
-            "checks": [asdict(check) | {"passed": check.passed} for check in self.checks],
-            "left_out": [str(reason) for reason in self.left_out],
-            "red": self.red,
-            **self.found,
-        }
-        aside = self.directory / "gpu_check.json.partial"
-        aside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, self.directory / "gpu_check.json")
+                self.report.red.append(str(trial))

@@ -125,7 +125,7 @@ def _promised_factor(grad_divergence: Tensor, grad_cross_entropy: Tensor, weight
     distance = (grad_divergence - factor * a).abs() + (grad_cross_entropy - factor * b).abs()
     broken = distance > PROMISE_RELATIVE * (grad_divergence.abs() + grad_cross_entropy.abs())
     says = f"gradient_weights is ({a:g}, {b:g}): the promise to use the sums as factor * ({a:g} * kl + {b:g} * ce)"
-    if broken.is_cuda:
+    if broken.device.type != "cpu":
         torch._assert_async(~broken, f"{says}, but their gradients are in another proportion")
     elif broken:
         raise ValueError(

@@ -1,0 +1,190 @@
+"""What `device_steps` times on a GPU, and the same small, for a dry run on a CPU: models, arms and levers.
+
+A lever is a way to carry out an arm's step. All but the teacher's precision compute the same losses.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_megatron import config
+from kd_megatron.models.float8 import LARGEST_ERROR
+from kd_megatron.schema import StudyRecipe
+from kd_megatron.study.made_up_inputs import MADE_UP
+from kd_megatron.study.runner import run_recipe
+from kd_megatron.study.timed_run import Variant
+
+GLOBAL_BATCHES = 2  # in the pool: the teacher cache is warm from the third step on
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One way to carry out a step."""
+
+    fused: bool = True  # the kernels, and models that stop at their last tap; else the study's own way
+    compiled: bool = False
+    fp8_teacher: bool = False
+    cached_teacher: bool = False
+
+    @property
+    def is_for_teachers(self) -> bool:
+        """Whether it changes nothing of an arm without a teacher."""
+        return self.fp8_teacher or self.cached_teacher
+
+
+STUDY, STUDY_COMPILED = "the study's way", "the study's way + compile"
+OURS, COMPILED, FP8, CACHED = "ours", "ours + compile", "ours + compile + FP8", "ours + compile + cache"
+# In the order in which they are built: what the time does not allow is at the end.
+LEVERS: dict[str, Lever] = {
+    STUDY: Lever(fused=False),
+    COMPILED: Lever(compiled=True),
+    FP8: Lever(compiled=True, fp8_teacher=True),
+    CACHED: Lever(compiled=True, cached_teacher=True),
+    OURS: Lever(),
+    STUDY_COMPILED: Lever(fused=False, compiled=True),
+}
+MAIN_LEVERS = (STUDY, COMPILED, FP8, CACHED)
+
+# Relative differences of a loss term to the study's way in each of the first steps. In bfloat16 two ways to the same
+# number differ by some 2^-8 a layer, and a divergence, which is of second order, by more than its inputs do.
+ALLOWED = 0.05
+ALLOWED_FP8 = 2 * LARGEST_ERROR  # of a tap; a divergence is of second order
+
+
+@dataclass(frozen=True)
+class Place:
+    """Student and teacher, at one length, with one batch for all arms."""
+
+    name: str
+    student: Mapping[str, int]  # of an `EncoderRecipe`
+    teacher: Mapping[str, int]
+    num_relation_heads: int
+    length: int
+    batch_size: int
+    levers: Sequence[str] = tuple(LEVERS)
+    has_targets: bool = False  # `TARGETS` are for it
+
+    def __str__(self) -> str:
+        return f"{self.name} L{self.length}"
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """All that is timed."""
+
+    places: Sequence[Place]
+    precision: str
+    compiler: str | None  # None: torch.compile's own
+    num_checked_steps: int
+    num_rounds: int
+    steps_per_round: int  # without a wait between them, as in training
+
+
+def encoder(width: int, num_layers: int, num_heads: int) -> dict[str, int]:
+    """BERT's proportions."""
+    sizes = {"hidden_size": width, "num_layers": num_layers, "num_attention_heads": num_heads}
+    return sizes | {"intermediate_size": 4 * width}
+
+
+BASE = ("6x768 from 12x768", encoder(768, 6, 12), encoder(768, 12, 12), 48)
+LARGE = ("12x1024 from 24x1024", encoder(1024, 12, 16), encoder(1024, 24, 16), 64)
+GPU = StepSizes(
+    places=(
+        Place(*BASE, length=128, batch_size=512, has_targets=True),
+        Place(*LARGE, length=128, batch_size=256, levers=MAIN_LEVERS),
+        Place(*BASE, length=512, batch_size=128, levers=MAIN_LEVERS),
+    ),
+    precision="bf16",
+    compiler=None,
+    num_checked_steps=5,
+    num_rounds=20,
+    steps_per_round=3,
+)
+DRY_RUN = StepSizes(
+    places=(
+        Place("2x32 from 4x32", encoder(32, 2, 2), encoder(32, 4, 2), 4, length=16, batch_size=4, has_targets=True),
+    ),
+    precision="fp32",
+    compiler="aot_eager",  # which needs no C++ compiler
+    num_checked_steps=5,
+    num_rounds=2,
+    steps_per_round=1,
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The least that an arm is to reach on an H200: tokens per second relative to scratch, or scratch's MFU."""
+
+    lever: str
+    figure: str  # "ratio" or "mfu"
+    least: float
+
+
+TARGETS = (
+    Target(COMPILED, "mfu", 0.45),
+    Target(COMPILED, "ratio", 0.79),
+    Target(FP8, "ratio", 0.88),
+    Target(CACHED, "ratio", 1.0),
+)
+
+
+def recipe(place: Place, precision: str) -> StudyRecipe:
+    """A study of all four arms at ``place``, on made-up data."""
+    window_tokens = place.batch_size * place.length
+    raw: dict[str, Any] = {
+        "kind": "study",
+        "name": place.name,
+        "data": {
+            "shards": [{"path": MADE_UP}],
+            "sequence_length": place.length,
+            "unique_tokens": GLOBAL_BATCHES * window_tokens,
+            "mask_seed": 1,
+        },
+        "student": dict(place.student),
+        "teacher": {"train": {"encoder": dict(place.teacher), "budget": {"tokens": 1}}, "precision": precision},
+        "arms": {
+            "scratch": {"objective": "scratch"},
+            "vanilla_kd": {"objective": "vanilla_kd"},
+            "minilm": {"objective": "minilm", "num_relation_heads": place.num_relation_heads},
+            "tinybert": {"objective": "tinybert"},
+        },
+        "budget": {"tokens": 1},
+        "training": {
+            "global_batch_size": place.batch_size,
+            "micro_batch_size": place.batch_size,
+            "learning_rate": 1e-4,
+            "precision": precision,
+            "tensorboard": False,
+        },
+        "validation": {"num_samples": 8},
+    }
+    return config.validate(StudyRecipe, raw, where=place.name)
+
+
+def variant(study: StudyRecipe, arm: str, name: str, cache: Path, micro_batch_size: int) -> Variant:
+    """``arm`` by the lever called ``name``; ``cache`` is an empty directory, used by a teacher cache."""
+    lever = LEVERS[name]
+    raw = run_recipe(study, arm, study.seeds[0]).model_dump(mode="json")
+    raw["training"] |= {
+        "micro_batch_size": micro_batch_size,
+        "compile": lever.compiled,
+        "stop_at_last_tap": lever.fused,
+    }
+    if not lever.fused:
+        raw["arms"][arm]["backend"] = "reference"
+    if lever.fp8_teacher:
+        raw["teacher"]["precision"] = "fp8"
+    if lever.cached_teacher:
+        raw["teacher"]["cache"] = {"path": str(cache)}
+    return Variant(
+        name=f"steps/{arm}",
+        backend=name,
+        study=config.validate(StudyRecipe, raw, where=f"{arm}, {name}"),
+        arm=arm,
+        whole_teacher=not lever.fused,
+        whole_student=not lever.fused,
+        compiled_objective=lever.compiled and not lever.fused,
+        num_warmup_steps=0,
+    )

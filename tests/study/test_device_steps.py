@@ -1,0 +1,155 @@
+"""Whole steps of `benchmarks/gpu_check.sh`, dry: every lever of every arm runs, is compared, and has its row."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kd_megatron.cli.main import main
+from kd_megatron.kernels.bench.device_report import Report
+from kd_megatron.study import device_place, device_steps
+from kd_megatron.study.device_step_sizes import (
+    ALLOWED_FP8,
+    CACHED,
+    COMPILED,
+    DRY_RUN,
+    FP8,
+    GPU,
+    LEVERS,
+    OURS,
+    STUDY,
+    Place,
+    StepSizes,
+    recipe,
+    variant,
+)
+from kd_megatron.study.timed_run import TimedRun
+
+ARMS = ("scratch", "vanilla_kd", "minilm", "tinybert")
+
+
+def quick(*levers: str) -> StepSizes:
+    return replace(DRY_RUN, places=(replace(DRY_RUN.places[0], levers=levers),), num_checked_steps=2)
+
+
+def run(sizes: StepSizes, directory: Path, minutes: float = 5.0) -> tuple[int, dict]:
+    report = Report(directory, minutes)
+    device_steps.run(sizes, report)
+    return report.finish(), json.loads((directory / "gpu_check.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict, Path]:
+    directory = tmp_path_factory.mktemp("out")
+    return (*run(DRY_RUN, directory), directory)
+
+
+def test_every_lever_of_every_arm_is_compared_and_timed(dry_run: tuple[int, dict, Path]):
+    exit_code, record, _ = dry_run
+    assert (exit_code, record["red"], record["skipped"]) == (0, [], [])
+    expected = {(f"steps/{arm}", lever) for arm in ARMS for lever in LEVERS}
+    expected -= {("steps/scratch", lever) for lever in (FP8, CACHED)}  # it has no teacher
+    assert {(row["name"], row["backend"]) for row in record["rows"]} == expected
+    assert {(check["name"], check["backend"]) for check in record["checks"]} == expected
+    assert all(check["passed"] for check in record["checks"])
+    (shape,) = {row["shape"] for row in record["rows"]}
+    assert shape == "B4 L16 2x32 from 4x32"
+    assert {row["ratio_to"] for row in record["rows"]} == {f"steps/scratch {COMPILED}"}
+
+
+def test_fp8_and_compiled_steps_are_what_they_say(dry_run: tuple[int, dict, Path]):
+    """Of the same losses to the last digit something would not have happened."""
+    _, record, _ = dry_run
+    errors = {(check["name"], check["backend"], check["tensor"]): check["error"] for check in record["checks"]}
+    assert all(errors[f"steps/{arm}", FP8, term] > 1e-6 for arm, term in (("minilm", "keys"), ("tinybert", "hidden")))
+    assert errors["steps/minilm", STUDY, "keys"] == 0.0
+    assert max(error for (_, lever, _), error in errors.items() if lever != FP8) < 1e-2
+    assert max(errors.values()) < ALLOWED_FP8
+
+
+def test_targets_stand_beside_the_figures(dry_run: tuple[int, dict, Path]):
+    _, record, directory = dry_run
+    assert Counter(line.split(", ")[1].partition(":")[0] for line in record["targets"]) == {
+        COMPILED: 3,
+        FP8: 3,
+        CACHED: 3,
+    }
+    text = (directory / "gpu_check.txt").read_text()
+    assert all(line in text for line in record["targets"])
+
+
+def test_bench_show_prints_the_rows(dry_run: tuple[int, dict, Path], capfd: pytest.CaptureFixture[str]):
+    *_, directory = dry_run
+    assert main(["bench", "show", str(directory / "gpu_check.json")]) == 0
+    shown = capfd.readouterr().out
+    assert "steps/minilm" in shown
+    assert FP8 in shown
+
+
+def test_a_lever_that_differs_is_red_and_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    true = TimedRun.losses_of_a_step
+
+    def planted(run: TimedRun) -> dict[str, float]:
+        factor = 1.2 if (run.variant.arm, run.variant.backend) == ("minilm", OURS) else 1.0
+        return {term: factor * value for term, value in true(run).items()}
+
+    monkeypatch.setattr(TimedRun, "losses_of_a_step", planted)
+    exit_code, record = run(quick(STUDY, OURS), tmp_path)
+    assert exit_code == 1
+    assert {line.partition(": ")[0] for line in record["red"]} == {f"minilm, {OURS}, 2x32 from 4x32 L16"}
+    rows = {(row["name"], row["backend"]) for row in record["rows"]}
+    assert rows == {(f"steps/{arm}", lever) for arm in ARMS for lever in (STUDY, OURS)} - {("steps/minilm", OURS)}
+
+
+def test_faults_and_full_memory_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """minilm fails; tinybert fits into memory in two micro-batches, vanilla_kd in none."""
+    true, sizes = device_place.TimedRun, []
+
+    def planted(asked, directory: Path, teacher: str | None) -> TimedRun:
+        size = asked.study.training.micro_batch_size
+        if asked.arm == "minilm":
+            raise RuntimeError("an illegal instruction\nmore")
+        if asked.arm == "vanilla_kd" or (asked.arm, size) == ("tinybert", 4):
+            sizes.append((asked.arm, size))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return true(asked, directory, teacher)
+
+    monkeypatch.setattr(device_place, "TimedRun", planted)
+    exit_code, record = run(quick(OURS), tmp_path)
+    place = "2x32 from 4x32 L16"
+    assert exit_code == 1
+    assert record["red"] == [f"minilm, {OURS}, {place}: RuntimeError: an illegal instruction"]
+    assert record["out_of_memory"] == [f"vanilla_kd, {OURS}, {place}"]
+    assert sizes == [("vanilla_kd", 4), ("vanilla_kd", 2), ("vanilla_kd", 1), ("tinybert", 4)]
+    shapes = {row["name"]: row["shape"] for row in record["rows"]}
+    assert shapes == {"steps/scratch": "B4 L16 2x32 from 4x32", "steps/tinybert": "B4 L16 (2x2) 2x32 from 4x32"}
+    assert "Traceback" in (tmp_path / "gpu_check.txt").read_text()
+
+
+def test_what_the_time_does_not_allow_is_skipped_and_said_to_be(tmp_path: Path):
+    exit_code, record = run(quick(OURS), tmp_path, minutes=0.0)
+    assert (exit_code, record["rows"]) == (0, [])
+    assert record["skipped"] == ["levers at 2x32 from 4x32 L16", "timing at 2x32 from 4x32 L16"]
+
+
+@pytest.mark.parametrize("place", GPU.places, ids=str)
+def test_the_recipes_for_a_gpu_are_sound(place: Place, tmp_path: Path):
+    study = recipe(place, GPU.precision)
+    assert set(study.arms) == set(ARMS)
+    for lever in place.levers:
+        for arm in ("minilm", "tinybert"):
+            asked = variant(study, arm, lever, tmp_path, place.batch_size)
+            assert asked.study.training.compile == LEVERS[lever].compiled
+    assert study.data.unique_tokens == 2 * place.batch_size * place.length  # the cache is warm after two steps
+    assert place.student["num_attention_heads"] == place.teacher["num_attention_heads"]  # tinybert compares heads
+    widths = place.student["hidden_size"], place.teacher["hidden_size"]
+    assert all(width % place.num_relation_heads == 0 for width in widths)
+
+
+def test_the_dry_run_covers_what_a_gpu_does():
+    assert set(DRY_RUN.places[0].levers) >= {lever for place in GPU.places for lever in place.levers}
+    sizes = {(place.name, place.length) for place in GPU.places}
+    assert sizes == {("6x768 from 12x768", 128), ("6x768 from 12x768", 512), ("12x1024 from 24x1024", 128)}
