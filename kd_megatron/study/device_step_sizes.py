@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from kd_megatron import config
-from kd_megatron.models.float8 import LARGEST_ERROR
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study.made_up_inputs import MADE_UP
 from kd_megatron.study.runner import run_recipe
@@ -46,10 +45,10 @@ LEVERS: dict[str, Lever] = {
 }
 MAIN_LEVERS = (STUDY, COMPILED, FP8, CACHED)
 
-# Relative differences of a loss term to the study's way in each of the first steps. In bfloat16 two ways to the same
-# number differ by some 2^-8 a layer, and a divergence, which is of second order, by more than its inputs do.
-ALLOWED = 0.05
-ALLOWED_FP8 = 2 * LARGEST_ERROR  # of a tap; a divergence is of second order
+# Relative differences of a loss term to the study's way in each of the first steps. In bfloat16 at width 768 they were
+# 1e-4 at most, 3e-3 with an FP8 teacher of four layers, 4e-3 where a cached teacher has another gradient (vanilla_kd).
+ALLOWED = 0.02
+ALLOWED_FP8 = 0.05
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ class Place:
     num_relation_heads: int
     length: int
     batch_size: int
+    share: float  # of the time that is left when its turn comes
     levers: Sequence[str] = tuple(LEVERS)
     has_targets: bool = False  # `TARGETS` are for it
 
@@ -91,20 +91,19 @@ BASE = ("6x768 from 12x768", encoder(768, 6, 12), encoder(768, 12, 12), 48)
 LARGE = ("12x1024 from 24x1024", encoder(1024, 12, 16), encoder(1024, 24, 16), 64)
 GPU = StepSizes(
     places=(
-        Place(*BASE, length=128, batch_size=512, has_targets=True),
-        Place(*LARGE, length=128, batch_size=256, levers=MAIN_LEVERS),
-        Place(*BASE, length=512, batch_size=128, levers=MAIN_LEVERS),
+        Place(*BASE, length=128, batch_size=512, share=0.5, has_targets=True),
+        Place(*LARGE, length=128, batch_size=256, share=0.5, levers=MAIN_LEVERS),
+        Place(*BASE, length=512, batch_size=128, share=1.0, levers=MAIN_LEVERS),
     ),
     precision="bf16",
     compiler=None,
     num_checked_steps=5,
-    num_rounds=20,
+    num_rounds=12,
     steps_per_round=3,
 )
+TINY = ("2x32 from 4x32", encoder(32, 2, 2), encoder(32, 4, 2), 4)
 DRY_RUN = StepSizes(
-    places=(
-        Place("2x32 from 4x32", encoder(32, 2, 2), encoder(32, 4, 2), 4, length=16, batch_size=4, has_targets=True),
-    ),
+    places=(Place(*TINY, length=16, batch_size=4, share=1.0, has_targets=True),),
     precision="fp32",
     compiler="aot_eager",  # which needs no C++ compiler
     num_checked_steps=5,

@@ -24,7 +24,7 @@ TIME_TO_BUILD = 0.7  # of a place's time; the rest is for the rounds
 
 
 def run(sizes: StepSizes, report: Report) -> None:
-    """All places; each has a share of the time that goes by how much is built there. Joins the process group."""
+    """All places, each within its share of the time. Joins the process group."""
     logs.quiet_libraries()
     # More kinds of layers are compiled here than torch.compile expects; past its limit it would run them as they are.
     limits = {"recompile_limit": 64, "fail_on_recompile_limit_hit": True}
@@ -33,9 +33,7 @@ def run(sizes: StepSizes, report: Report) -> None:
         if report.guarded("process group", dist.initialise) is None:
             return
         for place in sizes.places:
-            left = sizes.places[sizes.places.index(place) :]
-            end = report.moment(len(place.levers) / sum(len(other.levers) for other in left))
-            measure = functools.partial(_measure, sizes, place, report, end)
+            measure = functools.partial(_measure, sizes, place, report, report.moment(place.share))
             report.run({f"whole steps, {place}": functools.partial(report.guarded, str(place), measure)})
 
 
