@@ -1,4 +1,4 @@
-"""A student that stops at its last tap trains as one that runs whole, at every ZeRO stage."""
+"""Models that stop at their last tap: the student trains, and the teacher teaches, as one that runs whole."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tiny_study import ARMS, tiny_study, write_inputs
 from tolerances import PARITY_FLOAT32_RELATIVE
 
+from kd_megatron.study.timed_run import TimedRun, Variant
 from kd_megatron.training.run import pretrain
 
 NUM_STEPS = 200
@@ -26,6 +27,21 @@ def test_200_steps_give_the_same_curve_bit_for_bit(inputs: Path, objective: str,
         return curve(study, objective, tmp_path / str(stops), inputs / "teacher", NUM_STEPS, rate=1e-3)
 
     assert train(True) == train(False)
+
+
+@pytest.mark.parametrize("objective", [arm for arm in ARMS if arm != "scratch"])
+def test_200_steps_beside_a_whole_teacher_give_the_same_losses_bit_for_bit(
+    inputs: Path, objective: str, tmp_path: Path
+) -> None:
+    def losses(whole: bool) -> list[dict[str, float]]:
+        study = tiny_study(inputs, arms={objective: ARMS[objective]})
+        variant = Variant(objective, "auto", study, objective, whole_teacher=whole, num_warmup_steps=0)
+        run = TimedRun(variant, tmp_path / str(whole), str(inputs / "teacher"))
+        found = [run.losses_of_a_step() for _ in range(NUM_STEPS)]
+        run.close()
+        return found
+
+    assert losses(True) == losses(False)
 
 
 @pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
