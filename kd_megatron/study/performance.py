@@ -84,23 +84,28 @@ def render(rows: Sequence[Row], record: dict[str, Any]) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Two panels, a line for each kernel and shape: speed, and peak memory, relative to ``ratio_to``."""
+    """A line for each kernel and shape: speed and, where any was measured, peak memory, relative to ``ratio_to``."""
     places = list(dict.fromkeys((row.name, row.shape, row.dtype) for row in rows))
     backends = list(dict.fromkeys(row.backend for row in rows))
     with matplotlib.rc_context(STYLE):
-        figure, panels = pyplot.subplots(1, 2, figsize=(7.6, 1.5 + 0.34 * len(places)), sharey=True)
+        num_panels = 2 if any(row.peak_mib for row in rows) else 1
+        size = (7.6, 1.5 + 0.34 * len(places))
+        figure, grid = pyplot.subplots(1, num_panels, figsize=size, sharey=True, squeeze=False)
+        speed, *memory = grid[0]
         for index, backend in enumerate(backends):
             mine = [row for row in rows if row.backend == backend]
             heights = [places.index((row.name, row.shape, row.dtype)) for row in mine]
             shares = [peak_share(row, rows) for row in mine]
             look: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": "none"}
-            panels[0].plot([row.ratio for row in mine], heights, label=backend, **look)
-            panels[1].plot([share if share else float("nan") for share in shares], heights, **look)
-        panels[0].set_yticks(range(len(places)), [f"{name}\n{shape} {dtype}" for name, shape, dtype in places])
-        panels[0].set_ylim(len(places) - 0.5, -0.5)
+            speed.plot([row.ratio for row in mine], heights, label=backend, **look)
+            for axes in memory:
+                axes.plot([share if share else float("nan") for share in shares], heights, **look)
+        speed.set_yticks(range(len(places)), [f"{name}\n{shape} {dtype}" for name, shape, dtype in places])
+        speed.set_ylim(len(places) - 0.5, -0.5)
         reference = " or, where that did not run, ".join(dict.fromkeys(row.ratio_to for row in rows))
-        _finish(panels[0], "speed: more is better")
-        _finish(panels[1], "peak memory: less is better")
+        _finish(speed, "speed: more is better")
+        for axes in memory:
+            _finish(axes, "peak memory: less is better")
         figure.supxlabel(f"relative to {reference}", fontsize=8)
         figure.legend(loc="outside upper center", ncols=len(backends))
         figure.savefig(path)
