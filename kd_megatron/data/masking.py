@@ -1,8 +1,8 @@
 """Dynamic masks for masked-language modelling, 80/10/10 (Devlin et al. 2019, arXiv 1810.04805, section 3.1).
 
-A mask is a pure function of (seed, sample, position, token ids), and never depends on the micro-batch or rank. By default
-the sample is its position in the run's data order, so that the same window is masked anew in each epoch; with the recipe's
-``mask_seed`` it is the window, which then keeps one mask.
+A mask is a pure function of (seed, sample, position, token ids), and never depends on the micro-batch or rank. By
+default the sample is its position in the run's data order, so that the same window is masked anew in each epoch; with
+the recipe's ``mask_seed`` it is the window, which then keeps one mask.
 
 EXACTLY K positions of each sequence are masked, not each with probability 15 %: shapes never change, so a step costs
 the same FLOPs and the same memory every time, and every arm has the same number of targets.
