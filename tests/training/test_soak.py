@@ -11,6 +11,7 @@ from tolerances import SOAK_MIB_PER_1000_STEPS, SOAK_OBJECTS_PER_1000_STEPS
 
 from kd_megatron import dist, logs
 from kd_megatron.data.prefetch import Prefetcher
+from kd_megatron.process import keep_freed_memory
 from kd_megatron.training.loop import charge, one_step
 from kd_megatron.training.progress import Progress
 from kd_megatron.training.setup import prepare_run
@@ -27,6 +28,7 @@ def resident_mib() -> float:
 
 def soak(inputs: Path, arm: str) -> None:
     """All steps of one arm; fails when memory or objects grow. To be run in a process of its own."""
+    keep_freed_memory()  # as every command of ours does
     logs.quiet_libraries()
     dist.initialise()
     study = tiny_study(inputs, training={"tensorboard": False})
