@@ -75,6 +75,12 @@ class SlowerError(KdError):
     exit_code = 8
 
 
+class RankLost(KdError):
+    """Another rank or node died, or this one hung; the same command resumes."""
+
+    exit_code = 9
+
+
 class Interrupted(KdError):
     """Stopped by a signal after saving; the same command resumes (EX_TEMPFAIL of sysexits.h)."""
 
