@@ -1,15 +1,13 @@
-"""What `device_steps` times on a GPU, and the same small, for a dry run on a CPU: models, arms and levers.
-
-A lever is a way to carry out an arm's step. All but the teacher's precision compute the same losses.
-"""
+"""What `device_steps` times on a GPU, and the same small, for a dry run on a CPU: models, arms and levers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kd_megatron import config
 from kd_megatron.schema import StudyRecipe
+from kd_megatron.study.levers import STUDY, STUDY_LEVERS, Levers, carried_out
 from kd_megatron.study.made_up_inputs import MADE_UP
 from kd_megatron.study.runner import run_recipe
 from kd_megatron.study.timed_run import Variant
@@ -17,31 +15,16 @@ from kd_megatron.study.timed_run import Variant
 GLOBAL_BATCHES = 2  # in the pool: the teacher cache is warm from the third step on
 
 
-@dataclass(frozen=True)
-class Lever:
-    """One way to carry out a step."""
-
-    fused: bool = True  # the kernels, and models that stop at their last tap; else the study's own way
-    compiled: bool = False
-    fp8_teacher: bool = False
-    cached_teacher: bool = False
-
-    @property
-    def is_for_teachers(self) -> bool:
-        """Whether it changes nothing of an arm without a teacher."""
-        return self.fp8_teacher or self.cached_teacher
-
-
-STUDY, STUDY_COMPILED = "the study's way", "the study's way + compile"
+STUDY_COMPILED = f"{STUDY} + compile"
 OURS, COMPILED, FP8, CACHED = "ours", "ours + compile", "ours + compile + FP8", "ours + compile + cache"
 # In the order in which they are built: what the time does not allow is at the end.
-LEVERS: dict[str, Lever] = {
-    STUDY: Lever(fused=False),
-    COMPILED: Lever(compiled=True),
-    FP8: Lever(compiled=True, fp8_teacher=True),
-    CACHED: Lever(compiled=True, cached_teacher=True),
-    OURS: Lever(),
-    STUDY_COMPILED: Lever(fused=False, compiled=True),
+LEVERS: dict[str, Levers] = {
+    STUDY: STUDY_LEVERS,
+    COMPILED: Levers(compiled=True),
+    FP8: Levers(compiled=True, fp8_teacher=True),
+    CACHED: Levers(compiled=True, cached_teacher=True),
+    OURS: Levers(),
+    STUDY_COMPILED: replace(STUDY_LEVERS, compiled=True),
 }
 MAIN_LEVERS = (STUDY, COMPILED, FP8, CACHED)
 
@@ -164,26 +147,16 @@ def recipe(place: Place, precision: str) -> StudyRecipe:
 
 def variant(study: StudyRecipe, arm: str, name: str, cache: Path, micro_batch_size: int) -> Variant:
     """``arm`` by the lever called ``name``; ``cache`` is an empty directory, used by a teacher cache."""
-    lever = LEVERS[name]
-    raw = run_recipe(study, arm, study.seeds[0]).model_dump(mode="json")
-    raw["training"] |= {
-        "micro_batch_size": micro_batch_size,
-        "compile": lever.compiled,
-        "stop_at_last_tap": lever.fused,
-    }
-    if not lever.fused:
-        raw["arms"][arm]["backend"] = "reference"
-    if lever.fp8_teacher:
-        raw["teacher"]["precision"] = "fp8"
-    if lever.cached_teacher:
-        raw["teacher"]["cache"] = {"path": str(cache)}
+    levers = LEVERS[name]
+    resolved = run_recipe(study, arm, study.seeds[0])
+    training = resolved.training.model_copy(update={"micro_batch_size": micro_batch_size})
     return Variant(
         name=f"steps/{arm}",
         backend=name,
-        study=config.validate(StudyRecipe, raw, where=f"{arm}, {name}"),
+        study=carried_out(resolved.model_copy(update={"training": training}), arm, levers, cache),
         arm=arm,
-        whole_teacher=not lever.fused,
-        whole_student=not lever.fused,
-        compiled_objective=lever.compiled and not lever.fused,
+        whole_teacher=levers.whole_teacher,
+        whole_student=levers.whole_student,
+        compiled_objective=levers.compiled and not levers.fused_losses,
         num_warmup_steps=0,
     )

@@ -71,12 +71,12 @@ def charge(run: Run) -> None:
     ledger, batch_size, length = run.ledger, run.study.training.global_batch_size, run.study.data.sequence_length
     for account in ("student", "loss"):
         ledger.charge_flops(account, batch_size * getattr(run.cost, account))
-    seen = run.loader.unique_samples(ledger.steps * batch_size)
     ledger.steps += 1
     samples = ledger.steps * batch_size
-    unique_samples = run.loader.unique_samples(samples)
-    ledger.charge_flops("teacher", run.cost.teacher_flops(batch_size, first_visits=unique_samples - seen))
-    ledger.tokens, ledger.unique_tokens = samples * length, unique_samples * length
+    unique_tokens = run.loader.unique_samples(samples) * length
+    first_visits = (unique_tokens - ledger.unique_tokens) // length
+    ledger.charge_flops("teacher", run.cost.teacher_flops(batch_size, first_visits))
+    ledger.tokens, ledger.unique_tokens = samples * length, unique_tokens
 
 
 def markers_passed(run: Run, fraction: float) -> int:
