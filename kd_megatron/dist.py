@@ -80,6 +80,15 @@ def from_main(value: T) -> T:
     return box[0]
 
 
+def number_from_main(value: float) -> float:
+    """Rank 0's ``value``, exactly, on every rank: `from_main` for what is asked at every step."""
+    if world_size() == 1:
+        return value
+    box = torch.tensor(value, dtype=torch.float64)
+    torch_dist.broadcast(box, src=0)
+    return float(box)
+
+
 def gather(value: T) -> list[T]:
     """Every rank's ``value``, in the order of ranks, on every rank. Small picklable objects only."""
     values = [value] * world_size()

@@ -46,7 +46,7 @@ def train(run: Run) -> None:
 
 def budget_fraction(run: Run) -> float:
     """The share of the budget that is spent, by rank 0's ledger, on every rank (docs/fairness.md, clause 5)."""
-    return dist.from_main(run.ledger.fraction(run.study.budget))
+    return dist.number_from_main(run.ledger.fraction(run.study.budget))
 
 
 def one_step(run: Run, batches: Prefetcher[list[Batch]], rate: float, stop: StopRequest) -> bool:
