@@ -202,6 +202,7 @@ class TrainingRecipe(Strict):
     stop_at_last_tap: bool = True  # the student computes nothing above what its objective reads, in training
     attention: Literal["sdpa", "flash"] = "sdpa"  # of student and teacher; flash: the optional package flash-attn
     compile: bool = False  # student and teacher by torch.compile: minutes at the start of each run
+    activation_checkpointing: bool = False  # keep a student layer's input alone and run it again in the backward pass
     ds_config: str = "zero0"  # a file of ds_configs/
     log_every_steps: Count = 10
     checkpoint_every_steps: Count = 200

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from kd_megatron.data.masking import num_masked
+from kd_megatron.data import masking
 from kd_megatron.errors import ModelError
 from kd_megatron.models.build import shape_of, student_config
 from kd_megatron.models.known import config_or_known
 from kd_megatron.objectives import registry
 from kd_megatron.objectives.base import Objective
-from kd_megatron.schema import StudyRecipe, TeacherCacheRecipe
+from kd_megatron.schema import StudyRecipe
 from kd_megatron.teacher_cache.contents import kept_needs
 from kd_megatron.tensors import Needs
 
@@ -84,10 +84,22 @@ def encoder_flops(config: PretrainedConfig, needs: Needs, length: int) -> float:
     return num_whole * layer_flops(config, length) + projections
 
 
-def student_flops(config: PretrainedConfig, needs: Needs, length: int, num_masked: int, stops: bool = True) -> float:
-    """Forward and backward. What lies above the highest tap gets no backward, and no forward when the student stops."""
+def student_flops(
+    config: PretrainedConfig,
+    needs: Needs,
+    length: int,
+    num_masked: int,
+    stops: bool = True,
+    recomputes: bool = False,
+) -> float:
+    """Forward and backward. What lies above the highest tap gets no backward, and no forward when the student stops.
+
+    With activation checkpointing (``recomputes``) whole layers that get a backward run forward once more.
+    """
     reached = encoder_flops(config, needs, length)
     forward = reached if stops else config.num_hidden_layers * layer_flops(config, length)
+    if recomputes:
+        forward += needs.num_whole_layers(config.num_hidden_layers) * layer_flops(config, length)
     return forward + 2.0 * reached + 3.0 * head_flops(config, _head_positions(needs, length, num_masked))
 
 
@@ -112,12 +124,11 @@ def sequence_cost(
     objective: Objective,
     student: PretrainedConfig,
     teacher: PretrainedConfig | None,
-    length: int,
-    num_masked: int,
-    student_stops: bool = True,
-    cache: TeacherCacheRecipe | None = None,
+    study: StudyRecipe,
 ) -> SequenceCost:
-    """One training sequence under ``objective``; ``student_stops`` is the recipe's ``training.stop_at_last_tap``."""
+    """One training sequence of ``study`` under ``objective``."""
+    length, num_masked = study.data.sequence_length, num_masked_positions(study)
+    training, cache = study.training, study.teacher.cache if study.teacher else None
     needs = objective.needs_teacher
     first = again = 0.0
     if teacher is not None and needs is not None:
@@ -125,7 +136,14 @@ def sequence_cost(
         if cache is not None:
             first, again = cached_teacher_flops(teacher, needs, length, num_masked, cache.num_students)
     return SequenceCost(
-        student=student_flops(student, objective.needs_student, length, num_masked, student_stops),
+        student=student_flops(
+            student,
+            objective.needs_student,
+            length,
+            num_masked,
+            training.stop_at_last_tap,
+            training.activation_checkpointing,
+        ),
         teacher=first,
         loss=objective.flops(length, num_masked),
         teacher_again=again,
@@ -153,7 +171,7 @@ def teacher_config(study: StudyRecipe, vocab_size: int) -> PretrainedConfig | No
 
 def num_masked_positions(study: StudyRecipe) -> int:
     """K, the masked positions per sequence: the fraction of the tokens between [CLS] and [SEP]."""
-    return num_masked(study.data.mask_fraction, study.data.sequence_length)
+    return masking.num_masked(study.data.mask_fraction, study.data.sequence_length)
 
 
 def arm_cost(study: StudyRecipe, arm: str, vocab_size: int) -> ArmCost:
@@ -164,9 +182,7 @@ def arm_cost(study: StudyRecipe, arm: str, vocab_size: int) -> ArmCost:
     if objective.needs_teacher is not None and teacher is None:
         raise ModelError(given=f"arm {arm!r} distils, but the recipe has no teacher", fix="add a 'teacher' section")
     length = study.data.sequence_length
-    stops = study.training.stop_at_last_tap
-    cache = study.teacher.cache if study.teacher else None
-    cost = sequence_cost(objective, student, teacher, length, num_masked_positions(study), stops, cache)
+    cost = sequence_cost(objective, student, teacher, study)
     return ArmCost(
         student_flops_per_token=cost.student / length,
         teacher_flops_per_token=cost.teacher / length,

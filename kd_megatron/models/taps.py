@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from kd_megatron.errors import ModelError
@@ -31,6 +32,7 @@ class Execution:
 
     attention: str = "sdpa"
     compile: bool = False  # by torch.compile, which compiles the code of one layer for all of them
+    recompute: bool = False  # keep of a layer its input alone, and run it again in the backward pass
 
 
 DEFAULT = Execution()
@@ -94,7 +96,8 @@ class TappedEncoder(nn.Module):
         base: Any = self.model.base_model
         taps = Taps()
         layers = layers_of(base)
-        num_whole = len(layers) if self.whole else needs.num_whole_layers(len(layers))
+        num_reached = needs.num_whole_layers(len(layers))
+        num_whole = len(layers) if self.whole else num_reached
         mask = None if batch.attention_mask is None else batch.attention_mask[:, None, None, :]
         states = base.embeddings(input_ids=batch.input_ids if inputs == "masked" else batch.clean_ids)
         if 0 in needs.hidden:
@@ -103,7 +106,8 @@ class TappedEncoder(nn.Module):
             if number > num_whole:
                 self._keep(taps, number, {name: project(layer, states, name) for name in needs.relations(number)})
                 break
-            states, projections = self._run_layer(layer, states, mask, self._attend)
+            run = self._run_again if self._is_run_again(number, num_reached) else self._run_layer
+            states, projections = run(layer, states, mask, self._attend)
             self._keep(taps, number, dict(zip(RELATIONS, projections, strict=True)))
             if number in needs.hidden:
                 taps.hidden[number] = states
@@ -112,6 +116,15 @@ class TappedEncoder(nn.Module):
             logits=self.head(batch.at_slots(states)) if needs.logits else None,
             all_logits=self.head(states) if needs.all_logits else None,
         )
+
+    def _is_run_again(self, number: int, num_reached: int) -> bool:
+        """Layers above the highest that a loss reaches whole have no backward pass to be run again in."""
+        return self.execution.recompute and number <= num_reached and torch.is_grad_enabled()
+
+    def _run_again(self, *inputs: Any) -> Any:
+        """One layer of which nothing but inputs and outputs is kept; dropout draws the same numbers again."""
+        # To its end also the second time: stopping short would save no product, and leave ZeRO-3's hooks half-way.
+        return checkpoint(self._run_layer, *inputs, use_reentrant=False, early_stop=False)
 
     def _keep(self, taps: Taps, number: int, projections: dict[Relation, Tensor]) -> None:
         """Those of a layer's projections that are asked for."""

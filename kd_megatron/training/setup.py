@@ -1,6 +1,6 @@
 """Builds a run: every check that can fail comes before the first step is paid for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +111,8 @@ def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teache
         options, shape_of(student.config), None if teacher_config is None else shape_of(teacher_config)
     )
     teacher = _teacher(study, objective, teacher_path, loader, device)
-    stops, cache = study.training.stop_at_last_tap, study.teacher.cache if study.teacher else None
-    cost = sequence_cost(
-        objective, student.config, teacher_config, study.data.sequence_length, loader.num_masked, stops, cache
-    )
+    cache = study.teacher.cache if study.teacher else None
+    cost = sequence_cost(objective, student.config, teacher_config, study)
 
     ledger = Ledger(num_devices=dist.world_size())
     if device.type == "cuda" and study.budget.splits_training_time:
@@ -122,7 +120,8 @@ def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teache
     kept = teacher
     if teacher is not None and cache is not None:
         kept = open_cached_teacher(teacher, study, objective, teacher_path, loader, ledger)
-    encoder = TappedEncoder(student, objective.needs_student, whole=not stops, execution=execution(study))
+    runs = replace(execution(study), recompute=study.training.activation_checkpointing)
+    encoder = TappedEncoder(student, objective.needs_student, whole=not study.training.stop_at_last_tap, execution=runs)
     module = StudentWithObjective(encoder, objective, ledger)
     num_parameters = sum(parameter.numel() for parameter in student.parameters())  # before ZeRO-3 partitions them
     untrained = freeze_untrained(module.to(device), teacher, loader.batch(0, 2).to(device))

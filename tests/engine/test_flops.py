@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kd_megatron.data.masking import num_masked
 from kd_megatron.engine import flops
 from kd_megatron.models.build import build_student, load_teacher, model_config, shape_of
-from kd_megatron.models.taps import TappedEncoder
+from kd_megatron.models.taps import Execution, TappedEncoder
 from kd_megatron.objectives import registry
 from kd_megatron.objectives.base import Objective
 from kd_megatron.schema import EncoderRecipe
@@ -66,13 +66,14 @@ def test_forward_flops_of_the_teacher(arm: str, tmp_path: Path) -> None:
     assert flops.teacher_flops(config, needs, LENGTH, NUM_MASKED) == pytest.approx(expected, rel=FLOPS_RELATIVE)
 
 
+@pytest.mark.parametrize("recomputes", [False, True], ids=["keeps", "recomputes"])
 @pytest.mark.parametrize("stops", [True, False], ids=["stops", "whole"])
 @pytest.mark.parametrize("arm", ARMS)
-def test_forward_and_backward_flops_of_the_student(arm: str, stops: bool) -> None:
+def test_forward_and_backward_flops_of_the_student(arm: str, stops: bool, recomputes: bool) -> None:
     """The counter sees the backward of every product but attention's; the layers' share is checked to the last one."""
     student, objective = build(arm, None)
     needs, config = objective.needs_student, student.config
-    encoder = TappedEncoder(student, needs, whole=not stops)
+    encoder = TappedEncoder(student, needs, whole=not stops, execution=Execution(recompute=recomputes))
 
     def forward_and_backward() -> None:
         taps = encoder(batch())
@@ -83,8 +84,9 @@ def test_forward_and_backward_flops_of_the_student(arm: str, stops: bool) -> Non
 
     total = counted(forward_and_backward)
     reached = needs.num_whole_layers(2)
-    attention = attention_flops(config, reached if stops else 2) + 2 * attention_flops(config, reached)
-    ours = flops.student_flops(config, needs, LENGTH, NUM_MASKED, stops)
+    num_forward = (reached if stops else 2) + (reached if recomputes else 0)
+    attention = attention_flops(config, num_forward) + 2 * attention_flops(config, reached)
+    ours = flops.student_flops(config, needs, LENGTH, NUM_MASKED, stops, recomputes)
     # The first layer's input needs a gradient too (embeddings train), so nothing is saved there.
     assert ours == pytest.approx(total + attention, rel=FLOPS_RELATIVE)
 

@@ -34,6 +34,7 @@ def test_arms_that_differ_in_the_objective_alone_are_fair():
     ("key", "value"),
     [
         ("training.learning_rate", 5e-4),
+        ("training.activation_checkpointing", True),
         ("training.warmup_fraction", 0.12),
         ("training.precision", "fp32"),
         ("training.ds_config", "zero2"),

@@ -172,9 +172,8 @@ def test_mfu_is_the_model_flops_over_the_data_sheet(inputs: Path, monkeypatch: p
     timed.run.device = torch.device("cuda")
     monkeypatch.setattr("kd_megatron.machine.device_name", lambda: "NVIDIA H200")
     run = timed.run
-    cost = sequence_cost(
-        run.objective, run.module.student.model.config, run.step.teacher.encoder.model.config, 16, run.loader.num_masked
-    )
+    student, teacher = run.module.student.model.config, run.step.teacher.encoder.model.config
+    cost = sequence_cost(run.objective, student, teacher, study)
     speed = 0.5 * bounds.H200.bf16_flops / ((cost.student + cost.teacher_again) / 16)
     assert timed.flops_share(speed) == 0.5
     monkeypatch.setattr("kd_megatron.machine.device_name", lambda: "some other GPU")
