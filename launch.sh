@@ -28,6 +28,7 @@ environment:
   DRY_RUN=1            print the commands instead of running them
   KD_PYTHON            the Python (3.11 or newer) that .venv is made from
   KD_PIP_ARGS          more arguments for pip, such as "--extra-index-url https://download.pytorch.org/whl/cpu"
+  KD_LOCKED            1: only from a lock file with hashes; 0: requirements.txt (default: a lock file where one fits)
   OMP_NUM_THREADS      threads of each process (default: this machine's cores / processes on it; cores, not hardware threads)
   MASTER_PORT          the port at which ranks meet (default: a free one; 29500 with --hosts)
   GLOO_SOCKET_IFNAME   with --hosts: the network interface that joins the nodes
@@ -45,7 +46,7 @@ run_last() { if dry_run; then show "$@"; else exec "$@"; fi; }  # exec: signals 
 
 stamp=.venv/installed.sha256  # written last, so that an interrupted set-up is continued by the next call
 
-installation_hash() { { pwd; cat requirements.txt pyproject.toml; } | sha256sum | cut -d ' ' -f 1; }
+installation_hash() { { pwd; cat requirements* pyproject.toml; } | sha256sum | cut -d ' ' -f 1; }
 
 environment_is_ready() { [[ -x .venv/bin/python && -f $stamp && $(< "$stamp") == "$(installation_hash)" ]]; }
 
@@ -70,6 +71,28 @@ make_venv() {
     run "$python" -m venv .venv
 }
 
+# What to install from: the lock file that has the torch which pip would choose, otherwise requirements.txt. Where an
+# index offers a build of torch that no lock file has (such as 2.13.0+cu126), that build was wished for.
+requirements_file() {
+    local python=.venv/bin/python torch machine offered="" lock=""
+    torch=$(sed -n 's/^torch==//p' requirements.txt)
+    if [[ ${KD_LOCKED:-} != 0 ]]; then
+        [[ -x $python ]] || python=$(find_python)
+        machine=$("$python" -c 'import platform, sys; print(sys.platform, platform.machine(), *sys.version_info[:2])')
+        dry_run || offered=$("$python" -m pip index versions torch "${more[@]}" 2> /dev/null) || offered=unknown
+        case "$machine $offered " in
+            "linux x86_64 3 1"[123]*" $torch+cpu"*) has_cuda || lock=requirements-cpu.lock ;;
+            "linux x86_64 3 1"[123]*" $torch+"* | *unknown*) ;;
+            "linux x86_64 3 1"[123]*) lock=requirements-cuda.lock ;;
+        esac
+    fi
+    if [[ -f $lock ]]; then echo "$lock"; return; fi
+    [[ ${KD_LOCKED:-} != 1 ]] || fail "KD_LOCKED=1, and no lock file fits this machine and the torch that pip would choose" \
+        "expected: Linux on x86_64, Python 3.11 to 3.13, torch $torch+cpu (without CUDA) or PyPI's torch $torch" \
+        "to fix: set KD_PIP_ARGS to an index that has it (./launch.sh --help), or unset KD_LOCKED"
+    echo requirements.txt
+}
+
 install_environment() (  # a subshell: `set -e` holds in it and the lock goes with it
     exec 9< requirements.txt  # the lock: two calls at once must not install over each other
     if ! dry_run && command -v flock > /dev/null && ! flock --nonblock 9; then
@@ -80,8 +103,12 @@ install_environment() (  # a subshell: `set -e` holds in it and the lock goes wi
     .venv/bin/python -m pip --version > /dev/null 2>&1 || make_venv
     read -r -a more <<< "${KD_PIP_ARGS:-}"
     pip=(.venv/bin/python -m pip --disable-pip-version-check install "${more[@]}")
-    say "set-up 2/3: installing requirements.txt into .venv (once; minutes, as torch is large)"
-    run "${pip[@]}" -r requirements.txt
+    file=$(requirements_file)
+    hashes=()
+    [[ $file != *.lock ]] || hashes=(--require-hashes)
+    say "set-up 2/3: installing $file into .venv (once; minutes, as torch is large)"
+    run "${pip[@]}" "${hashes[@]}" -r "$file" || fail "$file could not be installed (see above)" \
+        "to fix: run the same command again; KD_LOCKED=0 installs requirements.txt, without hashes"
     say "set-up 3/3: installing kd_megatron itself"
     run "${pip[@]}" --quiet --no-deps -e .
     dry_run || installation_hash > "$stamp"
