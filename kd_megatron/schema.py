@@ -234,6 +234,7 @@ class TeacherRecipe(Strict):
     path: str | None = None
     train: TeacherTrainingRecipe | None = None
     precision: Literal["auto", "bf16", "fp32", "fp8"] = "auto"  # fp8: matrix products of a bf16 teacher, on Hopper
+    partition: bool = False  # each process holds a part of its weights, and gathers a layer's when it runs
     cache: TeacherCacheRecipe | None = None
     cost_flops: Positive | None = None  # what its own training cost, when it is given
     cost_source: str = ""
@@ -242,6 +243,15 @@ class TeacherRecipe(Strict):
     def _exactly_one(self) -> Self:
         if (self.path is None) == (self.train is None):
             raise ValueError("give exactly one of 'path' and 'train'")
+        return self
+
+    @model_validator(mode="after")
+    def _pieces_are_not_float8(self) -> Self:
+        if self.partition and self.precision == "fp8":
+            raise ValueError(
+                "partition does not go with precision 'fp8', whose weights ZeRO cannot partition; set precision to "
+                "'bf16', or partition to false"
+            )
         return self
 
 
@@ -320,6 +330,15 @@ class StudyRecipe(Strict):
     allow_difference: list[str] = []  # dotted keys that arms may override beside their objective's options
     output: str | None = None  # None: studies/NAME
     notes: list[str] = []  # printed in the report, such as licences and caveats
+
+    @model_validator(mode="after")
+    def _pieces_are_not_compiled(self) -> Self:
+        if self.teacher and self.teacher.partition and self.training.compile:
+            raise ValueError(
+                "teacher.partition does not go with training.compile: weights are gathered in hooks around modules, "
+                "which compiled code goes round; set one of them to false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _masks_of_a_cache_are_fixed(self) -> Self:

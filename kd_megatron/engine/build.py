@@ -127,10 +127,7 @@ class Engine:
     """
 
     def __init__(self, module: nn.Module, recipe: TrainingRecipe, read_directly: Sequence[nn.Parameter] = ()) -> None:
-        deepspeed = _import_deepspeed()
-        # The shared-memory op compiles at first use, and a killed run leaves a lock that hangs every later one.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
+        deepspeed = start_deepspeed()
         self.recipe = recipe
         config = _deepspeed_config(recipe)
         masters = _keeps_masters(recipe, config["zero_optimization"])
@@ -245,12 +242,15 @@ def _mark_unless_finite(bad: Tensor, value: Tensor) -> None:
     bad.copy_(torch.maximum(bad, value.isfinite().logical_not().to(bad.dtype)))
 
 
-def _import_deepspeed() -> Any:
-    """DeepSpeed with its start-up chatter off; it looks for an accelerator while it is imported."""
+def start_deepspeed() -> Any:
+    """DeepSpeed, in our process group, with its start-up chatter off. Collective at its first call."""
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it looks for an accelerator while it is imported
     import deepspeed
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    # The shared-memory op compiles at first use, and a killed run leaves a lock that hangs every later one.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
     return deepspeed

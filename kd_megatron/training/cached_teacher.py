@@ -62,7 +62,7 @@ class CachedTeacher(Teacher):
     """Called as a `Teacher` is; charges the ledger by docs/fairness.md, clause 14.
 
     Args:
-        encoder: the teacher, with what the objective needs as its ``needs``.
+        teacher: with what the objective needs as its ``needs``; it may be in pieces.
         filler: the same model, with what is kept as its ``needs``.
         contents: what a row holds.
         store: of this run alone; closed with the teacher.
@@ -73,7 +73,7 @@ class CachedTeacher(Teacher):
 
     def __init__(
         self,
-        encoder: TappedEncoder,
+        teacher: Teacher,
         filler: TappedEncoder,
         contents: Contents,
         store: OpenStore,
@@ -81,10 +81,10 @@ class CachedTeacher(Teacher):
         ledger: Ledger,
         num_students: int,
     ) -> None:
-        super().__init__(encoder)
-        self._filler, self.contents, self.store = Teacher(filler), contents, store
+        super().__init__(teacher.encoder, teacher.pieces)
+        self._filler, self.contents, self.store = Teacher(filler, teacher.pieces), contents, store
         self._loader, self._ledger, self._num_students = loader, ledger, num_students
-        self._layers = layers_of(encoder.model.base_model)
+        self._layers = layers_of(teacher.encoder.model.base_model)
         self._num_read = self._num_filled = 0  # rows
 
     def look_up(self, batch: Batch) -> LookedUp:
@@ -99,11 +99,18 @@ class CachedTeacher(Teacher):
         """What the objective needs of the teacher, for one micro-batch."""
         looked_up = batch if isinstance(batch, LookedUp) else self.look_up(batch).to(batch.input_ids.device)
         kept = self._look_again(looked_up.kept)
-        if kept.present.all():
+        is_complete = bool(kept.present.all())
+        if self.pieces is not None and dist.any_rank(not is_complete) and is_complete:
+            with self._ledger.clock(OTHERS):  # another process needs this one's pieces
+                self._filler(batch, inputs)
+        if is_complete:
             self._charge_found(kept.first_visits)
             self._num_read += len(kept.rows)
-            return self._taps(kept.data)
-        return self._taps(self._fill(batch, inputs, kept))
+        data = kept.data if is_complete else self._fill(batch, inputs, kept)
+        if not self.encoder.needs.attention_layers:  # no projection: no weights are wanted
+            return self._taps(data)
+        taps: Taps = self.run(self._taps, data)
+        return taps
 
     def _read(self, rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.bool_]]:
         """Rows whose cost nobody recorded count as absent: a run that finds them is charged for them."""
@@ -195,6 +202,7 @@ class CachedTeacher(Teacher):
     def close(self) -> None:
         """Close the store, and let other runs use it."""
         self.store.close()
+        super().close()
 
 
 def open_cached_teacher(
@@ -223,4 +231,4 @@ def open_cached_teacher(
     identity = identity_of(contents, about_teacher, loader.window_identity)
     store = OpenStore(Path(recipe.path), contents, identity, loader.num_windows, recipe.max_gib)
     filler = TappedEncoder(encoder.model, contents.needs, execution=encoder.execution).eval()
-    return CachedTeacher(encoder, filler, contents, store, loader, ledger, recipe.num_students)
+    return CachedTeacher(teacher, filler, contents, store, loader, ledger, recipe.num_students)

@@ -186,7 +186,7 @@ def _teacher_facts(run: Run, path: str | None) -> dict[str, Any] | None:
     own = read_summary(Path(path).parent) if recipe.train is not None else None
     return {
         "path": path,
-        "parameters": sum(parameter.numel() for parameter in teacher.encoder.parameters()),
+        "parameters": teacher.num_parameters,
         "cost_flops": own["flops"] if own else recipe.cost_flops,
         "cost_source": "this study's ledger" if own else recipe.cost_source,
         "cache": teacher.facts() if isinstance(teacher, CachedTeacher) else None,

@@ -12,6 +12,7 @@ from kd_megatron.data.loader import Loader
 from kd_megatron.engine import checkpoint
 from kd_megatron.engine.build import Engine, micro_batches_per_step
 from kd_megatron.engine.flops import SequenceCost, sequence_cost
+from kd_megatron.engine.partition import PartitionedModel
 from kd_megatron.errors import ModelError
 from kd_megatron.logs import MetricsWriter, say
 from kd_megatron.models import float8
@@ -171,7 +172,10 @@ def _teacher(
         )
     check_same_vocabulary(path, loader.tokenizer_sha256, ", ".join(s.path for s in study.data.shards))
     dtype = DTYPES[study.teacher.precision]
-    encoder = load_teacher(path, dtype, objective.needs_teacher, device, execution(study))
+    on = torch.device("cpu") if study.teacher.partition else device  # pieces go to the device one by one
+    encoder = load_teacher(path, dtype, objective.needs_teacher, on, execution(study))
+    if study.teacher.partition:
+        return Teacher(encoder, PartitionedModel(encoder.model))
     if study.teacher.precision == "fp8":
         error = float8.convert(encoder, loader.batch(0, 2).to(device))
         say(f"teacher in float8: its taps differ from the bfloat16 teacher's by {error:.1%} at most")

@@ -1,20 +1,30 @@
 """The frozen teacher of a run."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import torch
 
+from kd_megatron.engine.partition import PartitionedModel
 from kd_megatron.models.taps import TappedEncoder
-from kd_megatron.tensors import Batch, Taps
+from kd_megatron.tensors import Batch, FactoredLogits, Taps
 
 
 class Teacher:
-    """Runs a frozen encoder. It stays outside the student's engine, so that no ZeRO stage partitions it."""
+    """Runs a frozen encoder. It stays outside the student's engine, so that no ZeRO stage partitions it.
 
-    def __init__(self, encoder: TappedEncoder) -> None:
+    Args:
+        encoder: the teacher.
+        pieces: the encoder's model, when it is partitioned by an engine of its own. Calls are then collective.
+    """
+
+    def __init__(self, encoder: TappedEncoder, pieces: PartitionedModel | None = None) -> None:
         trainable = [name for name, p in encoder.named_parameters() if p.requires_grad]
         training = [name for name, m in encoder.named_modules() if m.training]
         if trainable or training:
             raise ValueError(f"the teacher must be frozen and in eval mode; found {(trainable + training)[:3]}")
-        self.encoder = encoder
+        self.encoder, self.pieces = encoder, pieces
 
     # Not inference_mode: autograd refuses to save inference tensors, and losses save the teacher's taps.
     @torch.no_grad()
@@ -22,7 +32,28 @@ class Teacher:
         """What the objective needs of the teacher, for one micro-batch."""
         if self.encoder.training:
             raise RuntimeError("the teacher left eval mode: its dropout would change the targets")
-        return self.encoder(batch, inputs)
+        taps: Taps = self.run(self.encoder, batch, inputs)
+        return replace(taps, logits=self._whole(taps.logits), all_logits=self._whole(taps.all_logits))
+
+    def run(self, compute: Callable[..., Any], *inputs: Any) -> Any:
+        """``compute(*inputs)``, which calls modules of the teacher, with their weights at hand."""
+        return compute(*inputs) if self.pieces is None else self.pieces.run(compute, *inputs)
+
+    def _whole(self, logits: FactoredLogits | None) -> FactoredLogits | None:
+        """With a copy of the head's weights where the teacher's are in pieces: the loss reads them later."""
+        if logits is None or self.pieces is None:
+            return logits
+        bias = None if logits.bias is None else self.pieces.whole(logits.bias)
+        return replace(logits, weight=self.pieces.whole(logits.weight), bias=bias)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole teacher, as far as it is needed."""
+        if self.pieces is not None:
+            return self.pieces.num_parameters()
+        return sum(parameter.numel() for parameter in self.encoder.parameters())
 
     def close(self) -> None:
         """Give back what it holds; it is not called after this."""
+        if self.pieces is not None:
+            self.pieces.close()
