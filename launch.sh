@@ -5,7 +5,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
     cat <<'TEXT'
-usage: ./launch.sh [--procs N | --hosts FILE] [--debug] COMMAND [ARGUMENTS]
+usage: ./launch.sh [--procs N | --hosts FILE] [--restarts N] [--debug] COMMAND [ARGUMENTS]
+       ./launch.sh --node-rank R --num-nodes N --master ADDR[:PORT] [--procs N] COMMAND [ARGUMENTS]
+       ./launch.sh --slurm --num-nodes N [--procs N] [--restarts N] COMMAND [ARGUMENTS] > job.sbatch
 (all paths are relative to the directory of this script)
 
   demo       the whole study, small: corpus, teacher, four objectives, fine-tuning, report
@@ -18,9 +20,15 @@ usage: ./launch.sh [--procs N | --hosts FILE] [--debug] COMMAND [ARGUMENTS]
   report     tables, figures and the HTML page of a study
   bench      throughput and kernels
   inspect    verify a shard set or a teacher cache and show its statistics
+  preflight  code, versions, data, disk of this machine; with --hosts: that all nodes agree and reach each other
 
   --procs N      N processes on this machine, through the deepspeed launcher (default 1)
-  --hosts FILE   the nodes of a deepspeed hostfile, lines such as "node1 slots=8" (docs/multi_node.md)
+  --hosts FILE   the nodes of a deepspeed hostfile, lines such as "node1 slots=8", over ssh (docs/multi_node.md)
+  --restarts N   after a crash or a lost node, run the command again up to N times; it resumes (docs/exit_codes.md)
+  --node-rank R  this machine is node R of --num-nodes, called so on each of them: Slurm, Kubernetes, no ssh
+  --num-nodes N  how many nodes there are (also --nodes)
+  --master ADDR  node 0 as the others reach it, with :PORT or at 29500
+  --slurm        print a batch script for sbatch instead of running the command
   --debug        show the traceback of an error
   --help         this text; after a COMMAND: the options of the command
 
@@ -31,7 +39,11 @@ environment:
   KD_LOCKED            1: only from a lock file with hashes; 0: requirements.txt (default: a lock file where one fits)
   OMP_NUM_THREADS      threads of each process (default: this machine's cores / processes on it; cores, not hardware threads)
   MASTER_PORT          the port at which ranks meet (default: a free one; 29500 with --hosts)
-  GLOO_SOCKET_IFNAME   with --hosts: the network interface that joins the nodes
+  MASTER_ADDR          with --hosts: where ranks meet (default: the hostfile's first node)
+  GLOO_SOCKET_IFNAME   the network interface that joins the nodes (default: the one on the way to the first node)
+  KD_GRACE_SECONDS     how long processes may take to save after a signal, before they are killed (default 60)
+  KD_RETURN_SECONDS    with --hosts --restarts: how long a lost node may take to answer again (default 300)
+  KD_SSH_ARGS          with --hosts: more options for ssh, such as "-F ssh_config"
 TEXT
 }
 
@@ -137,75 +149,109 @@ threads_per_process() { local share=$(($(physical_cores) / $1)); echo "${OMP_NUM
 # exit code: the launchers above them would pass it on to one rank after another, or not at all.
 run_group() {
     if dry_run; then show "$@"; return; fi
-    local group
+    local group reader="" code=0
     set -m
-    "$@" &
+    (trap '' USR1; exec "$@") < /dev/null &  # the workers catch SIGUSR1, the launchers above them would die of it
     group=$!
     set +m
-    exec {lifeline}> >(trap '' INT TERM HUP; read -r _ || kill -TERM -- "-$group" 2> /dev/null)
-    trap 'signal_group INT "$group"' INT
-    trap 'signal_group TERM "$group"' TERM HUP
+    exec {lifeline}> >(keep_group "$group" > /dev/null 2>&1)
+    if [[ ${KD_STDIN_SIGNALS:-} == 1 ]]; then
+        obey_stdin "$group" <&0 > /dev/null 2>&1 &
+        reader=$!
+    fi
+    trap 'pass_signal INT "$group"' INT
+    trap 'pass_signal TERM "$group"' TERM HUP
+    trap 'pass_signal USR1 "$group"' USR1
     while kill -0 "$group" 2> /dev/null; do wait "$group" || true; done  # a trapped signal ends `wait` early
-    trap - INT TERM HUP
-    wait "$group"
+    trap - INT TERM HUP USR1
+    wait "$group" || code=$?
+    echo ended >&"$lifeline"
+    exec {lifeline}>&-
+    if [[ -n $reader ]]; then kill "$reader" 2> /dev/null || true; fi
+    return "$code"
+}
+
+pass_signal() {
+    stopped=1
+    signal_group "$1" "$2"
+    echo stopping >&"$lifeline"
 }
 
 signal_group() {
     pkill "-$1" -g "$2" -f -- '-m kd_megatron' 2> /dev/null || kill "-$1" -- "-$2" 2> /dev/null || true
 }
 
-start_processes() {
-    run_group "${environment[@]}" .venv/bin/python -m deepspeed.launcher.runner --log_level critical --num_gpus "$procs" \
-        --master_port "${MASTER_PORT:-$(free_port)}" --no_local_rank --module kd_megatron "$@"
+# The lifeline's other end. "ended": all is done. "stopping", or the end of the pipe (this script was killed): the
+# group may take its grace to save, then it is killed.
+keep_group() {
+    local word="" seconds grace=${KD_GRACE_SECONDS:-60}
+    trap '' INT TERM HUP USR1
+    read -r word || signal_group TERM "$1"
+    if [[ $word == ended ]]; then return; fi
+    if [[ -n $hosts ]]; then grace=$((grace + 30)); fi  # the nodes count their own grace
+    for ((seconds = 0; seconds < grace; seconds++)); do
+        sleep 1
+        kill -0 -- "-$1" || return
+    done
+    kill -KILL -- "-$1"
+}
+
+# On a node that --hosts started: the ssh connection brings signals, one a line, and its end ends this node.
+obey_stdin() {
+    local word
+    while read -r word; do
+        if [[ $word == KILL ]]; then kill -KILL -- "-$1"; else kill "-$word" $$; fi
+    done
+    kill -TERM $$
+}
+
+start_node() {  # NODE SLOTS MASTER COMMAND...; slots: the processes of each node, such as 8,8
+    local per_node
+    IFS=, read -r -a per_node <<< "$2"
+    run_group "${environment[@]}" "OMP_NUM_THREADS=$(threads_per_process "${per_node[$1]}")" \
+        .venv/bin/python -m kd_megatron.launch.node --rank "$1" --slots "$2" --master "$3" "${@:4}"
 }
 
 start_hosts() {
-    local first slots interface argument arguments=() node_environment
-    read -r first slots < <(grep -E '^[^#[:space:]]' "$hosts") \
-        || fail "hostfile $hosts is missing or empty" "expected: lines such as 'node1 slots=8'"
-    dry_run || command -v pdsh > /dev/null || fail "pdsh is not installed" "to fix: apt install pdsh openssh-client"
-    interface=${GLOO_SOCKET_IFNAME:-$(ip -o -4 route show default 2> /dev/null | awk '{print $5; exit}')}
-    [[ -n $interface ]] || fail "this node has no default route, so the network interface is not known" \
-        "to fix: set GLOO_SOCKET_IFNAME to the interface that joins the nodes"
-    environment+=("OMP_NUM_THREADS=$(threads_per_process "${slots#slots=}")" "GLOO_SOCKET_IFNAME=$interface")
-    node_environment=$(env "${environment[@]:1}" \
-        | grep -E '^(OMP_NUM_THREADS|DS_ACCELERATOR|GLOO_[A-Z_]*|NCCL_[A-Z_]*|HF_HOME|HF_HUB_OFFLINE)=[^ ]*$')
-    scratch=/tmp/TEMPORARY
-    if ! dry_run; then
-        scratch=$(mktemp -d)
-        trap 'rm -rf "$scratch"' EXIT
-        printf '%s\n' "$node_environment" > "$scratch/deepspeed_env"  # deepspeed exports these lines on every node
-    fi
-    for argument in "$@"; do  # a remote shell reads these again; deepspeed itself quotes only those with spaces
-        [[ $argument == *' '* ]] || argument=$(printf '%q' "$argument")
-        arguments+=("$argument")
-    done
-    run_group "${environment[@]}" "DS_ENV_FILE=$scratch/deepspeed_env" \
-        "PDSH_SSH_ARGS_APPEND=${PDSH_SSH_ARGS_APPEND:-} -o ServerAliveInterval=5 -o ServerAliveCountMax=3" \
-        .venv/bin/python -m deepspeed.launcher.runner --log_level critical --hostfile "$hosts" --force_multi --no_ssh_check \
-        --venv_script "$PWD/.venv/bin/activate" --master_addr "${MASTER_ADDR:-$first}" \
-        --master_port "${MASTER_PORT:-29500}" --no_local_rank --module kd_megatron "${arguments[@]}"
+    local more=()
+    if dry_run; then more=(--dry-run); fi
+    set -- "${environment[@]}" .venv/bin/python -m kd_megatron.launch.hosts --hostfile "$hosts" --run "$run_name" \
+        --attempt "$attempt" "${more[@]}" "$@"
+    if dry_run; then "$@"; else run_group "$@"; fi
 }
 
 start() {
     if [[ -n $hosts ]]; then
         start_hosts "$@"
-        return
-    fi
-    environment+=("OMP_NUM_THREADS=$(threads_per_process "$procs")")
-    if ((procs > 1)); then
-        start_processes "$@"
-    elif [[ $command == demo ]]; then
-        run_group "${environment[@]}" .venv/bin/python -m kd_megatron "$@"
+    elif [[ -n $node_rank ]]; then
+        start_node "$node_rank" "$slots" "$master" "$@"
+    elif ((procs > 1)); then
+        start_node 0 "$procs" "127.0.0.1:${MASTER_PORT:-$(free_port)}" "$@"
     else
-        run_last "${environment[@]}" .venv/bin/python -m kd_megatron "$@"
+        set -- "${environment[@]}" "OMP_NUM_THREADS=$(threads_per_process 1)" .venv/bin/python -m kd_megatron "$@"
+        if [[ $command == demo ]] || ((restarts > 0)); then run_group "$@"; else run_last "$@"; fi
     fi
+}
+
+# A crash (1, 128 and more), a lost rank (9) or a lost connection (255) may pass; what a user has to mend, and a stop
+# that was asked for (75, Ctrl-C, a reader that has seen enough), does not.
+may_pass() { (($1 == 1 || $1 == 9 || ($1 >= 128 && $1 != 130 && $1 != 141))); }
+
+start_again() {
+    local code
+    while true; do
+        code=0
+        start "$@" || code=$?
+        if ((attempt >= restarts || stopped)) || ! may_pass "$code"; then return "$code"; fi
+        attempt=$((attempt + 1))
+        say "restart $attempt of $restarts: the run ended with exit code $code (docs/exit_codes.md); it resumes"
+    done
 }
 
 # --- commands of this script ------------------------------------------------------------------------------
 
 run_demo() {
-    start study recipes/demo.yaml "$@"
+    start_again study recipes/demo.yaml "$@"
     local page=studies/demo/report/index.html opener
     dry_run && return
     say "The report: $PWD/$page"
@@ -224,28 +270,47 @@ run_tests() {
 
 # --- the command line -------------------------------------------------------------------------------------
 
-procs=1 hosts="" debug=()
+procs=1 hosts="" restarts=0 node_rank="" num_nodes="" master="" slurm="" debug=()
+attempt=0 stopped=0 run_name="$(uname -n)-$$-$(date +%s)"
 while [[ ${1:-} == -* ]]; do
     case $1 in
-        --procs | --hosts)
+        --procs | --hosts | --restarts | --node-rank | --num-nodes | --nodes | --master)
             (($# > 1)) || fail "$1 needs a value" "to fix: see ./launch.sh --help"
-            if [[ $1 == --procs ]]; then procs=$2; else hosts=$2; fi
+            name=${1#--} name=${name//-/_} name=${name/#nodes/num_nodes}
+            printf -v "$name" %s "$2"
             shift ;;
+        --slurm) slurm=1 ;;
         --debug) debug=(--debug) ;;
         -h | --help) usage; exit 0 ;;
         *) fail "unknown option $1" "to fix: see ./launch.sh --help" ;;
     esac
     shift
 done
-[[ $procs =~ ^[1-9][0-9]*$ ]] || fail "--procs $procs" "expected: a whole number, 1 or more"
+[[ $procs =~ ^[1-9][0-9]*$ || ($procs =~ ^[1-9][0-9]*(,[1-9][0-9]*)+$ && -n $node_rank) ]] \
+    || fail "--procs $procs" "expected: a whole number, 1 or more"
+[[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts $restarts" "expected: a whole number, 0 or more"
 [[ $procs == 1 || -z $hosts ]] || fail "--procs and --hosts are both given" "to fix: the hostfile's slots say how many processes"
+check_nodes() {
+    [[ -z $hosts ]] || fail "--hosts and --node-rank, --num-nodes, --master or --slurm are both given" "to fix: choose one way"
+    [[ $num_nodes =~ ^[1-9][0-9]*$ ]] || fail "--num-nodes ${num_nodes:-is missing}" "expected: a whole number, 1 or more"
+    [[ -z $slurm ]] || return 0
+    [[ $node_rank =~ ^[0-9]+$ ]] && ((node_rank < num_nodes)) \
+        || fail "--node-rank ${node_rank:-is missing}" "expected: a whole number from 0 to $((num_nodes - 1))"
+    [[ $master =~ ^[A-Za-z0-9._-]+(:[0-9]+)?$ ]] \
+        || fail "--master ${master:-is missing}" "expected: the address of node 0, such as node1 or 10.0.0.1:29500"
+    slots=$procs
+    if [[ $procs != *,* ]]; then slots=$(printf ",$procs%.0s" $(seq "$num_nodes")) slots=${slots#,}; fi
+    local commas=${slots//[^,]/}
+    ((${#commas} + 1 == num_nodes)) || fail "--procs $procs" "expected: one number, or one for each of the $num_nodes nodes"
+}
+if [[ -n $node_rank$num_nodes$master$slurm ]]; then check_nodes; fi
 if (($# == 0)); then usage >&2; exit 2; fi
 command=$1
 shift
 
 case " $* " in
     *" -h "* | *" --help "*)
-        procs=1 hosts=""
+        procs=1 hosts="" node_rank="" slurm=""
         case $command in
             demo) echo "usage: ./launch.sh [--procs N] demo [KEY=VALUE ...]   runs recipes/demo.yaml with these overrides"; exit ;;
             test) echo "usage: ./launch.sh test [PYTEST ARGUMENTS]   such as: tests/cli, -k NAME, -m long (the long ones)"; exit ;;
@@ -253,14 +318,19 @@ case " $* " in
 esac
 case $command in
     prepare | plan | report | inspect | test)
-        [[ $procs == 1 && -z $hosts ]] || fail "$command runs as one process" "to fix: leave out --procs and --hosts" ;;
+        [[ $procs == 1 && -z $hosts$node_rank$slurm ]] \
+            || fail "$command runs as one process" "to fix: leave out --procs, --hosts, --node-rank and --slurm" ;;
 esac
 
 environment_is_ready || install_environment
 environment=(env KD_PROGRAM=./launch.sh PYTHONWARNINGS=ignore::FutureWarning)
 has_cuda || environment+=(DS_ACCELERATOR=cpu)
+if [[ -n $slurm ]]; then
+    run_last .venv/bin/python -m kd_megatron.launch.slurm --num-nodes "$num_nodes" --procs "$procs" --restarts "$restarts" \
+        "$command" "$@" "${debug[@]}"
+fi
 case $command in
     demo) run_demo "$@" "${debug[@]}" ;;
     test) run_tests "$@" ;;
-    *) start "$command" "$@" "${debug[@]}" ;;
+    *) start_again "$command" "$@" "${debug[@]}" ;;
 esac

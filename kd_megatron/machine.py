@@ -1,4 +1,5 @@
-"""What a measurement was made with: commit, versions, processor. Needs torch alone, so that any machine can say it."""
+"""What a measurement was made with: commit, versions, processor. Needs torch alone, so that any machine can say it, and
+that only where a device is asked about: `launch.sh` asks every node for the rest and has no two seconds to spare."""
 
 import os
 import platform
@@ -6,15 +7,18 @@ import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def facts(packages: Iterable[str]) -> dict[str, Any]:
     """What every recorded figure is kept with, as plain data."""
+    import torch
+
     return {
         "commit": commit(),
         "uncommitted_changes": uncommitted_changes(),
@@ -44,6 +48,8 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 def device_name() -> str:
     """The GPU's name, otherwise the processor's with its number of cores."""
+    import torch
+
     return torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
 
 
@@ -52,8 +58,10 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def free_memory_bytes(device: torch.device) -> int:
+def free_memory_bytes(device: "torch.device") -> int:
     """What can still be allocated on ``device``."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

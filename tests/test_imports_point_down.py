@@ -15,6 +15,7 @@ BELOW_ENGINE = {"kernels", "objectives", "models", "data", "teacher_cache"}
 BELOW = {
     GROUND_FLOOR: set(),
     "data_prep": set(),
+    "launch": set(),
     "kernels": set(),
     "objectives": {"kernels"},
     "models": {"kernels"},
@@ -24,7 +25,7 @@ BELOW = {
     "training": {*BELOW_ENGINE, "engine"},
     "finetune": {*BELOW_ENGINE, "engine", "data_prep"},
     "study": {*BELOW_ENGINE, "engine", "training", "finetune", "data_prep"},
-    "cli": {*BELOW_ENGINE, "engine", "training", "finetune", "study", "data_prep"},
+    "cli": {*BELOW_ENGINE, "engine", "training", "finetune", "study", "data_prep", "launch"},
 }
 # Libraries that only some files may import.
 ONLY = {

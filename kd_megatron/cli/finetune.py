@@ -38,11 +38,14 @@ def run(args: argparse.Namespace) -> int:
     """Run the grid and print the table."""
     from kd_megatron import config, dist
     from kd_megatron.finetune.grid import SUMMARY, run_grid
+    from kd_megatron.launch.preflight import compare_nodes
     from kd_megatron.schema import FinetuneRecipe
 
     recipe = config.load(args.recipe, FinetuneRecipe, args.overrides)
     output = args.output or default_output(args.model)
+    dist.initialise()
     try:
+        compare_nodes([args.recipe, *args.overrides])
         summary = run_grid(args.model, recipe, output)
         if dist.is_main():
             _print_table(summary)

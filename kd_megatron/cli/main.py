@@ -17,7 +17,7 @@ from typing import NoReturn
 from kd_megatron.errors import KdError, RecipeError, disk_full_is_clear, nearest
 from kd_megatron.process import exit_process, keep_freed_memory
 
-COMMANDS = ("prepare", "plan", "pretrain", "finetune", "study", "report", "bench", "inspect")
+COMMANDS = ("prepare", "plan", "pretrain", "finetune", "study", "report", "bench", "inspect", "preflight")
 LAUNCHER_COMMANDS = ("demo", "test")  # of launch.sh alone: they need the repository, not only the package
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it

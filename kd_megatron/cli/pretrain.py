@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron import config, dist
     from kd_megatron.errors import RecipeError, nearest
     from kd_megatron.hardware import resolve_precision
+    from kd_megatron.launch.preflight import compare_nodes
     from kd_megatron.schema import StudyRecipe
     from kd_megatron.study import runner
     from kd_megatron.training.run import pretrain
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     directory = Path(args.output) if args.output else root / args.arm / f"seed_{seed}"
     dist.initialise()
     try:
+        compare_nodes([args.recipe, *args.overrides])
         recipe = resolve_precision(recipe)
         runner.prepare_inputs(recipe, root)
         study = runner.run_recipe(recipe, args.arm, seed)

@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
     from kd_megatron import config, dist
     from kd_megatron.hardware import resolve_precision
+    from kd_megatron.launch.preflight import compare_nodes
     from kd_megatron.schema import StudyRecipe
     from kd_megatron.study.runner import run_study
 
@@ -33,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     directory = Path(args.output or recipe.output or f"studies/{recipe.name}")
     dist.initialise()
     try:
+        compare_nodes([args.recipe, *args.overrides])
         run_study(resolve_precision(recipe), directory)
         if dist.is_main():
             print(directory / "report" / "index.html")

@@ -25,7 +25,10 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
 )
 KINDS = {"study": schema.StudyRecipe, "corpus": schema.CorpusRecipe, "finetune": schema.FinetuneRecipe}
-LAUNCHER_OPTIONS = {"--procs": 1, "--hosts": 1, "--debug": 0, "--help": 0}
+LAUNCHER_OPTIONS = {
+    **dict.fromkeys(("--procs", "--hosts", "--restarts", "--node-rank", "--num-nodes", "--nodes", "--master"), 1),
+    **dict.fromkeys(("--slurm", "--debug", "--help"), 0),
+}
 
 # Made by running something, so not in a checkout (sources below directories of these names are looked for).
 PRODUCED = (
