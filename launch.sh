@@ -162,10 +162,10 @@ run_group() {
     trap 'pass_signal INT "$group"' INT
     trap 'pass_signal TERM "$group"' TERM HUP
     trap 'pass_signal USR1 "$group"' USR1
-    while kill -0 "$group" 2> /dev/null; do wait "$group" || true; done  # a trapped signal ends `wait` early
+    while kill -0 "$group" 2> /dev/null; do { wait "$group" || true; } 2> /dev/null; done  # a signal ends `wait` early
     trap - INT TERM HUP USR1
-    wait "$group" || code=$?
-    echo ended >&"$lifeline"
+    { wait "$group" || code=$?; } 2> /dev/null
+    tell_keeper ended
     exec {lifeline}>&-
     if [[ -n $reader ]]; then kill "$reader" 2> /dev/null || true; fi
     return "$code"
@@ -174,8 +174,10 @@ run_group() {
 pass_signal() {
     stopped=1
     signal_group "$1" "$2"
-    echo stopping >&"$lifeline"
+    tell_keeper stopping
 }
+
+tell_keeper() { (trap '' PIPE; echo "$1" >&"$lifeline") 2> /dev/null || true; }  # it may have ended, its work done
 
 signal_group() {
     pkill "-$1" -g "$2" -f -- '-m kd_megatron' 2> /dev/null || kill "-$1" -- "-$2" 2> /dev/null || true

@@ -3,6 +3,7 @@ only the program that the launcher starts is a small one, so that no training is
 
 import hashlib
 import os
+import shlex
 import shutil
 import signal
 import stat
@@ -20,8 +21,16 @@ PATIENCE_SECONDS = 120  # for an event that has to come: only a hang takes this 
 
 WORKER = """
 import os, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-os.write(1, f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} {' '.join(sys.argv[1:])}\\n".encode())
+from pathlib import Path
+if (codes := Path("exit_codes")).is_file():  # the first line says how this call ends
+    first, _, rest = codes.read_text().partition(" ")
+    codes.write_text(rest)
+    print("ends with", first, flush=True)
+    sys.exit(int(first)) if int(first) >= 0 else os.kill(os.getpid(), -int(first))
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_IGN if "stubborn" in sys.argv else lambda *_: sys.exit(75))
+rank, ranks = (os.environ.get(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+os.write(1, f"rank {rank} of {ranks} {' '.join(sys.argv[1:])}\\n".encode())
 time.sleep(600)
 """
 
@@ -40,8 +49,9 @@ def ready(clone: Path) -> Path:
     write_script(clone / ".venv/bin/python", f'exec "{sys.executable}" "$@"')
     pinned = f"{clone}\n".encode() + (clone / "requirements.txt").read_bytes() + (clone / "pyproject.toml").read_bytes()
     (clone / ".venv/installed.sha256").write_text(hashlib.sha256(pinned).hexdigest() + "\n")
-    (clone / "kd_megatron").mkdir()
-    (clone / "kd_megatron/__init__.py").touch()
+    shutil.copytree(ROOT / "kd_megatron/launch", clone / "kd_megatron/launch")
+    for name in ("__init__", "errors", "config", "manifest", "machine"):
+        shutil.copy(ROOT / f"kd_megatron/{name}.py", clone / "kd_megatron")
     (clone / "kd_megatron/__main__.py").write_text(WORKER)
     return clone
 
@@ -107,22 +117,31 @@ def test_processes_share_the_cores_not_the_hardware_threads(ready, tmp_path, arg
 
 def test_a_dry_run_of_two_processes(ready):
     (command,) = dry_run(ready, "--procs", "2", "pretrain", "r.yaml")
-    assert " -m deepspeed.launcher.runner " in command
-    assert " --num_gpus 2 " in command
-    assert command.strip().endswith("--no_local_rank --module kd_megatron pretrain r.yaml")
+    call = "-m kd_megatron.launch.node --rank 0 --slots 2 --master 127.0.0.1:FREE_PORT pretrain r.yaml"
+    assert command.strip().endswith(call)
+
+
+def test_a_dry_run_of_one_node_of_three(ready):
+    nodes = ["--node-rank", "1", "--num-nodes", "3", "--master", "node1:4321", "--procs", "8"]
+    (command,) = dry_run(ready, *nodes, "pretrain", "r.yaml")
+    wanted = shlex.split("--rank 1 --slots 8,8,8 --master node1:4321 pretrain r.yaml")
+    assert shlex.split(command)[-len(wanted) :] == wanted
 
 
 def test_a_dry_run_on_hosts(ready, tmp_path):
     (tmp_path / "hosts").write_text("# two nodes\nnodea slots=1\nnodeb slots=1\n")
-    (command,) = dry_run(ready, "--hosts", str(tmp_path / "hosts"), "study", "r.yaml", GLOO_SOCKET_IFNAME="eth7")
-    for part in (
-        f"--hostfile {tmp_path}/hosts",
-        "--master_addr nodea",
-        "GLOO_SOCKET_IFNAME=eth7",
-        "ServerAliveInterval",
-    ):
-        assert part in command
-    assert f"--venv_script {ready}/.venv/bin/activate" in command
+    hosts = ["--hosts", str(tmp_path / "hosts")]
+    settings = {"GLOO_SOCKET_IFNAME": "eth7", "KD_SSH_ARGS": "-F own_config", "NCCL_DEBUG": "INFO"}
+    settings |= {"HF_TOKEN": "secret"}
+    first, second = dry_run(ready, *hosts, "study", "r.yaml", "notes=a 'b", **settings)
+    assert first.startswith("ssh -T -F own_config ")
+    for part in ("ServerAliveInterval", " nodea ", f"cd {ready}", "GLOO_SOCKET_IFNAME=eth7", "NCCL_DEBUG=INFO"):
+        assert part in first
+    remote = shlex.split(shlex.split(second)[-1].rpartition("; ")[2])
+    assert " nodeb " in second
+    assert "secret" not in second
+    nodes = ["--node-rank", "1", "--num-nodes", "2", "--master", "nodea:29500", "--procs", "1,1"]
+    assert remote[remote.index("./launch.sh") :] == ["./launch.sh", *nodes, "study", "r.yaml", "notes=a 'b"]
 
 
 def test_a_dry_run_of_the_tests_checks_first(ready):
@@ -153,6 +172,13 @@ def test_help_needs_no_set_up(clone, arguments):
         (("--procs", "2", "prepare", "r.yaml"), "prepare runs as one process"),
         (("--hosts", "no-such-file", "study", "r.yaml"), "no-such-file is missing or empty"),
         (("--prosc", "2", "study"), "unknown option --prosc"),
+        (("--restarts", "many", "study"), "--restarts many"),
+        (("--node-rank", "0", "study"), "--num-nodes is missing"),
+        (("--node-rank", "2", "--num-nodes", "2", "--master", "a", "study"), "--node-rank 2"),
+        (("--node-rank", "0", "--num-nodes", "2", "study"), "--master is missing"),
+        (("--node-rank", "0", "--num-nodes", "2", "--master", "a", "--procs", "1,1,1", "study"), "--procs 1,1,1"),
+        (("--slurm", "study"), "--num-nodes is missing"),
+        (("--slurm", "--hosts", "h", "study"), "both given"),
     ],
 )
 def test_wrong_options_are_one_clear_message(ready, arguments, message):
@@ -180,9 +206,8 @@ def start_workers(
     directory: Path, request: pytest.FixtureRequest
 ) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
     """launch.sh with two ranks, and all processes below it, once both ranks run."""
-    script = subprocess.Popen(
-        [str(directory / "launch.sh"), "--procs", "2", "pretrain", "r.yaml"], stdout=subprocess.PIPE, text=True
-    )
+    command = [str(directory / "launch.sh"), "--procs", "2", "--restarts", "3", "pretrain", "r.yaml"]
+    script = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     request.addfinalizer(script.kill)
     assert script.stdout is not None
     lines = sorted(script.stdout.readline().strip() for _ in range(2))
@@ -190,15 +215,58 @@ def start_workers(
     return script, psutil.Process(script.pid).children(recursive=True)
 
 
-@pytest.mark.parametrize(("signal_sent", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("signal_sent", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGKILL, -signal.SIGKILL)]
+)
 def test_nothing_outlives_launch(ready, request, signal_sent, exit_code):
     """SIGTERM reaches the workers, whose exit code comes through; kill -9 ends everything below too."""
     script, processes = start_workers(ready, request)
-    assert len(processes) >= 4  # the deepspeed runner, its launcher, two ranks
+    assert len(processes) >= 4  # the deepspeed launcher, two ranks, the keeper
     script.send_signal(signal_sent)
     assert script.wait(PATIENCE_SECONDS) == exit_code
     _, alive = psutil.wait_procs(processes, timeout=PATIENCE_SECONDS)
     assert not alive
+
+
+def test_a_process_that_does_not_stop_is_killed_after_its_grace_and_not_restarted(ready, request):
+    command = [str(ready / "launch.sh"), "--restarts", "3", "pretrain", "stubborn"]
+    script = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"KD_GRACE_SECONDS": "2"})
+    request.addfinalizer(script.kill)
+    assert script.stdout is not None
+    assert script.stdout.readline().startswith("rank 0 of 1")
+    script.send_signal(signal.SIGTERM)
+    assert script.wait(PATIENCE_SECONDS) == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("codes", "restarts", "exit_code", "runs"),
+    [
+        ("9 1 0", 2, 0, 3),
+        ("-9 0", 1, 0, 2),  # killed
+        ("9 9 0", 1, 9, 2),
+        ("1 0", 0, 1, 1),
+        ("3 0", 5, 3, 1),  # to be mended by a person
+        ("75 0", 5, 75, 1),  # asked to stop
+        ("130 0", 5, 130, 1),
+        ("255 141 0", 5, 141, 2),
+    ],
+)
+def test_a_restart_follows_what_may_pass(ready, codes, restarts, exit_code, runs):
+    (ready / "exit_codes").write_text(codes)
+    done = launch(ready, "--restarts", str(restarts), "pretrain", "r.yaml")
+    assert done.returncode == exit_code
+    assert done.stdout.count("ends with") == runs
+    said = [line for line in done.stderr.splitlines() if line.startswith("restart ")]
+    assert [line.split(":")[0] for line in said] == [f"restart {n} of {restarts}" for n in range(1, runs)]
+
+
+def test_the_batch_script_of_slurm_is_one_that_bash_can_read(ready, tmp_path):
+    job = ["--slurm", "--nodes", "4", "--procs", "8", "--restarts", "2", "pretrain", "r.yaml", "notes=it's a b"]
+    script = launch(ready, *job).stdout
+    assert "#SBATCH --nodes=4\n" in script
+    assert "#SBATCH --signal=B:USR1@300\n" in script
+    (tmp_path / "job").write_text(script)
+    assert subprocess.run(["bash", "-n", tmp_path / "job"], capture_output=True, text=True).stderr == ""
 
 
 @pytest.mark.long

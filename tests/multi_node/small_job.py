@@ -35,12 +35,8 @@ def make_checkout(place: Path, at: Path | None = None) -> None:
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    pinned = (
-        f"{at or place}\n".encode()
-        + (place / "requirements.txt").read_bytes()
-        + (place / "pyproject.toml").read_bytes()
-    )
-    (place / ".venv/installed.sha256").write_text(hashlib.sha256(pinned).hexdigest() + "\n")
+    pinned = f"{at or place}\n" + "".join((place / name).read_text() for name in ("requirements.txt", "pyproject.toml"))
+    (place / ".venv/installed.sha256").write_text(hashlib.sha256(pinned.encode()).hexdigest() + "\n")
     (place / ".gitignore").write_text(".venv\n/data/\n/runs/\n__pycache__/\n")
     commit(place, "as tested")
 
