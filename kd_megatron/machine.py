@@ -32,8 +32,8 @@ def facts(packages: Iterable[str]) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The checkout's commit, or a note that there is none."""
-    return _git("rev-parse", "HEAD") or "not a git checkout"
+    """The checkout's commit; in an image the one it was built from; or a note that there is none."""
+    return _git("rev-parse", "HEAD") or os.environ.get("KD_COMMIT") or "not a git checkout"
 
 
 def uncommitted_changes() -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from kd_megatron import config
 from kd_megatron.config import Strict
 from kd_megatron.errors import DataError, RecipeError
+from kd_megatron.paths import PathPart
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
@@ -20,7 +21,7 @@ TOKENIZER = "tokenizer"
 class ShardEntry(Strict):
     """One shard as it was written."""
 
-    name: str  # "train-00000"
+    name: PathPart  # "train-00000"
     split: Literal["train", "valid"]
     documents: int
     tokens: int  # the [SEP] that ends each document included

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from kd_megatron.config import BUDGET_UNITS, Strict
+from kd_megatron.paths import PathPart, PathText
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -76,8 +77,8 @@ class CorpusRecipe(Strict):
     """A corpus to prepare: sources -> clean -> tokenizer -> shards."""
 
     kind: Literal["corpus"]
-    name: str
-    output: str  # directory of the shard set
+    name: PathPart
+    output: PathText  # directory of the shard set, anywhere
     sources: Annotated[list[SourceRecipe], Field(min_length=1)]
     clean: CleanRecipe = CleanRecipe()
     tokenizer: TokenizerRecipe
@@ -93,7 +94,7 @@ class CorpusRecipe(Strict):
 class ShardsRecipe(Strict):
     """One prepared shard set and its share of the samples."""
 
-    path: str
+    path: PathText
     weight: Positive = 1.0
 
 
@@ -203,7 +204,7 @@ class TrainingRecipe(Strict):
     attention: Literal["sdpa", "flash"] = "sdpa"  # of student and teacher; flash: the optional package flash-attn
     compile: bool = False  # student and teacher by torch.compile: minutes at the start of each run
     activation_checkpointing: bool = False  # keep a student layer's input alone and run it again in the backward pass
-    ds_config: str = "zero0"  # a file of ds_configs/
+    ds_config: PathPart = "zero0"  # a file of ds_configs/
     log_every_steps: Count = 10
     checkpoint_every_steps: Count = 200
     keep_checkpoints: Count = 2
@@ -222,7 +223,7 @@ class TeacherTrainingRecipe(Strict):
 class TeacherCacheRecipe(Strict):
     """Keep what objectives need of the teacher, window by window, so that no window is put through it twice."""
 
-    path: str  # directory; students that share it share the teacher's work
+    path: PathText  # directory; students that share it share the teacher's work
     max_gib: Positive = 50.0  # of all that one run may store
     top_k: Count = 64  # logits kept of each masked position, for vanilla_kd
     num_students: Count = 1  # a window's teacher pass is charged to each run that uses it, divided by this number
@@ -270,7 +271,7 @@ class ValidationRecipe(Strict):
 class TaskRecipe(Strict):
     """A GLUE task by name, or own data."""
 
-    name: str
+    name: PathPart
     train: str | None = None  # own data: a TSV/JSONL file, or 'embedded' with an embedded task's name
     dev: str | None = None
     text: str | list[str] = "text"  # column, or two columns for pairs
@@ -316,19 +317,19 @@ class StudyRecipe(Strict):
     """Arms x seeds under one budget, then fine-tuning and a report."""
 
     kind: Literal["study"]
-    name: str
+    name: PathPart
     description: str = ""
     data: DataRecipe
     student: EncoderRecipe
     teacher: TeacherRecipe | None = None  # may be absent when no arm distils
-    arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]  # name -> objective and its options
+    arms: Annotated[dict[PathPart, dict[str, Any]], Field(min_length=1)]  # name -> objective and its options
     budget: Budget
     training: TrainingRecipe = TrainingRecipe()
     validation: ValidationRecipe = ValidationRecipe()
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
     finetune: FinetuneRecipe | None = None
     allow_difference: list[str] = []  # dotted keys that arms may override beside their objective's options
-    output: str | None = None  # None: studies/NAME
+    output: PathText | None = None  # anywhere; None: studies/NAME
     notes: list[str] = []  # printed in the report, such as licences and caveats
 
     @model_validator(mode="after")

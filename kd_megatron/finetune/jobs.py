@@ -14,6 +14,7 @@ from kd_megatron import dist, logs
 from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.finetune.tasks import Task
 from kd_megatron.finetune.train import Cell, count_steps
+from kd_megatron.paths import refuse_file_or_links_out
 from kd_megatron.schema import FinetuneRecipe
 
 FORMAT = 1  # of a cell: raised when the same inputs would give another score
@@ -84,6 +85,7 @@ def write_cell(job: Job, content: dict[str, Any]) -> None:
 
 def claim(output: Path, model_path: Path, model_hash: str) -> None:
     """Mark ``output`` as this model's. Raises `OutputError` when it is another's: scores are never mixed."""
+    refuse_file_or_links_out(output)
     owner = output / OWNER
     if owner.is_file():
         found = json.loads(owner.read_text(encoding="utf-8"))
@@ -95,9 +97,9 @@ def claim(output: Path, model_path: Path, model_hash: str) -> None:
             )
         return
     foreign = [name for name in (SUMMARY, "config.json", "recipe.yaml") if (output / name).exists()]
-    if output.is_file() or foreign:
+    if foreign:
         raise OutputError(
-            given=f"{output} holds something else: {', '.join(foreign) or 'it is a file'}",
+            given=f"{output} holds something else: {', '.join(foreign)}",
             expected="a new directory, or one that fine-tuning wrote",
             fix="choose another --output",
         )

@@ -62,12 +62,6 @@ class Task:
 
 def load_task(recipe: TaskRecipe, glue_path: str | None) -> Task:
     """Read and check the task; `DataError` names the file and line of the first row that cannot be used."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
-        raise RecipeError(
-            given=f"task name {recipe.name!r}",
-            expected="letters, digits, '.', '_' and '-' (it names a directory)",
-            fix="rename the task",
-        )
     train, devs = _read(recipe, glue_path)
     is_glue = recipe.train is None
     regression = not glue.GLUE[recipe.name].labels if is_glue else recipe.type == "regression"

@@ -14,6 +14,7 @@ import yaml
 from kd_megatron import config, dist, logs
 from kd_megatron.errors import DataError, OutputError, disk_full_is_clear
 from kd_megatron.manifest import MANIFEST
+from kd_megatron.paths import refuse_file_or_links_out
 from kd_megatron.schema import CorpusRecipe, StudyRecipe
 from kd_megatron.study import fairness, results
 from kd_megatron.study.clock import Clock
@@ -162,6 +163,7 @@ def claim(recipe: StudyRecipe, directory: Path) -> None:
     Raises:
         OutputError: the directory holds other files, or a study whose recipe differs; the keys are named.
     """
+    refuse_file_or_links_out(directory)
     problem = dist.from_main(_claim_on_main(recipe, directory) if dist.is_main() else None)
     if problem:
         raise OutputError(

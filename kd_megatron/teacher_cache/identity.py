@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_megatron.errors import OutputError, disk_full_is_clear
+from kd_megatron.paths import refuse_file_or_links_out
 from kd_megatron.teacher_cache.contents import Contents
 
 IDENTITY = "identity.json"
@@ -36,6 +37,7 @@ def claim(directory: Path, identity: Identity) -> None:
     Raises:
         OutputError: it holds something else; each difference is named.
     """
+    refuse_file_or_links_out(directory)
     path = directory / IDENTITY
     if not path.exists():
         strangers = sorted(p.name for p in directory.iterdir() if p.name not in ("lock", IDENTITY + ".partial"))

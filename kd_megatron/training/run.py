@@ -12,6 +12,7 @@ from kd_megatron import dist
 from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.logs import quiet_libraries, say, write_json
 from kd_megatron.models.export import export
+from kd_megatron.paths import refuse_file_or_links_out
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.training.cached_teacher import CachedTeacher
 from kd_megatron.training.fingerprint import fingerprint
@@ -82,6 +83,7 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
 def claim(study: StudyRecipe, arm: str, seed: int, directory: Path) -> None:
     """Make ``directory`` this run's own. Raises `OutputError` when it holds anything else."""
     problem = None
+    refuse_file_or_links_out(directory)
     if dist.is_main():
         problem = _problem(study, arm, seed, directory)
     problem = dist.from_main(problem)

@@ -104,8 +104,6 @@ def test_recipes_that_name_no_task(tmp_path: Path):
         load_task(TaskRecipe(name="sst2"), str(tmp_path))
     with pytest.raises(RecipeError, match="has 'train' but no 'dev'"):
         load_task(TaskRecipe(name="mine", train="x.tsv"), None)
-    with pytest.raises(RecipeError, match="it names a directory"):
-        load_task(TaskRecipe(name="../mine", train="x.tsv", dev="y.tsv"), None)
     with pytest.raises(DataError, match=r"unknown kind '\.csv'"):
         load_task(TaskRecipe(name="mine", train="x.csv", dev="y.csv"), None)
     with pytest.raises(DataError, match=r"absent\.tsv does not exist"):
