@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from data_prep.indexed import IndexedWriter
 from data_prep.write import token_dtype
-from kd_megatron.manifest import MANIFEST, TOKENIZER, Manifest, ShardEntry, file_sha256, vocabulary_hash
+from kd_megatron.manifest import TOKENIZER, Manifest, ShardEntry, file_sha256, vocabulary_hash, write_manifest
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROLES = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]", "unk": "[UNK]"}
@@ -52,7 +52,7 @@ def write_made_up(
         shards=shards,
         sources=[{"type": "made_up", "seed": seed}],
     )
-    (directory / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")  # last: complete, or not a set
+    write_manifest(directory, manifest)  # last: complete, or not a set
     return directory
 
 

@@ -25,7 +25,7 @@ from data_prep.workers import WorkerPool
 from data_prep.write import ShardJob, ShardResult, read_spool, token_dtype, write_shard
 from kd_megatron import logs
 from kd_megatron.errors import DataError, ModelError, OutputError, RecipeError, disk_full_is_clear
-from kd_megatron.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest, vocabulary_hash
+from kd_megatron.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest, vocabulary_hash, write_manifest
 from kd_megatron.schema import CorpusRecipe
 
 _NOT_CONTENT = {"output", "num_workers", "description"}  # recipe keys that do not change a shard's bytes
@@ -230,7 +230,7 @@ def _manifest(recipe: CorpusRecipe, spool: Spool, results: list[ShardResult], to
 def _publish(manifest: Manifest, partial: Path, output: Path) -> None:
     """Leave only the set itself in ``partial``, write its manifest, move it into place."""
     kept = {TOKENIZER} | {f"{entry.name}.{kind}" for entry in manifest.shards for kind in ("bin", "idx")}
-    logs.write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
+    write_manifest(partial, manifest)
     for path in partial.iterdir():
         if path.is_dir() and path.name not in kept:
             shutil.rmtree(path)

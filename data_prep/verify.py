@@ -13,7 +13,17 @@ import tokenizers
 
 from data_prep.indexed import DTYPE_CODES, HEADER, VERSION
 from kd_megatron.errors import DataError
-from kd_megatron.manifest import TOKENIZER, Manifest, ShardEntry, file_sha256, read_manifest, vocabulary_hash
+from kd_megatron.manifest import (
+    TOKENIZER,
+    Manifest,
+    ShardEntry,
+    file_sha256,
+    most_index_bytes,
+    read_manifest,
+    require_plausible_size,
+    require_tokenizer_files,
+    vocabulary_hash,
+)
 
 _HEADER_BYTES = 34  # magic 9, version 8, dtype code 1, number of sequences 8, number of document bounds 8
 _CHUNK_TOKENS = 1 << 24
@@ -45,6 +55,7 @@ def verify(directory: Path | str, full: bool = True) -> Manifest:
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    require_tokenizer_files(directory, manifest)
     check_tokenizer(directory, manifest)
     for entry in manifest.shards:
         check_shard(directory, entry, manifest.dtype, manifest.vocab_size, full)
@@ -64,6 +75,7 @@ def check_tokenizer(directory: Path, manifest: Manifest) -> None:
         ) from error
     if vocabulary_hash(vocabulary) != manifest.tokenizer_sha256:
         raise _mismatch(path, "the vocabulary's hash", vocabulary_hash(vocabulary), manifest.tokenizer_sha256)
+    _require(path, "the vocabulary's size", max(vocabulary.values(), default=-1) + 1, manifest.vocab_size)
 
 
 def check_shard(directory: Path, entry: ShardEntry, dtype: str, vocab_size: int, full: bool) -> None:
@@ -74,13 +86,21 @@ def check_shard(directory: Path, entry: ShardEntry, dtype: str, vocab_size: int,
             raise DataError(
                 given=f"{path} is missing", expected="the file its manifest lists", fix="copy or prepare the set again"
             )
-    _require(bin_path, "bytes", bin_path.stat().st_size, entry.bin_bytes)
-    if full:
-        _require(idx_path, "sha256", file_sha256(idx_path), entry.idx_sha256)
-        _require(bin_path, "sha256", file_sha256(bin_path), entry.bin_sha256)
-    _check_index(idx_path, entry, dtype)
-    if full:
-        _check_ids(bin_path, dtype, vocab_size)
+    try:
+        _require(bin_path, "bytes", bin_path.stat().st_size, entry.bin_bytes)
+        require_plausible_size(idx_path, most_index_bytes(entry))
+        if full:
+            _require(idx_path, "sha256", file_sha256(idx_path), entry.idx_sha256)
+            _require(bin_path, "sha256", file_sha256(bin_path), entry.bin_sha256)
+        _check_index(idx_path, entry, dtype)
+        if full:
+            _check_ids(bin_path, dtype, vocab_size)
+    except OSError as error:
+        raise DataError(
+            given=f"{error.filename or bin_path} cannot be read: {error}",
+            expected="a readable file",
+            fix="copy it again, or prepare the set again",
+        ) from error
 
 
 def _check_index(path: Path, entry: ShardEntry, dtype: str) -> None:
@@ -88,8 +108,10 @@ def _check_index(path: Path, entry: ShardEntry, dtype: str) -> None:
     _require(path, "the dtype code", index.dtype_code, DTYPE_CODES[dtype])
     _require(path, "documents", len(index.lengths), entry.documents)
     _require(path, "tokens", int(index.lengths.sum(dtype=np.int64)), entry.tokens)
-    ends = np.cumsum(index.lengths, dtype=np.int64) * np.dtype(dtype).itemsize
-    if not np.array_equal(index.pointers, np.concatenate(([0], ends[:-1]))):
+    if (index.lengths < 0).any():
+        raise _mismatch(path, "a length", str(index.lengths.min()), "0 or more")
+    ends = np.concatenate(([0], np.cumsum(index.lengths, dtype=np.int64))) * np.dtype(dtype).itemsize
+    if not np.array_equal(index.pointers, ends[:-1]):
         raise _mismatch(path, "the pointers", "others", "the cumulative lengths")
     if not np.array_equal(index.bounds, np.arange(entry.documents + 1)):
         raise _mismatch(path, "the document bounds", "others", "one sequence for each document")
@@ -112,10 +134,10 @@ def read_index(path: Path) -> ShardIndex:
 
 
 def _check_ids(path: Path, dtype: str, vocab_size: int) -> None:
-    tokens = np.memmap(path, dtype=dtype, mode="r")
-    for first in range(0, len(tokens), _CHUNK_TOKENS):
-        chunk = tokens[first : first + _CHUNK_TOKENS]
-        if chunk.min() < 0 or chunk.max() >= vocab_size:
+    # Read, not mapped: a file that shrinks meanwhile is read short instead of killing the process.
+    for first in range(0, path.stat().st_size, _CHUNK_TOKENS * np.dtype(dtype).itemsize):
+        chunk = np.fromfile(path, dtype, _CHUNK_TOKENS, offset=first)
+        if chunk.size and (chunk.min() < 0 or chunk.max() >= vocab_size):
             raise _mismatch(path, "an id", f"{chunk.min()} ... {chunk.max()}", f"0 ... {vocab_size - 1}")
 
 

@@ -6,28 +6,43 @@ A shard set is a directory with ``manifest.json``, ``tokenizer/`` (Hugging Face 
 
 import hashlib
 import json
+import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from kd_megatron import config
 from kd_megatron.config import Strict
 from kd_megatron.errors import DataError, RecipeError
-from kd_megatron.paths import PathPart
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
+_REPAIR_TOKENIZER = "restore the tokenizer's directory from a good copy, or prepare the shard set again"
+
+
+_MOST_DESCRIPTION_BYTES = 1 << 28  # of a manifest or a tokenizer's file: hundreds of thousands of shards
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Number = Annotated[int, Field(ge=0, lt=2**60)]
 
 
 class ShardEntry(Strict):
     """One shard as it was written."""
 
-    name: PathPart  # "train-00000"
+    name: Annotated[str, Field(pattern="^(train|valid)-[0-9]{1,9}$")]  # "train-00000"; a file's name, never a path
     split: Literal["train", "valid"]
-    documents: int
-    tokens: int  # the [SEP] that ends each document included
-    bin_bytes: int
-    bin_sha256: str
-    idx_sha256: str
+    documents: Number
+    tokens: Number  # the [SEP] that ends each document included
+    bin_bytes: Number
+    bin_sha256: Sha256
+    idx_sha256: Sha256
+
+    @model_validator(mode="after")
+    def _named_after_its_split(self) -> Self:
+        if not self.name.startswith(f"{self.split}-"):
+            raise ValueError(f"shard {self.name} is listed in the split {self.split}")
+        return self
 
 
 class Manifest(Strict):
@@ -36,12 +51,20 @@ class Manifest(Strict):
     format: Literal[1] = 1
     name: str
     dtype: Literal["uint16", "int32"]
-    vocab_size: int
-    tokenizer_sha256: str  # of the vocabulary: token -> id, sorted
+    vocab_size: Annotated[int, Field(gt=0, lt=2**31)]
+    tokenizer_sha256: Sha256  # of the vocabulary: token -> id, sorted
+    tokenizer_files: dict[str, Sha256] = {}  # every file of tokenizer/; absent from older sets
     shards: list[ShardEntry]
     statistics: dict[str, int] = {}  # documents read, and dropped by each filter
     sources: list[dict[str, Any]] = []  # each source with its licence note
     recipe: dict[str, Any] = {}  # the resolved corpus recipe
+    checksum: str = ""  # sha256 of all the rest (`_checksum`); absent from older sets
+
+    @model_validator(mode="after")
+    def _no_shard_twice(self) -> Self:
+        if len({shard.name for shard in self.shards}) < len(self.shards):
+            raise ValueError("a shard is listed twice")
+        return self
 
     def split(self, split: str) -> list[ShardEntry]:
         """The shards of one split, in order."""
@@ -58,7 +81,7 @@ class Manifest(Strict):
 
 
 def read_manifest(directory: Path | str) -> Manifest:
-    """The manifest in ``directory``. Raises `DataError` when there is none or it is malformed."""
+    """The manifest in ``directory``. Raises `DataError` when there is none, or it is malformed or altered."""
     path = Path(directory) / MANIFEST
     if not path.is_file():
         raise DataError(
@@ -67,9 +90,75 @@ def read_manifest(directory: Path | str) -> Manifest:
             fix="prepare it first, or correct the path",
         )
     try:
-        return config.validate(Manifest, json.loads(path.read_text(encoding="utf-8")), where=str(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecipeError) as error:
+        require_plausible_size(path)
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        manifest = config.validate(Manifest, raw, where=str(path))
+    except (OSError, ValueError, RecursionError, RecipeError) as error:  # ValueError: not JSON, not UTF-8, huge numbers
         raise DataError(given=f"{path} is not a valid manifest: {error}", fix="prepare the shard set again") from error
+    if manifest.checksum and manifest.checksum != _checksum(raw):
+        raise DataError(
+            given=f"{path} was altered: its content has checksum {_checksum(raw)[:12]}",
+            expected=f"checksum {manifest.checksum[:12]}, as it says itself",
+            fix="restore it from a good copy, or delete the shard set and prepare it again",
+        )
+    return manifest
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write ``manifest`` with its checksum and those of the tokenizer's files, all or nothing."""
+    files = {path.name: file_sha256(path) for path in _tokenizer_files(directory)}
+    raw = manifest.model_dump(mode="json") | {"tokenizer_files": files}
+    raw["checksum"] = _checksum(raw)
+    aside = directory / f"{MANIFEST}.partial"
+    aside.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    os.replace(aside, directory / MANIFEST)
+
+
+def _checksum(raw: dict[str, Any]) -> str:
+    """sha256 of a manifest as JSON, keys sorted, without white space and without the checksum itself."""
+    rest = {key: value for key, value in raw.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def require_tokenizer_files(directory: Path | str, manifest: Manifest) -> None:
+    """Raise `DataError` unless ``tokenizer/`` holds the very files that the manifest lists (if it lists any).
+
+    The vocabulary alone does not say which tokens are special: other roles would mean other masks.
+    """
+    if not manifest.tokenizer_files:
+        return
+    try:
+        files = _tokenizer_files(Path(directory))
+        for path in files:
+            require_plausible_size(path)
+        found = {path.name: file_sha256(path) for path in files}
+    except OSError as error:
+        raise DataError(f"{Path(directory) / TOKENIZER} cannot be read: {error}", fix=_REPAIR_TOKENIZER) from error
+    wanted = manifest.tokenizer_files
+    for name in sorted(wanted.keys() | found.keys()):
+        if found.get(name) != wanted.get(name):
+            what = "is missing" if name not in found else "was altered" if name in wanted else "was added"
+            raise DataError(
+                given=f"{Path(directory) / TOKENIZER / name} {what}",
+                expected="the tokenizer's files as the manifest lists them",
+                fix=_REPAIR_TOKENIZER,
+            )
+
+
+def require_plausible_size(path: Path, most: int = _MOST_DESCRIPTION_BYTES) -> None:
+    """Raise `DataError` when a file that is read whole has grown beyond ``most`` bytes, before memory is filled."""
+    if (size := path.stat().st_size) > most:
+        raise DataError(f"{path} has {size:,} bytes", f"at most {most:,}", "restore it from a good copy")
+
+
+def most_index_bytes(entry: ShardEntry) -> int:
+    """What a ``.idx`` can have at most: its header, and a row for each document and for each sequence of a token."""
+    return 34 + 12 * max(entry.tokens, entry.documents) + 8 * (entry.documents + 1)
+
+
+def _tokenizer_files(directory: Path) -> list[Path]:
+    """The files of a set's tokenizer, hidden ones left out."""
+    return [path for path in sorted((directory / TOKENIZER).iterdir()) if path.name[0] != "." and path.is_file()]
 
 
 def vocabulary_hash(vocabulary: dict[str, int]) -> str:

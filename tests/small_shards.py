@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_megatron.manifest import MANIFEST, TOKENIZER, Manifest, ShardEntry, file_sha256, vocabulary_hash
+from kd_megatron.manifest import TOKENIZER, Manifest, ShardEntry, file_sha256, vocabulary_hash, write_manifest
 
 SPECIALS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 SEP = SPECIALS["[SEP]"]
@@ -65,5 +65,5 @@ def write_shard_set(
     manifest = Manifest(
         name=directory.name, dtype=dtype, vocab_size=VOCAB_SIZE, tokenizer_sha256=sha256, shards=entries
     )
-    (directory / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
+    write_manifest(directory, manifest)
     return directory

@@ -118,6 +118,8 @@ def _sample_windows(
     tokenizer = AutoTokenizer.from_pretrained(directory / TOKENIZER)
     generator = np.random.default_rng(seed)
     weights = np.array([shard.tokens for shard in manifest.shards], dtype=np.float64)
+    if not weights.sum():
+        return []
     windows = []
     for index in generator.choice(len(weights), size=num_samples, p=weights / weights.sum()):
         shard = manifest.shards[index]

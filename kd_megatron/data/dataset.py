@@ -31,13 +31,26 @@ class WindowDataset:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def gather(self, windows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[B, L] int64 token ids of the windows with these numbers ([B], in [0, len)), one read per shard touched."""
+        """[B, L] int64 token ids of the windows with these numbers ([B], in [0, len)), one read per shard touched.
+
+        Raises:
+            DataError: a shard's file changed or vanished since it was opened; names it.
+        """
         token_ids = np.empty((len(windows), self.sequence_length), np.int64)
         token_ids[:, 0], token_ids[:, -1] = self._special.cls_id, self._special.sep_id
-        owners = np.searchsorted(self._ends, windows, side="right")
-        for shard in np.unique(owners):
-            rows: Any = slice(None) if len(self._shards) == 1 else np.flatnonzero(owners == shard)
+        if len(self._shards) == 1:
+            rows_by_shard: list[tuple[int, Any]] = [(0, slice(None))] if len(windows) else []
+        else:
+            rows_by_shard = _grouped(np.searchsorted(self._ends, windows, side="right"))
+        for shard, rows in rows_by_shard:
             starts = self._starts[shard]
             local = windows[rows] - (self._ends[shard] - len(starts))
             token_ids[rows, 1:-1] = self._shards[shard].gather(starts[local], self.sequence_length - 2)
         return token_ids
+
+
+def _grouped(owners: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
+    """Each owner that occurs, with its places in ``owners``: one sort, however many owners there are."""
+    order = np.argsort(owners, kind="stable")
+    found, firsts = np.unique(owners[order], return_index=True)
+    return list(zip(found.tolist(), np.split(order, firsts[1:]), strict=True)) if len(found) else []

@@ -7,7 +7,7 @@ from kd_megatron import logs
 from kd_megatron.data.index import Shard, open_shard
 from kd_megatron.data.special_tokens import SpecialTokens, read_special_tokens
 from kd_megatron.data.verified import VerifiedFiles
-from kd_megatron.manifest import TOKENIZER, Manifest, ShardEntry, read_manifest
+from kd_megatron.manifest import TOKENIZER, Manifest, ShardEntry, read_manifest, require_tokenizer_files
 
 _SLOW_BYTES = 1 << 29  # above this, checking takes long enough for a progress bar
 
@@ -35,6 +35,7 @@ def open_shard_set(path: Path | str, split: str) -> ShardSet:
     """
     path = Path(path)
     manifest = read_manifest(path)
+    require_tokenizer_files(path, manifest)
     special = read_special_tokens(path / TOKENIZER, manifest.tokenizer_sha256, manifest.vocab_size)
     return ShardSet(path, manifest, special, _open_all(path, manifest, manifest.split(split)))
 
@@ -47,8 +48,9 @@ def _open_all(path: Path, manifest: Manifest, entries: list[ShardEntry]) -> list
         task = bar.add_task(f"checking {path.name}", total=len(entries), note="")
         for entry in entries:
             shards.append(open_shard(path, entry, manifest.dtype, manifest.vocab_size, verified))
-            verified.save()  # after each: an interrupted check of many shards is not begun anew
+            verified.save(at_once=False)  # an interrupted check of many shards is not begun anew
             bar.advance(task)
+    verified.save()
     return shards
 
 

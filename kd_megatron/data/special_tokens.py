@@ -44,14 +44,19 @@ def read_special_tokens(directory: Path, tokenizer_sha256: str, vocab_size: int)
         raise DataError(given=f"{directory / 'tokenizer.json'} is malformed: {error}", fix=_REPAIR) from error
     _check_vocabulary(directory, vocabulary, tokenizer_sha256, vocab_size)
     ids = {f"{role}_id": _special_id(directory, config, vocabulary, f"{role}_token") for role in _ROLES}
-    marked = {token["id"] for token in described.get("added_tokens", []) if token.get("special")}
+    try:
+        marked = {int(token["id"]) for token in described.get("added_tokens", []) if token.get("special")}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{directory / 'tokenizer.json'}: its added_tokens are malformed", fix=_REPAIR) from error
     return SpecialTokens(**ids, all_ids=tuple(sorted(marked | set(ids.values()))))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if not path.is_file():
+            raise OSError("no such file")
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(
             given=f"{path} cannot be read: {error}",
             expected="a fast tokenizer as save_pretrained of transformers writes it",
@@ -61,8 +66,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _special_id(directory: Path, config: dict[str, Any], vocabulary: dict[str, int], role: str) -> int:
     entry = config.get(role)
-    token = entry["content"] if isinstance(entry, dict) else entry
-    if token not in vocabulary:
+    token = entry.get("content") if isinstance(entry, dict) else entry
+    if not isinstance(token, str) or token not in vocabulary:
         raise DataError(
             given=f"{directory / 'tokenizer_config.json'} has {role}={token!r}, which its vocabulary lacks",
             expected="cls_token, sep_token, mask_token, pad_token and unk_token, each in the vocabulary",
@@ -73,7 +78,7 @@ def _special_id(directory: Path, config: dict[str, Any], vocabulary: dict[str, i
 
 def _check_vocabulary(directory: Path, vocabulary: dict[str, int], tokenizer_sha256: str, vocab_size: int) -> None:
     found = vocabulary_hash(vocabulary)
-    if found != tokenizer_sha256 or max(vocabulary.values()) >= vocab_size:
+    if found != tokenizer_sha256 or max(vocabulary.values(), default=-1) + 1 != vocab_size:
         raise DataError(
             given=f"the tokenizer in {directory} is not the one its shards were made with: "
             f"vocabulary hash {found[:12]}, {len(vocabulary)} tokens",

@@ -11,7 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from kd_megatron.errors import DataError
+from kd_megatron.manifest import require_plausible_size
+
 MEMORY = ".verified.json"
+_SAVE_SECONDS = 5.0  # between writes while many shards are checked; the last are written at the end
 SETTLED_SECONDS = 2.0  # a file changed within the clock's granularity of the check would keep its time stamps
 
 Stamp = list[int | str]
@@ -23,10 +27,11 @@ class VerifiedFiles:
     def __init__(self, directory: Path) -> None:
         self._path = directory / MEMORY
         self._stamps: dict[str, Stamp] = {}
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads(self._path.read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, ValueError, RecursionError, DataError):
+            require_plausible_size(self._path)
+            found = json.loads(self._path.read_text(encoding="utf-8")) if self._path.is_file() else {}
             self._stamps = found if isinstance(found, dict) else {}
-        self._changed = False
+        self._changed, self._saved_at = False, time.monotonic()
 
     def knows(self, path: Path, sha256: str) -> bool:
         """Whether this very file was found to have this checksum."""
@@ -39,12 +44,15 @@ class VerifiedFiles:
             self._stamps[path.name] = _stamp(path, sha256)
             self._changed = True
 
-    def save(self) -> None:
-        """Write what was added, all or nothing and as well as the directory allows."""
-        if not self._changed:
+    def save(self, at_once: bool = True) -> None:
+        """Write what was added, all or nothing and as well as the directory allows.
+
+        Processes that open the set together each rename a file of their own into place: the last one stays, whole. It
+        may lack what another one added, which is then found good once more.
+        """
+        if not self._changed or (not at_once and time.monotonic() - self._saved_at < _SAVE_SECONDS):
             return
         with contextlib.suppress(OSError):
-            # Several ranks may write at once: each its own file, the last rename wins, all say the same.
             handle, aside = tempfile.mkstemp(prefix=MEMORY, dir=self._path.parent)
             try:
                 with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -52,7 +60,7 @@ class VerifiedFiles:
                 os.replace(aside, self._path)
             except OSError:
                 os.unlink(aside)
-        self._changed = False
+        self._changed, self._saved_at = False, time.monotonic()
 
 
 def _stamp(path: Path, sha256: str) -> Stamp:

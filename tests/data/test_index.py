@@ -13,7 +13,7 @@ import pytest
 from kd_megatron.data import verified
 from kd_megatron.data.shards import open_shard_set
 from kd_megatron.errors import DataError
-from kd_megatron.manifest import MANIFEST, TOKENIZER, file_sha256
+from kd_megatron.manifest import MANIFEST, TOKENIZER, Manifest, file_sha256, write_manifest
 
 Streams = dict[str, list[int]]
 MakeShardSet = Callable[..., Path]
@@ -119,13 +119,41 @@ def tear_tokenizer(directory: Path) -> str:
     return path.name
 
 
+def unseal(directory: Path) -> None:
+    """Make it a set of before checksums of the manifest and of the tokenizer's files."""
+    manifest = json.loads((directory / MANIFEST).read_text())
+    del manifest["checksum"], manifest["tokenizer_files"]
+    (directory / MANIFEST).write_text(json.dumps(manifest))
+
+
 def swap_tokenizer(directory: Path) -> str:
+    unseal(directory)
     path = directory / TOKENIZER / "tokenizer.json"
     path.write_text(path.read_text().replace('"w7"', '"x7"'))
     return "not the one its shards were made with"
 
 
+def swap_special_tokens(directory: Path) -> str:
+    path = directory / TOKENIZER / "tokenizer_config.json"
+    path.write_text(path.read_text().replace('"[CLS]"', '"[X]"').replace('"[SEP]"', '"[CLS]"').replace("[X]", "[SEP]"))
+    return path.name
+
+
+def add_a_tokenizer_file(directory: Path) -> str:
+    (directory / TOKENIZER / "special_tokens_map.json").write_text("{}")
+    return "special_tokens_map.json"
+
+
+def edit_manifest(directory: Path) -> str:
+    """Another order of shards would be another order of samples."""
+    manifest = json.loads((directory / MANIFEST).read_text())
+    manifest["shards"].reverse()
+    (directory / MANIFEST).write_text(json.dumps(manifest))
+    return MANIFEST
+
+
 def lose_mask_token(directory: Path) -> str:
+    unseal(directory)
     path = directory / TOKENIZER / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"mask_token": None}))
     return "mask_token"
@@ -148,6 +176,9 @@ def lose_mask_token(directory: Path) -> str:
         lose_tokenizer,
         tear_tokenizer,
         swap_tokenizer,
+        swap_special_tokens,
+        add_a_tokenizer_file,
+        edit_manifest,
         lose_mask_token,
     ],
 )
@@ -176,7 +207,7 @@ def vouch_for(directory: Path, **changes: object) -> None:
     entry["bin_sha256"] = file_sha256(directory / "train-00000.bin")
     entry["idx_sha256"] = file_sha256(directory / "train-00000.idx")
     entry |= changes
-    (directory / MANIFEST).write_text(json.dumps(manifest))
+    write_manifest(directory, Manifest.model_validate(manifest))
 
 
 LENGTHS = 34  # where the lengths of a .idx begin
@@ -242,7 +273,7 @@ def test_a_verified_file_is_read_in_full_once_only(
     directory = make_shard_set()
     for _ in range(2):
         open_shard_set(directory, "train")
-    assert read == ["train-00000.idx", "train-00000.bin", "train-00000.idx"]
+    assert read == ["train-00000.bin"]
 
 
 def test_a_file_written_a_moment_ago_is_not_remembered(make_shard_set: MakeShardSet) -> None:

@@ -32,7 +32,7 @@ def contents(directory):
     """Every file of a shard set by its path; the manifest without the output's own path."""
     found = {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     manifest = json.loads(found.pop("manifest.json"))
-    del manifest["recipe"]["output"], manifest["recipe"]["num_workers"]
+    del manifest["recipe"]["output"], manifest["recipe"]["num_workers"], manifest["checksum"]
     return found | {"manifest.json": manifest}
 
 

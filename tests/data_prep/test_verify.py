@@ -12,7 +12,7 @@ from data_prep.prepare import prepare
 from data_prep.verify import read_index, verify
 from data_prep.write import token_dtype
 from kd_megatron.errors import DataError
-from kd_megatron.manifest import file_sha256
+from kd_megatron.manifest import Manifest, file_sha256, read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_wrong_index_is_found_even_when_its_checksum_is_forged(shards, damage)
     damage(path)
     manifest = json.loads((shards / "manifest.json").read_text())
     manifest["shards"][0]["idx_sha256"] = file_sha256(path)
-    (shards / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(shards, Manifest.model_validate(manifest))
     if damage is swap_lengths:
         verify(shards)
     else:
@@ -124,7 +124,7 @@ def test_an_id_outside_the_vocabulary_is_found_even_when_its_checksum_is_forged(
     set_largest_id(path)
     manifest = json.loads((shards / "manifest.json").read_text())
     manifest["shards"][0]["bin_sha256"] = file_sha256(path)
-    (shards / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(shards, Manifest.model_validate(manifest))
     with pytest.raises(DataError, match=r"an id: .* 65535"):
         verify(shards)
 
@@ -136,17 +136,21 @@ def test_another_tokenizer_is_found(shards):
     first, second = list(vocabulary)[10:12]
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     path.write_text(json.dumps(tokenizer))
+    with pytest.raises(DataError, match=r"tokenizer\.json was altered"):
+        verify(shards)
+    write_manifest(shards, read_manifest(shards))  # which then vouches for the file, not for its vocabulary
     with pytest.raises(DataError, match="vocabulary's hash"):
         verify(shards)
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("documents", 1), ("tokens", 7), ("bin_bytes", 10), ("bin_sha256", "00"), ("idx_sha256", "00")]
+    ("key", "value"),
+    [("documents", 1), ("tokens", 7), ("bin_bytes", 10), ("bin_sha256", "0" * 64), ("idx_sha256", "0" * 64)],
 )
 def test_a_manifest_that_says_otherwise_is_found(shards, key, value):
     manifest = json.loads((shards / "manifest.json").read_text())
     manifest["shards"][1][key] = value
-    (shards / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(shards, Manifest.model_validate(manifest))
     with pytest.raises(DataError, match="train-00001"):
         verify(shards)
 
