@@ -17,9 +17,10 @@ ACCOUNTS: tuple[str, ...] = get_args(Account)
 
 @dataclass
 class Entry:
-    """One account: wall-clock seconds of rank 0, and FLOPs of all ranks together."""
+    """One account: wall-clock seconds of rank 0, the same times the devices there were, and FLOPs of all ranks."""
 
     seconds: float = 0.0
+    device_seconds: float = 0.0
     flops: float = 0.0
 
 
@@ -27,7 +28,7 @@ class Entry:
 class Ledger:
     """What has been spent since the run began, through all resumes."""
 
-    num_devices: int = 1
+    num_devices: int = 1  # now; a resume may have another number than the run began with
     accounts: dict[str, Entry] = field(default_factory=lambda: {name: Entry() for name in ACCOUNTS})
     tokens: int = 0  # processed by the student, repeats counted
     unique_tokens: int = 0  # distinct tokens of the pool that were read
@@ -53,13 +54,14 @@ class Ledger:
             if self._settle is not None:
                 self._settle()
             elapsed = time.perf_counter() - start
-            self.accounts[account].seconds += elapsed - self._inner_seconds.pop()
+            self.charge_seconds(account, elapsed - self._inner_seconds.pop())
             if self._inner_seconds:
                 self._inner_seconds[-1] += elapsed
 
     def charge_seconds(self, account: str, seconds: float) -> None:
         """Charge ``seconds`` that no clock of this run measured, or take them back when negative."""
         self.accounts[account].seconds += seconds
+        self.accounts[account].device_seconds += seconds * self.num_devices
 
     def charge_flops(self, account: str, flops: float) -> None:
         """Charge ``flops`` (all ranks together) to ``account``."""
@@ -71,8 +73,10 @@ class Ledger:
             return float(self.tokens)
         if budget.unit == "flops":
             return sum(self.accounts[name].flops for name in budget.charge)
-        hours = sum(self.accounts[name].seconds for name in budget.charge) / 3600.0
-        return hours * (self.num_devices if budget.unit == "gpu_hours" else 1)
+        accounts = [self.accounts[name] for name in budget.charge]
+        if budget.unit == "gpu_hours":
+            return sum(entry.device_seconds for entry in accounts) / 3600.0
+        return sum(entry.seconds for entry in accounts) / 3600.0
 
     def fraction(self, budget: BudgetRecipe) -> float:
         """Share of the budget that is spent; 1.0 or more ends the run."""
@@ -93,14 +97,18 @@ class Ledger:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """The ledger that `to_dict` wrote."""
-        ledger = cls()
+        ledger = cls(num_devices=data["num_devices"])
         ledger.restore(data)
         return ledger
 
     def restore(self, data: dict[str, Any]) -> None:
-        """Take over what `to_dict` wrote, in place: the clocks of a run share one ledger."""
-        for name, value in data.items():
-            if name != "accounts":
-                setattr(self, name, value)
+        """Take over what `to_dict` wrote, in place: the clocks of a run share one ledger.
+
+        The number of devices stays this process group's own: what was spent before is not spent again on more of them.
+        """
+        for name in ("tokens", "unique_tokens", "steps", "overshoot"):
+            setattr(self, name, data[name])
         for name in ACCOUNTS:
-            self.accounts[name] = Entry(**data["accounts"].get(name, {}))
+            entry = data["accounts"].get(name, {})
+            before = {"device_seconds": entry.get("seconds", 0.0) * data["num_devices"]}  # of files without the key
+            self.accounts[name] = Entry(**before | entry)

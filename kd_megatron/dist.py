@@ -1,11 +1,14 @@
 """Ranks and the few collectives we call ourselves. Works the same with one process and no launcher."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as torch_dist
+
+from kd_megatron.errors import KdError
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)  # a rank that is silent for longer ends the others
@@ -87,6 +90,28 @@ def number_from_main(value: float) -> float:
     box = torch.tensor(value, dtype=torch.float64)
     torch_dist.broadcast(box, src=0)
     return float(box)
+
+
+def tensor_from_main(values: torch.Tensor) -> torch.Tensor:
+    """Rank 0's ``values``, written into every rank's (same shape and type, on the CPU); also returned."""
+    if world_size() > 1:
+        torch_dist.broadcast(values, src=0)
+    return values
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """What ``work`` returns on rank 0, on every rank; a `KdError` that it raises there is raised on every rank."""
+    result: T | None = None
+    problem: KdError | None = None
+    if is_main():
+        try:
+            result = work()
+        except KdError as error:
+            problem = error
+    result, problem = from_main((result, problem))
+    if problem is not None:
+        raise problem
+    return cast(T, result)
 
 
 def gather(value: T) -> list[T]:

@@ -207,7 +207,9 @@ class TrainingRecipe(Strict):
     ds_config: PathPart = "zero0"  # a file of ds_configs/
     log_every_steps: Count = 10
     checkpoint_every_steps: Count = 200
-    keep_checkpoints: Count = 2
+    keep_checkpoints: Count = 2  # the newest ones; those below are kept beside them, for good
+    keep_every_steps: Count | None = None  # a checkpoint at each multiple of this
+    keep_at: list[Fraction] = []  # fractions of the budget: a checkpoint at the first step at or after each
     tensorboard: bool = True
 
 

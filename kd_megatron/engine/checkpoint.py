@@ -1,66 +1,88 @@
-"""Checkpoints that are complete or absent, and the newest good one.
+"""Checkpoints that are complete or absent, and the newest good one (docs/checkpoints.md).
 
 A checkpoint is written aside, its files are listed with size and sha256, and one rename publishes it: a process
-killed at any moment leaves the previous checkpoint untouched. DeepSpeed's own ``latest`` file is not used (rank 0
-writes it before other ranks have finished). The run's state (step, consumed samples, ledger) lies beside as JSON;
-random numbers need no state, because every step seeds them from (run seed, step, rank).
+killed at any moment leaves the previous checkpoint untouched. Files are safetensors and JSON: nothing is unpickled.
+Tensors are whole and named as the module names them, so any ZeRO stage and any number of processes can read them.
+Random numbers need no state, because every step seeds them from (run seed, step, rank).
 """
 
+import contextlib
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
 from kd_megatron import dist
+from kd_megatron.engine import state as engine_state
 from kd_megatron.engine.build import Engine
-from kd_megatron.errors import DataError, KdError, disk_full_is_clear
+from kd_megatron.engine.state import KINDS, EngineState
+from kd_megatron.errors import DataError
 from kd_megatron.logs import warn
 from kd_megatron.manifest import file_sha256
 
+FORMAT = 1
 LIST = "files.json"
 STATE = "run_state.json"
-TAG = "engine"
+TENSORS = {kind: f"{kind}.safetensors" for kind in KINDS}
+WRITING, REMOVING, PASSED_OVER = ".writing_", ".removing_", "passed_over_"
+DEEPSPEED = "engine"  # the directory in which versions before format 1 kept DeepSpeed's pickled files
 
 
-def save(engine: Engine, directory: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write the checkpoint of ``step`` into ``directory`` and drop all but the newest ``keep``. Collective."""
-    final = directory / f"step_{step:08d}"
-    aside = directory / f".writing_step_{step:08d}"
-    if dist.is_main():
+def describe(engine: Engine, step: int, run_state: dict[str, Any], for_good: bool) -> dict[str, Any]:
+    """What ``run_state.json`` says: where the checkpoint comes from, what fits it, and the run's own state."""
+    return {
+        "format": FORMAT,
+        "step": step,
+        "world_size": dist.world_size(),
+        "zero_stage": engine.zero_stage,
+        "precision": engine.recipe.precision,
+        "parameters": engine_state.shapes(engine),
+        "trained": engine_state.names(engine, "first_moments"),
+        "kept_for_good": for_good,
+        "run": run_state,
+    }
+
+
+def write(directory: Path, about: dict[str, Any], state: EngineState) -> Path:
+    """Write and publish the checkpoint that ``about`` (see `describe`) belongs to. Rank 0 alone, on any thread.
+
+    Raises whatever the disk raises; nothing is left behind then.
+    """
+    final = directory / f"step_{about['step']:08d}"
+    aside = directory / f"{WRITING}{final.name}"
+    try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-    dist.barrier()
-    try:
-        with disk_full_is_clear(final):
-            engine.deepspeed.save_checkpoint(str(aside), tag=TAG, save_latest=False)
-            dist.barrier()
-            if dist.is_main():
-                (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
-                _publish(aside, final)
-                for old in _published(directory)[:-keep]:
-                    shutil.rmtree(old)
-    except KdError:  # a full disk: give back what this one took; the checkpoints before it stay
-        shutil.rmtree(aside, ignore_errors=True)
+        for kind, tensors in state.tensors.items():
+            save_file(tensors, aside / TENSORS[kind])
+        (aside / STATE).write_text(json.dumps(about | {"num_updates": state.num_updates}, indent=1), encoding="utf-8")
+        _publish(aside, final)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # gives back the room of a full disk; the checkpoints before it stay
         raise
-    dist.barrier()
     return final
 
 
 def _publish(aside: Path, final: Path) -> None:
-    files = sorted(path for path in aside.rglob("*") if path.is_file())
-    listing = {str(p.relative_to(aside)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
+    files = sorted(path for path in aside.iterdir() if path.is_file())
+    listing = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files}
     (aside / LIST).write_text(json.dumps(listing, indent=1), encoding="utf-8")
-    for path in [*files, aside / LIST]:
-        _to_disk(path)
-    if final.exists():  # an altered checkpoint of the same step, written again after a resume from the one before
-        shutil.rmtree(final)
+    for path in [*files, aside / LIST, aside]:
+        to_disk(path)
+    if final.exists():
+        remove(final)
     os.replace(aside, final)
-    _to_disk(final.parent)
+    to_disk(final.parent)
 
 
-def _to_disk(path: Path) -> None:
-    """Flush to the device: a rename must not become durable before what it names."""
+def to_disk(path: Path) -> None:
+    """Flush a file or directory to the device: a rename must not become durable before what it names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -68,47 +90,173 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _published(directory: Path) -> list[Path]:
+def remove(path: Path) -> None:
+    """Remove a checkpoint so that, at any moment, it is whole or is none."""
+    aside = path.with_name(REMOVING + path.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def published(directory: Path) -> list[Path]:
+    """The checkpoints in ``directory``, oldest first, good or not."""
     return sorted(path for path in directory.glob("step_*") if path.is_dir())
 
 
-def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint whose every file is as it was written, with its run state; None when there is none.
+def drop_old(directory: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints and those that are kept for good."""
+    for path in published(directory)[:-keep]:
+        if not _is_for_good(path):
+            remove(path)
 
-    Rank 0 looks and decides for all. Altered checkpoints are passed over with a warning.
+
+def _is_for_good(path: Path) -> bool:
+    try:
+        return bool(json.loads((path / STATE).read_text(encoding="utf-8"))["kept_for_good"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def tidy(directory: Path, step: int) -> None:
+    """Before a run goes on from ``step``: remove what dead runs left half-done, and set later checkpoints aside.
+
+    Those were passed over. Left in place they would count among the newest ones, which are kept.
     """
-    found: tuple[Path, dict[str, Any]] | None = None
-    if dist.is_main():
-        for path in reversed(_published(directory)):
-            problem = _problem(path)
-            if problem is None:
-                found = path, json.loads((path / STATE).read_text(encoding="utf-8"))
-                break
-            warn(f"checkpoint {path} is passed over: {problem}")
-    return dist.from_main(found)
+    if not dist.is_main():
+        return
+    for unfinished in (WRITING, REMOVING):
+        for path in directory.glob(unfinished + "*"):
+            shutil.rmtree(path, ignore_errors=True)
+    for path in published(directory):
+        if path.name > f"step_{step:08d}":
+            aside = path.with_name(PASSED_OVER + path.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+
+
+def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint whose every file is as it was written, with its ``run_state.json``; None without one.
+
+    Rank 0 looks and decides for all. Altered checkpoints are passed over with a warning. Collective.
+
+    Raises:
+        DataError: the newest one is of a format that this version does not read.
+    """
+    return dist.on_main(lambda: _newest(directory))
+
+
+def _newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
+    found = published(directory)
+    for path in reversed(found):
+        _refuse_deepspeed_format(path)
+        problem = _problem(path)
+        if problem is None:
+            return path, _read_about(path)
+        warn(f"checkpoint {path} is passed over: {problem}")
+    if found:
+        warn(f"no good checkpoint is left in {directory}: the run starts from its beginning")
+    return None
 
 
 def _problem(path: Path) -> str | None:
     """What is wrong with the checkpoint at ``path``; None when every file has its recorded size and sha256."""
     try:
         listing = json.loads((path / LIST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        expected = {name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in listing.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return f"{LIST} is missing or torn"
-    for name, facts in listing.items():
+    if set(expected) != {STATE, *TENSORS.values()}:
+        return f"{LIST} does not list the files of a checkpoint"
+    for name, (size, sha256) in expected.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != facts["bytes"]:
-            return f"{name} is missing or truncated"
-        if file_sha256(file) != facts["sha256"]:
-            return f"{name} was altered"
+        try:
+            if file.stat().st_size != size:
+                return f"{name} is truncated"
+            if file_sha256(file) != sha256:
+                return f"{name} was altered"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
     return None
 
 
-def load(engine: Engine, path: Path) -> None:
-    """Restore weights and optimizer from ``path``, which `newest` found good. Collective."""
-    loaded, _ = engine.deepspeed.load_checkpoint(str(path), tag=TAG)
-    if loaded is None:
+def _refuse_deepspeed_format(path: Path) -> None:
+    if (path / DEEPSPEED).is_dir():
         raise DataError(
-            given=f"checkpoint {path} could not be loaded on rank {dist.rank()}",
-            expected="a checkpoint of the same number of processes and ZeRO stage",
-            fix="resume with the processes and ds_config it was written with, or start anew elsewhere",
+            given=f"checkpoint {path} is in DeepSpeed's own format, which earlier versions wrote",
+            expected=f"{', '.join(TENSORS.values())} (pickled files are not read)",
+            fix="finish this run with the version that began it, or begin it anew in another directory",
         )
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+        written = about["format"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(given=f"{path / STATE} is not a checkpoint's state: {error}", fix="remove it") from error
+    if written != FORMAT:
+        raise DataError(
+            given=f"checkpoint {path} has format {written!r}",
+            expected=f"format {FORMAT}",
+            fix="resume with the version that wrote it",
+        )
+    return about
+
+
+def load(engine: Engine, path: Path, about: dict[str, Any]) -> None:
+    """Restore ``engine`` from what `newest` found. Collective: rank 0 reads, so that no other needs its disk.
+
+    Raises:
+        DataError: the module is not the one that the checkpoint was written of.
+    """
+    shapes = engine_state.shapes(engine)
+    wanted = {kind: {name: shapes[name] for name in engine_state.names(engine, kind)} for kind in KINDS}
+    with contextlib.ExitStack() as stack:
+        files: dict[str, safe_open] = {}
+
+        def open_files() -> None:
+            _refuse_other_module(path, about, shapes, list(wanted["first_moments"]))
+            files.update(_open(path, wanted, stack))
+
+        dist.on_main(open_files)
+
+        def read(kind: str, name: str) -> Tensor:
+            return dist.tensor_from_main(files[kind].get_tensor(name) if files else torch.empty(shapes[name]))
+
+        engine_state.restore(engine, int(about["num_updates"]), read)
+
+
+def _refuse_other_module(path: Path, about: dict[str, Any], shapes: dict[str, list[int]], trained: list[str]) -> None:
+    found = about["parameters"]
+    differences = [
+        f"{name} is {shapes.get(name, 'absent')} here and {found.get(name, 'absent')} there"
+        for name in [*shapes, *(found.keys() - shapes.keys())]
+        if shapes.get(name) != found.get(name)
+    ]
+    differences += [f"{name} is trained in one of them alone" for name in sorted(set(trained) ^ set(about["trained"]))]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise DataError(
+            given=f"checkpoint {path} is of another student or objective: {'; '.join(differences[:3])}{more}",
+            expected="the same parameters with the same shapes",
+            fix="restore what was changed since, or begin the run anew in another directory",
+        )
+
+
+def _open(path: Path, wanted: dict[str, dict[str, list[int]]], stack: contextlib.ExitStack) -> dict[str, safe_open]:
+    """The files by kind, once they are seen to hold exactly the tensors of ``wanted``, in float32."""
+    files = {}
+    for kind, name in TENSORS.items():
+        try:
+            file = stack.enter_context(safe_open(path / name, framework="pt"))
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (it is no dictionary)
+        except (OSError, SafetensorError) as error:
+            raise DataError(given=f"{path / name} cannot be read: {error}", fix="remove this checkpoint") from error
+        if {key: one.get_shape() for key, one in slices.items()} != wanted[kind] or any(
+            one.get_dtype() != "F32" for one in slices.values()
+        ):
+            raise DataError(
+                given=f"{path / name} does not hold the tensors that its {STATE} names", fix="remove this checkpoint"
+            )
+        files[kind] = file
+    return files

@@ -4,7 +4,6 @@ import torch
 
 from kd_megatron import dist
 from kd_megatron.data.prefetch import Prefetcher
-from kd_megatron.engine import checkpoint
 from kd_megatron.errors import Interrupted
 from kd_megatron.tensors import Batch
 from kd_megatron.training.progress import Progress
@@ -31,16 +30,19 @@ def train(run: Run) -> None:
             fraction = budget_fraction(run)
             if ledger.steps % recipe.log_every_steps == 0 or fraction >= 1.0:
                 progress.report(run.step.read(), fraction, rate)
-            if (due := markers_passed(run, fraction)) > run.validations_done and fraction < 1.0:
-                validate(run, fraction)
-                run.validations_done = due
-            if ledger.steps % recipe.checkpoint_every_steps == 0 or fraction >= 1.0 or stopping:
-                save(run)
+            if (due := markers_passed(run.study.validation.at, fraction)) > run.markers.validations_done:
+                if fraction < 1.0:
+                    validate(run, fraction)
+                run.markers.validations_done = due
+            if checkpoint_is_due(run, fraction) or stopping:
+                save(run, fraction)
             if stopping and fraction < 1.0:
+                run.checkpoints.wait()
                 raise Interrupted(
                     given=f"stopped by {stop.signal or 'a signal on another rank'} at step {ledger.steps}",
                     fix="run the same command again: it resumes from the checkpoint just saved",
                 )
+    run.checkpoints.wait()
     ledger.overshoot = ledger.spent(budget) - budget.limit
 
 
@@ -55,7 +57,7 @@ def one_step(run: Run, batches: Prefetcher[list[Batch]], rate: float, stop: Stop
     with run.ledger.clock("data_wait"):
         micro_batches = batches.get(run.ledger.steps)
     run.module.train()
-    return run.step.run(micro_batches, rate, bool(stop))
+    return run.step.run(micro_batches, rate, bool(stop) or run.checkpoints.failed)
 
 
 def seed_random_numbers(seed: int, step: int) -> None:
@@ -79,9 +81,9 @@ def charge(run: Run) -> None:
     ledger.tokens, ledger.unique_tokens = samples * length, unique_tokens
 
 
-def markers_passed(run: Run, fraction: float) -> int:
-    """How many of the recipe's validation markers lie at or before ``fraction``."""
-    return sum(marker <= fraction for marker in run.study.validation.at)
+def markers_passed(markers: list[float], fraction: float) -> int:
+    """How many of ``markers`` lie at or before ``fraction`` of the budget."""
+    return sum(marker <= fraction for marker in markers)
 
 
 def validate(run: Run, fraction: float) -> dict[str, float]:
@@ -95,14 +97,29 @@ def validate(run: Run, fraction: float) -> dict[str, float]:
     return scores
 
 
-def save(run: Run) -> None:
-    """Write a checkpoint. Raises `NonFiniteError`, and writes none, when a step before was not finite."""
+def checkpoint_is_due(run: Run, fraction: float) -> bool:
+    """After a step: by number, at a mark of the budget, and at the end."""
+    every = run.ledger.steps % run.study.training.checkpoint_every_steps == 0
+    return every or fraction >= 1.0 or is_kept_for_good(run, fraction)
+
+
+def is_kept_for_good(run: Run, fraction: float) -> bool:
+    """Whether a checkpoint of this moment stays when newer ones come."""
+    recipe = run.study.training
+    if recipe.keep_every_steps is not None and run.ledger.steps % recipe.keep_every_steps == 0:
+        return True
+    return markers_passed(recipe.keep_at, fraction) > run.markers.checkpoints_kept
+
+
+def save(run: Run, fraction: float) -> None:
+    """Take a checkpoint; it is written while training goes on.
+
+    Raises:
+        NonFiniteError: a step before was not finite; nothing is taken.
+        OutputError: the checkpoint before could not be written.
+    """
     run.step.check()
     with run.ledger.clock("checkpoint"):
-        checkpoint.save(
-            run.engine,
-            run.directory / "checkpoints",
-            run.ledger.steps,
-            run.state(),
-            run.study.training.keep_checkpoints,
-        )
+        for_good = is_kept_for_good(run, fraction)
+        run.markers.checkpoints_kept = markers_passed(run.study.training.keep_at, fraction)
+        run.checkpoints.save(run.engine, run.ledger.steps, run.state(), for_good)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from kd_megatron import dist
 from kd_megatron.errors import OutputError, disk_full_is_clear
@@ -21,6 +22,16 @@ from kd_megatron.training.setup import Run, prepare_run
 
 RECIPE, SUMMARY, LEDGER, FINGERPRINT = "recipe.yaml", "summary.json", "ledger.json", "fingerprint.json"
 TEACHER_ARM = "teacher"
+# Where a run computes and what it keeps of itself: a resume may change these, and the result stays the same but for
+# rounding (docs/checkpoints.md).
+MAY_CHANGE = {
+    "training.ds_config",
+    "training.micro_batch_size",
+    "training.checkpoint_every_steps",
+    "training.keep_checkpoints",
+    "training.keep_every_steps",
+    "training.tensorboard",
+}
 
 
 def pretrain(study: StudyRecipe, arm: str, seed: int, directory: Path, teacher_path: str | None) -> dict[str, Any]:
@@ -100,9 +111,11 @@ def _problem(study: StudyRecipe, arm: str, seed: int, directory: Path) -> str | 
     resolved = {"run": {"arm": arm, "seed": seed}, **study.model_dump(mode="json")}
     path = directory / RECIPE
     if path.is_file():
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        differing = sorted(_differing(found, resolved))
-        return f"holds another run; these keys differ: {', '.join(differing)}" if differing else None
+        differing = set(_differing(_with_defaults(path), resolved))
+        if moved := sorted(differing & MAY_CHANGE):
+            say(f"{directory} was begun with other values of {', '.join(moved)}; {RECIPE} keeps those")
+        differing -= MAY_CHANGE
+        return f"holds another run; these keys differ: {', '.join(sorted(differing))}" if differing else None
     if directory.exists() and any(directory.iterdir()):
         return "holds files that are not a run's"
     with disk_full_is_clear(directory):
@@ -111,6 +124,18 @@ def _problem(study: StudyRecipe, arm: str, seed: int, directory: Path) -> str | 
         aside.write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
         aside.replace(path)
     return None
+
+
+def _with_defaults(path: Path) -> Any:
+    """The recipe at ``path``, with the keys that this version added since it was written."""
+    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        return found
+    try:
+        recipe = StudyRecipe.model_validate({key: value for key, value in found.items() if key != "run"})
+    except ValidationError:
+        return found
+    return {"run": found.get("run"), **recipe.model_dump(mode="json")}
 
 
 def _differing(found: Any, wanted: Any, prefix: str = "") -> list[str]:

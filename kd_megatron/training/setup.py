@@ -1,6 +1,6 @@
 """Builds a run: every check that can fail comes before the first step is paid for."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from kd_megatron.engine import checkpoint
 from kd_megatron.engine.build import Engine, micro_batches_per_step
 from kd_megatron.engine.flops import SequenceCost, sequence_cost
 from kd_megatron.engine.partition import PartitionedModel
+from kd_megatron.engine.saving import CheckpointWriter
 from kd_megatron.errors import ModelError
 from kd_megatron.logs import MetricsWriter, say
 from kd_megatron.models import float8
@@ -35,6 +36,16 @@ from kd_megatron.training.step import Step, StudentWithObjective
 from kd_megatron.training.teacher import Teacher
 from kd_megatron.training.validate import Validation
 
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass
+class Markers:
+    """How many of the recipe's marks of the budget a run has dealt with; a checkpoint holds it."""
+
+    validations_done: int = 0  # of validation.at
+    checkpoints_kept: int = 0  # of training.keep_at
+
 
 @dataclass
 class Run:
@@ -55,7 +66,8 @@ class Run:
     cost: SequenceCost
     untrained: list[str]
     num_parameters: int
-    validations_done: int = 0
+    checkpoints: CheckpointWriter
+    markers: Markers
 
     @property
     def objective(self) -> Objective:
@@ -88,10 +100,11 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside weights and optimizer."""
-        return {"ledger": self.ledger.to_dict(), "validations_done": self.validations_done}
+        return {"ledger": self.ledger.to_dict(), **asdict(self.markers)}
 
     def close(self) -> None:
         """Close files and free what the engine holds; a run is not used after this."""
+        self.checkpoints.close()
         self.metrics.close()
         self.engine.close()
         if self.step.teacher is not None:
@@ -127,7 +140,8 @@ def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teache
     num_parameters = sum(parameter.numel() for parameter in student.parameters())  # before ZeRO-3 partitions them
     untrained = freeze_untrained(module.to(device), teacher, loader.batch(0, 2).to(device))
     engine = Engine(module, study.training, read_directly=module.student.read_directly())
-    validations_done = _resume(engine, ledger, directory)
+    markers = _resume(engine, ledger, directory / CHECKPOINTS)
+    metrics = MetricsWriter(directory, ledger.steps, study.training.tensorboard)
     return Run(
         study=study,
         arm=arm,
@@ -140,11 +154,12 @@ def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teache
         step=Step(engine, objective, kept, ledger),
         ledger=ledger,
         validation=Validation(study.data, study.validation, device, study.training.precision == "bf16"),
-        metrics=MetricsWriter(directory, ledger.steps, study.training.tensorboard),
+        metrics=metrics,
         cost=cost,
         untrained=untrained,
         num_parameters=num_parameters,
-        validations_done=validations_done,
+        checkpoints=CheckpointWriter(directory / CHECKPOINTS, study.training.keep_checkpoints, (metrics.path,)),
+        markers=markers,
     )
 
 
@@ -199,13 +214,24 @@ def freeze_untrained(module: StudentWithObjective, teacher: Teacher | None, batc
     return untrained
 
 
-def _resume(engine: Engine, ledger: Ledger, directory: Path) -> int:
-    """Go on from the newest good checkpoint, if there is one; returns how many validations it had done."""
-    newest = checkpoint.newest(directory / "checkpoints")
+def _resume(engine: Engine, ledger: Ledger, directory: Path) -> Markers:
+    """Go on from the newest good checkpoint in ``directory``, if there is one; returns the marks that it had passed."""
+    newest = checkpoint.newest(directory)
     if newest is None:
-        return 0
-    path, state = newest
-    checkpoint.load(engine, path)
+        checkpoint.tidy(directory, step=0)
+        return Markers()
+    path, about = newest
+    checkpoint.load(engine, path, about)
+    state = about["run"]
     ledger.restore(state["ledger"])
-    say(f"resumed from {path} at step {ledger.steps}, {ledger.tokens:,} tokens")
-    return int(state["validations_done"])
+    checkpoint.tidy(directory, ledger.steps)
+    say(f"resumed from {path} at step {ledger.steps}, {ledger.tokens:,} tokens{_moved(engine, about)}")
+    return Markers(**{field.name: int(state[field.name]) for field in fields(Markers)})
+
+
+def _moved(engine: Engine, about: dict[str, Any]) -> str:
+    """What to say of a checkpoint that was written by other processes than these."""
+    before, now = (about["world_size"], about["zero_stage"]), (dist.world_size(), engine.zero_stage)
+    if before == now:
+        return ""
+    return f"; written by {before[0]} processes at ZeRO stage {before[1]}, here {now[0]} at stage {now[1]}"

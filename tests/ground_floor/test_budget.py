@@ -48,18 +48,39 @@ def test_the_unit_and_the_charged_accounts_decide(budget: dict, expected: float)
     ledger = Ledger(num_devices=4, tokens=250)
     for account, flops in (("student", 30.0), ("teacher", 10.0), ("validation", 100.0)):
         ledger.charge_flops(account, flops)
-    ledger.accounts["student"].seconds = 1500.0
-    ledger.accounts["data_wait"].seconds = 300.0
-    ledger.accounts["checkpoint"].seconds = 9999.0
+    for account, seconds in (("student", 1500.0), ("data_wait", 300.0), ("checkpoint", 9999.0)):
+        ledger.charge_seconds(account, seconds)
     assert ledger.fraction(BudgetRecipe(**budget)) == pytest.approx(expected)
 
 
 def test_it_survives_being_written_down() -> None:
     ledger = Ledger(num_devices=2, tokens=5, unique_tokens=4, steps=3, overshoot=0.5)
     for number, account in enumerate(ACCOUNTS):
-        ledger.accounts[account].seconds = number + 0.25
+        ledger.charge_seconds(account, number + 0.25)
         ledger.charge_flops(account, 2.0 * number)
     assert Ledger.from_dict(ledger.to_dict()) == ledger
+
+
+def test_a_resume_on_more_devices_spends_the_time_before_on_those_there_were() -> None:
+    budget = BudgetRecipe(gpu_hours=1.0)
+    alone = Ledger(num_devices=1)
+    alone.charge_seconds("student", 1800.0)
+    together = Ledger(num_devices=4)
+    together.restore(alone.to_dict())
+    assert together.num_devices == 4
+    assert together.spent(budget) == 0.5
+    together.charge_seconds("student", 450.0)
+    assert together.spent(budget) == 1.0
+    assert together.spent(BudgetRecipe(hours=1.0)) == 0.625
+
+
+def test_a_ledger_written_before_device_seconds_is_read() -> None:
+    ledger = Ledger(num_devices=2)
+    ledger.charge_seconds("teacher", 3600.0)
+    written = ledger.to_dict()
+    for entry in written["accounts"].values():
+        del entry["device_seconds"]
+    assert Ledger.from_dict(written) == ledger
 
 
 def test_a_clock_waits_for_the_device_at_both_ends() -> None:

@@ -1,4 +1,7 @@
-"""A killed or interrupted run goes on exactly: the same weights, bit for bit, as one that was never stopped."""
+"""A killed or interrupted run goes on exactly: the same weights, bit for bit, as one that was never stopped.
+
+Two processes at ZeRO-2, killed at random: tests/reliability/test_kill_resume.py.
+"""
 
 import json
 import signal
@@ -57,9 +60,8 @@ def rows_or_none(output: Path) -> list[str]:
     return (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("ds_config", ["zero0", "zero2"])
-def test_kill_9_and_the_same_command_end_with_the_same_bits(inputs: Path, tmp_path: Path, ds_config: str) -> None:
-    path = recipe(inputs, tmp_path, ds_config)
+def test_kill_9_and_the_same_command_end_with_the_same_bits(inputs: Path, tmp_path: Path) -> None:
+    path = recipe(inputs, tmp_path, "zero0")
     processes.run(arguments(path, tmp_path / "whole"))
     (process,) = processes.start(arguments(path, tmp_path / "killed"))
     wait_for_step(tmp_path / "killed", process, 18)
@@ -101,7 +103,7 @@ def test_an_altered_checkpoint_is_passed_over_for_the_one_before(inputs: Path, t
     (output / "summary.json").unlink()
     reference = weights(output)
     older, newest = sorted((output / "checkpoints").glob("step_*"))
-    file = max((newest / "engine").iterdir(), key=lambda p: p.stat().st_size)
+    file = newest / "weights.safetensors"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
