@@ -3,19 +3,23 @@
 `load` is the only way in. Unknown keys name the nearest known one; every error names the file and the key.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kd_megatron import recipe_yaml
 from kd_megatron.errors import RecipeError, nearest
+
+_MOST_BYTES = 10_000_000  # of a recipe's file
+_MOST_PARTS = 20  # of a dotted key
 
 
 class Strict(BaseModel):
-    """Base of all recipe sections: unknown keys are errors, instances are frozen."""
+    """Base of all recipe sections: unknown keys are errors, numbers are finite, instances are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 Recipe = TypeVar("Recipe", bound=BaseModel)
@@ -40,8 +44,10 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
             fix="check the path (paths are relative to the directory you run from)",
         )
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+        raw = recipe_yaml.read(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError, and so is a number of 5,000 digits
         raise RecipeError(given=f"{path} is not valid YAML: {error}", fix="correct the line named above") from error
     if not isinstance(raw, dict):
         raise RecipeError(given=f"{path} holds {type(raw).__name__}", expected="a mapping of keys to values")
@@ -59,6 +65,10 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
             given=f"override {override!r}", expected="key=value, such as budget.hours=0.1", fix="add the '='"
         )
     *parents, leaf = key.split(".")
+    if len(parents) >= _MOST_PARTS:
+        raise RecipeError(
+            given=f"override {override[:60]!r}... with {len(parents) + 1} parts", expected="a recipe's key"
+        )
     section = raw
     for parent in parents:
         section = section.setdefault(parent, {})
@@ -67,30 +77,62 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     if parents[-1:] == ["budget"] and leaf in BUDGET_UNITS:
         for unit in BUDGET_UNITS:
             section.pop(unit, None)
-    section[leaf] = _yaml_value(text)
+    try:
+        section[leaf] = recipe_yaml.read(text)
+    except ValueError as error:
+        raise RecipeError(
+            given=f"override {override!r}: {error}", fix="correct the value, or put it in quotes"
+        ) from error
 
 
 BUDGET_UNITS = ("hours", "gpu_hours", "flops", "tokens")
 
 
-def _yaml_value(text: str) -> Any:
-    """YAML 1.1 reads ``1e9`` as a string; people who type it mean a number."""
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
 def validate(schema: type[Recipe], raw: Any, where: str) -> Recipe:
-    """Validate ``raw`` against ``schema``; all problems are reported at once, each with its dotted key."""
+    """Validate ``raw`` against ``schema``; all problems are reported at once, each with its dotted key.
+
+    A value that would be read as another one (``"yes"`` as true, ``true`` as 1, ``"5"`` as 5) is a problem too: what a
+    recipe says and what runs are the same.
+    """
     try:
-        return schema.model_validate(raw)
+        recipe = schema.model_validate(raw)
+        problems = list(_altered(raw, recipe, ""))
     except ValidationError as error:
         problems = [_describe(schema, problem) for problem in error.errors()]
-        raise RecipeError(given=f"{where}: " + "\n  ".join(problems), fix="correct the keys named above") from None
+    if problems:
+        raise RecipeError(given=f"{where}: " + "\n  ".join(problems), fix="correct the keys named above")
+    return recipe
+
+
+def _altered(given: Any, read: Any, key: str) -> Iterator[str]:
+    """What validation made another value of, each with its dotted key."""
+    if isinstance(read, BaseModel):
+        read = {name: getattr(read, name) for name in type(read).model_fields}
+    if isinstance(given, dict) and isinstance(read, dict):
+        for name, value in given.items():
+            yield from _altered(value, read.get(name), f"{key}.{name}" if key else str(name))
+    elif isinstance(given, list | tuple) and isinstance(read, list | tuple) and len(given) == len(read):
+        for place, (value, its) in enumerate(zip(given, read, strict=True)):
+            yield from _altered(value, its, f"{key}.{place}")
+    elif given != read or _kind(given) is not _kind(read):
+        yield f"{key}: {_shown(given)} would be read as {_shown(read)}; write what is meant, texts alone in quotes"
+
+
+def _kind(value: Any) -> type:
+    return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
+
+
+def _shown(value: Any) -> str:
+    """``repr``, shortened: a message is not the place for a megabyte, nor for what cannot be encoded."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else _safe_repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _safe_repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):  # an integer of more than 4,300 digits
+        return f"a {type(value).__name__} too large to show"
 
 
 def _describe(schema: type[BaseModel], problem: Any) -> str:
@@ -102,7 +144,7 @@ def _describe(schema: type[BaseModel], problem: Any) -> str:
         return f"unknown key {key}; {hint}"
     if problem["type"] == "missing":
         return f"missing key {key}"
-    given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
+    given = "" if isinstance(problem["input"], dict) else f" (given: {_shown(problem['input'])})"
     return f"{key}: {problem['msg'].removeprefix('Value error, ')}{given}"
 
 

@@ -13,7 +13,8 @@ from kd_megatron.paths import PathPart, PathText
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, le=10**15)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's and torch's generators take
 Precision = Literal["auto", "bf16", "fp32"]  # auto: bf16 where the hardware multiplies it, fp32 elsewhere
 
 
@@ -45,7 +46,7 @@ class SourceRecipe(Strict):
 class CleanRecipe(Strict):
     """Which documents are kept, after unicode normalisation (NFKC) and white-space clean-up."""
 
-    min_characters: int = 200
+    min_characters: Annotated[int, Field(ge=0)] = 200
     max_characters: Count = 1_000_000
     min_letter_fraction: Fraction = 0.6  # letters among the characters that are not white space
     min_english_fraction: Fraction = 0.05  # of words that are among the commonest English ones; 0 switches it off
@@ -106,15 +107,15 @@ class DataRecipe(Strict):
     sequence_length: Annotated[int, Field(ge=8)] = 128
     unique_tokens: Count | None = None  # cap on the pool; subsets are nested; epochs repeat it
     mask_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.15
-    seed: int = 1234  # of the pool's nesting; order and masks follow the run's own seed
-    mask_seed: int | None = None  # given: a window keeps one mask, in all epochs and runs; a teacher cache needs it
+    seed: Seed = 1234  # of the pool's nesting; order and masks follow the run's own seed
+    mask_seed: Seed | None = None  # given: a window keeps one mask, in all epochs and runs; a teacher cache needs it
 
 
 class InitialiseRecipe(Strict):
     """Where the student's first weights come from."""
 
     method: Literal["random", "teacher_layers", "checkpoint"] = "random"
-    layers: list[int] | None = None  # teacher_layers: 1-based teacher layers, one per student layer; None: uniform
+    layers: list[Count] | None = None  # teacher_layers: 1-based teacher layers, one per student layer; None: uniform
     path: str | None = None  # checkpoint: a directory in Hugging Face format
 
 
@@ -218,7 +219,7 @@ class TeacherTrainingRecipe(Strict):
 
     encoder: EncoderRecipe
     budget: Budget
-    seed: int = 0
+    seed: Seed = 0
     learning_rate: Positive | None = None  # None: the study's
 
 
@@ -263,7 +264,7 @@ class ValidationRecipe(Strict):
 
     at: list[Fraction] = [0.25, 0.5, 0.75, 1.0]  # fractions of the budget
     num_samples: Count = 256
-    probe_steps: int = 100  # steps of the probe head on the frozen student
+    probe_steps: Annotated[int, Field(ge=0, le=10**9)] = 100  # steps of the probe head on the frozen student
     probe_learning_rate: Positive = 1e-3
 
 
@@ -298,7 +299,7 @@ class FinetuneRecipe(Strict):
     tasks: Annotated[list[TaskRecipe], Field(min_length=1)]
     glue_path: str | None = None  # directory with TASK/train.tsv; None: nyu-mll/glue from the hub
     grid: GridRecipe = GridRecipe()
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     epochs: Positive = 5.0
     max_length: Count = 128
     warmup_fraction: Fraction = 0.06
@@ -328,7 +329,7 @@ class StudyRecipe(Strict):
     budget: Budget
     training: TrainingRecipe = TrainingRecipe()
     validation: ValidationRecipe = ValidationRecipe()
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     finetune: FinetuneRecipe | None = None
     allow_difference: list[str] = []  # dotted keys that arms may override beside their objective's options
     output: PathText | None = None  # anywhere; None: studies/NAME

@@ -9,9 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from kd_megatron import __version__, logs
+from kd_megatron import __version__, logs, recipe_yaml
 from kd_megatron.errors import disk_full_is_clear
 from kd_megatron.study import fairness, figures, results, tables
 from kd_megatron.study.answer import answer, budget_in_words, measure_of, num_seeds
@@ -179,7 +177,7 @@ def as_data(study: StudyResults, findings: list[Finding], allowed: list[Differen
         "tables": {table.name: [_plain(row) for row in table.rows] for table in found},
         "caveats": caveats(study, findings, allowed),
         "fingerprint": study.all_runs()[0].summary.get("fingerprint") if study.arms else None,
-        "recipe": yaml.safe_load((study.directory / results.RECIPE_FILE).read_text(encoding="utf-8")),
+        "recipe": recipe_yaml.read((study.directory / results.RECIPE_FILE).read_text(encoding="utf-8")),
     }
 
 

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from kd_megatron import config, dist, logs
+from kd_megatron import config, dist, logs, recipe_yaml
 from kd_megatron.errors import DataError, OutputError, disk_full_is_clear
 from kd_megatron.manifest import MANIFEST
 from kd_megatron.paths import refuse_file_or_links_out
@@ -184,7 +182,7 @@ def _claim_on_main(recipe: StudyRecipe, directory: Path) -> str | None:
     with disk_full_is_clear(directory):
         directory.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(path.name + ".partial")
-        aside.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        aside.write_text(recipe_yaml.dump(recipe.model_dump(mode="json")), encoding="utf-8")
         aside.replace(path)
     return None
 

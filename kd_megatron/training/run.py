@@ -6,10 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from kd_megatron import dist
+from kd_megatron import dist, recipe_yaml
 from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.logs import quiet_libraries, say, write_json
 from kd_megatron.models.export import export
@@ -121,14 +120,14 @@ def _problem(study: StudyRecipe, arm: str, seed: int, directory: Path) -> str | 
     with disk_full_is_clear(directory):
         directory.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(RECIPE + ".partial")
-        aside.write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+        aside.write_text(recipe_yaml.dump(resolved), encoding="utf-8")
         aside.replace(path)
     return None
 
 
 def _with_defaults(path: Path) -> Any:
     """The recipe at ``path``, with the keys that this version added since it was written."""
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    found = recipe_yaml.read(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         return found
     try:

@@ -68,7 +68,7 @@ def test_a_recipe_that_would_lead_elsewhere_is_refused(tmp_path: Path, schema, r
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     config.load(path, schema)  # the recipe itself is a good one
-    with pytest.raises(RecipeError, match="correct the keys named above") as caught:
+    with pytest.raises(RecipeError, match="to fix: correct the") as caught:
         config.load(path, schema, [override])
     assert key in str(caught.value)
 
