@@ -50,7 +50,7 @@ TEXT
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "error: $1"; shift; for line in "$@"; do say "  $line"; done; exit 2; }
 dry_run() { [[ ${DRY_RUN:-} == 1 ]]; }
-show() { printf '%q ' "$@"; printf '\n'; }
+show() { { printf '%q ' "$@"; printf '\n'; } | sed -E 's#://[^/@ ]+@#://***@#g'; }  # credentials of an index
 run() { if dry_run; then show "$@"; else "$@"; fi; }
 run_last() { if dry_run; then show "$@"; else exec "$@"; fi; }  # exec: signals reach the command itself
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from kd_megatron import dist
+from kd_megatron.redact import redact
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -17,7 +18,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 def say(message: str) -> None:
     """Print one line on rank 0."""
     if dist.is_main():
-        console.print(message)
+        console.print(redact(message))
 
 
 def warn(message: str) -> None:

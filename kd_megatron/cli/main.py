@@ -10,10 +10,10 @@ import os
 import signal
 import sys
 import time
-import traceback
 from types import ModuleType
 from typing import NoReturn
 
+from kd_megatron import redact
 from kd_megatron.errors import KdError, RecipeError, disk_full_is_clear, nearest
 from kd_megatron.process import exit_process, keep_freed_memory
 
@@ -47,6 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 def program() -> NoReturn:
     """The program ``kd-megatron``: `main`, then the end of the process."""
+    sys.excepthook = redact.print_exception
     keep_freed_memory()
     exit_process(main())
 
@@ -62,12 +63,12 @@ def main(arguments: list[str] | None = None) -> int:
             return exit_code
     except KdError as error:
         if debug:
-            traceback.print_exc()
+            redact.print_exception(type(error), error, error.__traceback__)
         report_error(str(error))
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if debug:
-            traceback.print_exc()
+            redact.print_exception(type(error), error, error.__traceback__)
         report_error("interrupted; the same command continues from the last checkpoint or finished part")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
@@ -140,6 +141,7 @@ def report_error(message: str) -> None:
     if rank:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(RANK_PATIENCE_SECONDS)
+    message = redact.redact(message)
     print(f"[rank {rank}] error: {message}" if rank else f"error: {message}", file=sys.stderr, flush=True)
 
 
