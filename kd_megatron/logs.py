@@ -66,16 +66,20 @@ def write_json(path: Path, data: Any) -> None:
 class MetricsWriter:
     """Appends rows to ``metrics.jsonl`` and mirrors the numbers to TensorBoard (x axis: tokens).
 
-    After a resume, rows past the resumed step are dropped, so that the file never tells a step twice.
+    After a resume, rows that were written after the checkpoint are dropped, so that the file tells nothing twice.
+
+    Args:
+        directory: of the run.
+        num_rows: how many rows the run had when it went on from where it goes on now.
     """
 
-    def __init__(self, directory: Path, resume_step: int = 0, tensorboard: bool = True) -> None:
-        self.path = directory / "metrics.jsonl"
+    def __init__(self, directory: Path, num_rows: int = 0, tensorboard: bool = True) -> None:
+        self.path, self.num_rows = directory / "metrics.jsonl", num_rows
         self._board: Any = None
         if not dist.is_main():
             return
         directory.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_metrics(directory) if row["step"] <= resume_step]
+        kept = read_metrics(directory)[:num_rows]
         aside = self.path.with_name("metrics.jsonl.partial")
         aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         os.replace(aside, self.path)
@@ -90,6 +94,7 @@ class MetricsWriter:
             return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        self.num_rows += 1
         if self._board:
             for name, value in row.items():
                 if isinstance(value, int | float) and name != "tokens":

@@ -18,11 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kd_megatron import dist
+from kd_megatron import config, dist
+from kd_megatron.config import Strict
 from kd_megatron.engine import state as engine_state
 from kd_megatron.engine.build import Engine
 from kd_megatron.engine.state import KINDS, EngineState
-from kd_megatron.errors import DataError
+from kd_megatron.errors import DataError, RecipeError
 from kd_megatron.logs import warn
 from kd_megatron.manifest import file_sha256
 
@@ -34,39 +35,60 @@ WRITING, REMOVING, PASSED_OVER = ".writing_", ".removing_", "passed_over_"
 DEEPSPEED = "engine"  # the directory in which versions before format 1 kept DeepSpeed's pickled files
 
 
-def describe(engine: Engine, step: int, run_state: dict[str, Any], for_good: bool) -> dict[str, Any]:
+class About(Strict):
     """What ``run_state.json`` says: where the checkpoint comes from, what fits it, and the run's own state."""
-    return {
-        "format": FORMAT,
-        "step": step,
-        "world_size": dist.world_size(),
-        "zero_stage": engine.zero_stage,
-        "precision": engine.recipe.precision,
-        "parameters": engine_state.shapes(engine),
-        "trained": engine_state.names(engine, "first_moments"),
-        "kept_for_good": for_good,
-        "run": run_state,
-    }
+
+    format: int
+    step: int
+    num_updates: int  # Adam's step count
+    world_size: int
+    zero_stage: int
+    precision: str
+    parameters: dict[str, list[int]]  # name -> shape
+    trained: list[str]  # those that have moments
+    kept_for_good: bool
+    run: dict[str, Any]
 
 
-def write(directory: Path, about: dict[str, Any], state: EngineState) -> Path:
-    """Write and publish the checkpoint that ``about`` (see `describe`) belongs to. Rank 0 alone, on any thread.
+def describe(engine: Engine, state: EngineState, step: int, run_state: dict[str, Any], for_good: bool) -> About:
+    """What there is to say of ``state``, taken of ``engine`` after ``step``."""
+    return About(
+        format=FORMAT,
+        step=step,
+        num_updates=state.num_updates,
+        world_size=dist.world_size(),
+        zero_stage=engine.zero_stage,
+        precision=engine.recipe.precision,
+        parameters=engine_state.shapes(engine),
+        trained=engine_state.names(engine, "first_moments"),
+        kept_for_good=for_good,
+        run=run_state,
+    )
+
+
+def write(directory: Path, about: About, state: EngineState) -> Path:
+    """Write and publish the checkpoint of ``state`` that ``about`` describes. Rank 0 alone, on any thread.
 
     Raises whatever the disk raises; nothing is left behind then.
     """
-    final = directory / f"step_{about['step']:08d}"
+    final = directory / name_of(about.step)
     aside = directory / f"{WRITING}{final.name}"
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         for kind, tensors in state.tensors.items():
             save_file(tensors, aside / TENSORS[kind])
-        (aside / STATE).write_text(json.dumps(about | {"num_updates": state.num_updates}, indent=1), encoding="utf-8")
+        (aside / STATE).write_text(about.model_dump_json(indent=1), encoding="utf-8")
         _publish(aside, final)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)  # gives back the room of a full disk; the checkpoints before it stay
         raise
     return final
+
+
+def name_of(step: int) -> str:
+    """The directory of a checkpoint."""
+    return f"step_{step:08d}"
 
 
 def _publish(aside: Path, final: Path) -> None:
@@ -128,14 +150,14 @@ def tidy(directory: Path, step: int) -> None:
         for path in directory.glob(unfinished + "*"):
             shutil.rmtree(path, ignore_errors=True)
     for path in published(directory):
-        if path.name > f"step_{step:08d}":
+        if path.name > name_of(step):
             aside = path.with_name(PASSED_OVER + path.name)
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)
 
 
-def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint whose every file is as it was written, with its ``run_state.json``; None without one.
+def newest(directory: Path) -> tuple[Path, About] | None:
+    """The newest checkpoint whose every file is as it was written, with what is said of it; None without one.
 
     Rank 0 looks and decides for all. Altered checkpoints are passed over with a warning. Collective.
 
@@ -145,7 +167,7 @@ def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
     return dist.on_main(lambda: _newest(directory))
 
 
-def _newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
+def _newest(directory: Path) -> tuple[Path, About] | None:
     found = published(directory)
     for path in reversed(found):
         _refuse_deepspeed_format(path)
@@ -188,22 +210,21 @@ def _refuse_deepspeed_format(path: Path) -> None:
         )
 
 
-def _read_about(path: Path) -> dict[str, Any]:
+def _read_about(path: Path) -> About:
     try:
-        about: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
-        written = about["format"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(given=f"{path / STATE} is not a checkpoint's state: {error}", fix="remove it") from error
-    if written != FORMAT:
-        raise DataError(
-            given=f"checkpoint {path} has format {written!r}",
-            expected=f"format {FORMAT}",
-            fix="resume with the version that wrote it",
-        )
-    return about
+        about = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if isinstance(about, dict) and about.get("format") != FORMAT:
+            raise DataError(
+                given=f"checkpoint {path} has format {about.get('format')!r}",
+                expected=f"format {FORMAT}",
+                fix="resume with the version that wrote it",
+            )
+        return config.validate(About, about, where=str(path / STATE))
+    except (OSError, ValueError, RecipeError) as error:
+        raise DataError(given=f"not a checkpoint's state: {error}", fix=f"remove {path}") from error
 
 
-def load(engine: Engine, path: Path, about: dict[str, Any]) -> None:
+def load(engine: Engine, path: Path, about: About) -> None:
     """Restore ``engine`` from what `newest` found. Collective: rank 0 reads, so that no other needs its disk.
 
     Raises:
@@ -223,17 +244,17 @@ def load(engine: Engine, path: Path, about: dict[str, Any]) -> None:
         def read(kind: str, name: str) -> Tensor:
             return dist.tensor_from_main(files[kind].get_tensor(name) if files else torch.empty(shapes[name]))
 
-        engine_state.restore(engine, int(about["num_updates"]), read)
+        engine_state.restore(engine, about.num_updates, read)
 
 
-def _refuse_other_module(path: Path, about: dict[str, Any], shapes: dict[str, list[int]], trained: list[str]) -> None:
-    found = about["parameters"]
+def _refuse_other_module(path: Path, about: About, shapes: dict[str, list[int]], trained: list[str]) -> None:
+    found = about.parameters
     differences = [
         f"{name} is {shapes.get(name, 'absent')} here and {found.get(name, 'absent')} there"
         for name in [*shapes, *(found.keys() - shapes.keys())]
         if shapes.get(name) != found.get(name)
     ]
-    differences += [f"{name} is trained in one of them alone" for name in sorted(set(trained) ^ set(about["trained"]))]
+    differences += [f"{name} is trained in one of them alone" for name in sorted(set(trained) ^ set(about.trained))]
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise DataError(

@@ -1,6 +1,5 @@
 """Saving without waiting for the disk: state is gathered within the step, files are written on a thread of rank 0."""
 
-import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -35,11 +34,14 @@ class CheckpointWriter:
         """Take the state of this moment; it is written while training goes on. Collective.
 
         Waits for the checkpoint before, so that memory holds one of them, and raises as `wait` does.
+
+        Args:
+            run_state: plain data that nobody changes afterwards.
+            for_good: whether it stays when newer ones come.
         """
         self.wait()
-        about = checkpoint.describe(engine, step, run_state, for_good)
-        about = json.loads(json.dumps(about))  # a copy: the run's state changes while this is written
         state = gather(engine)
+        about = checkpoint.describe(engine, state, step, run_state, for_good)
         if dist.is_main():
             self._thread = threading.Thread(target=self._write, args=(about, state), name="checkpoint", daemon=True)
             self._thread.start()
@@ -62,8 +64,8 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def _write(self, about: dict[str, Any], state: EngineState) -> None:
-        path = self.directory / f"step_{about['step']:08d}"
+    def _write(self, about: checkpoint.About, state: EngineState) -> None:
+        path = self.directory / checkpoint.name_of(about.step)
         try:
             with disk_full_is_clear(path):
                 for file in self.with_them:

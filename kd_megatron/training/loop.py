@@ -37,12 +37,12 @@ def train(run: Run) -> None:
             if checkpoint_is_due(run, fraction) or stopping:
                 save(run, fraction)
             if stopping and fraction < 1.0:
-                run.checkpoints.wait()
+                finish_saving(run)
                 raise Interrupted(
                     given=f"stopped by {stop.signal or 'a signal on another rank'} at step {ledger.steps}",
                     fix="run the same command again: it resumes from the checkpoint just saved",
                 )
-    run.checkpoints.wait()
+    finish_saving(run)
     ledger.overshoot = ledger.spent(budget) - budget.limit
 
 
@@ -123,3 +123,9 @@ def save(run: Run, fraction: float) -> None:
         for_good = is_kept_for_good(run, fraction)
         run.markers.checkpoints_kept = markers_passed(run.study.training.keep_at, fraction)
         run.checkpoints.save(run.engine, run.ledger.steps, run.state(), for_good)
+
+
+def finish_saving(run: Run) -> None:
+    """Wait until the last checkpoint is on the disk. Raises `OutputError`, on all ranks, when it cannot be written."""
+    with run.ledger.clock("checkpoint"):
+        run.checkpoints.wait()

@@ -1,6 +1,6 @@
 """Builds a run: every check that can fail comes before the first step is paid for."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,11 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside weights and optimizer."""
-        return {"ledger": self.ledger.to_dict(), **asdict(self.markers)}
+        return {
+            "ledger": self.ledger.to_dict(),
+            "markers": asdict(self.markers),
+            "metrics_rows": self.metrics.num_rows,
+        }
 
     def close(self) -> None:
         """Close files and free what the engine holds; a run is not used after this."""
@@ -140,8 +144,8 @@ def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teache
     num_parameters = sum(parameter.numel() for parameter in student.parameters())  # before ZeRO-3 partitions them
     untrained = freeze_untrained(module.to(device), teacher, loader.batch(0, 2).to(device))
     engine = Engine(module, study.training, read_directly=module.student.read_directly())
-    markers = _resume(engine, ledger, directory / CHECKPOINTS)
-    metrics = MetricsWriter(directory, ledger.steps, study.training.tensorboard)
+    resumed = _resume(engine, ledger, directory / CHECKPOINTS)
+    metrics = MetricsWriter(directory, resumed.get("metrics_rows", 0), study.training.tensorboard)
     return Run(
         study=study,
         arm=arm,
@@ -159,7 +163,7 @@ def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teache
         untrained=untrained,
         num_parameters=num_parameters,
         checkpoints=CheckpointWriter(directory / CHECKPOINTS, study.training.keep_checkpoints, (metrics.path,)),
-        markers=markers,
+        markers=Markers(**resumed.get("markers", {})),
     )
 
 
@@ -214,24 +218,24 @@ def freeze_untrained(module: StudentWithObjective, teacher: Teacher | None, batc
     return untrained
 
 
-def _resume(engine: Engine, ledger: Ledger, directory: Path) -> Markers:
-    """Go on from the newest good checkpoint in ``directory``, if there is one; returns the marks that it had passed."""
+def _resume(engine: Engine, ledger: Ledger, directory: Path) -> dict[str, Any]:
+    """Go on from the newest good checkpoint in ``directory``; returns the `Run.state` of then, empty without one."""
     newest = checkpoint.newest(directory)
     if newest is None:
         checkpoint.tidy(directory, step=0)
-        return Markers()
+        return {}
     path, about = newest
     checkpoint.load(engine, path, about)
-    state = about["run"]
+    state = about.run
     ledger.restore(state["ledger"])
     checkpoint.tidy(directory, ledger.steps)
     say(f"resumed from {path} at step {ledger.steps}, {ledger.tokens:,} tokens{_moved(engine, about)}")
-    return Markers(**{field.name: int(state[field.name]) for field in fields(Markers)})
+    return state
 
 
-def _moved(engine: Engine, about: dict[str, Any]) -> str:
+def _moved(engine: Engine, about: checkpoint.About) -> str:
     """What to say of a checkpoint that was written by other processes than these."""
-    before, now = (about["world_size"], about["zero_stage"]), (dist.world_size(), engine.zero_stage)
+    before, now = (about.world_size, about.zero_stage), (dist.world_size(), engine.zero_stage)
     if before == now:
         return ""
     return f"; written by {before[0]} processes at ZeRO stage {before[1]}, here {now[0]} at stage {now[1]}"

@@ -1,6 +1,6 @@
 """Engines around a small module at every ds_config: trained, saved, restored, and trained on.
 
-As a program: python engine_states.py DIRECTORY CASES, where CASES is "own" or "all" (see `check`); rank 0 writes
+As a program: python engine_states.py DIRECTORY CASES, where CASES is "some" or "all" (see `check`); rank 0 writes
 DIRECTORY/results_WORLDSIZE.json.
 """
 
@@ -18,6 +18,7 @@ from kd_megatron.engine import checkpoint
 from kd_megatron.engine.build import Engine
 from kd_megatron.engine.saving import CheckpointWriter
 from kd_megatron.engine.state import EngineState, gather
+from kd_megatron.errors import OutputError
 from kd_megatron.process import exit_process
 from kd_megatron.schema import TrainingRecipe
 
@@ -119,6 +120,23 @@ def check_other(source: Path, config: str, precision: str) -> dict[str, Any]:
     return {"restored": restored, "curve": curve, "expected": json.loads((source / "curve.json").read_text())}
 
 
+def refused_on_all_ranks(directory: Path) -> list[bool]:
+    """A checkpoint that rank 0 cannot write: whether each rank is told when the next one is due."""
+    engine, writer = small_engine(), CheckpointWriter(directory / "no" / "directory", keep=1)
+    if dist.is_main():
+        directory.mkdir()
+        (directory / "no").write_text("a file")
+    writer.save(engine, 1, {})
+    try:
+        writer.save(engine, 2, {})
+    except OutputError as error:
+        told = "could not be written: NotADirectoryError" in str(error)
+    else:
+        told = False
+    engine.close()
+    return dist.gather(told)
+
+
 def check(directory: Path, every_pair: bool) -> dict[str, Any]:
     """All configurations, each by itself and from those that other numbers of processes left in ``directory``.
 
@@ -141,7 +159,9 @@ if __name__ == "__main__":
     logs.quiet_libraries()
     dist.initialise()
     found = check(place, every_pair=cases == "all")
+    refusals = refused_on_all_ranks(place / f"refused_{dist.world_size()}")
     if dist.is_main():
+        found["refused"] = refusals
         (place / f"results_{dist.world_size()}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.shut_down()
     exit_process(0)

@@ -40,7 +40,7 @@ def names(directory: Path) -> list[str]:
 
 def newest_step(directory: Path) -> int | None:
     found = checkpoint.newest(directory)
-    return None if found is None else found[1]["run"]["at"]
+    return None if found is None else found[1].run["at"]
 
 
 def test_the_newest_complete_one_is_found_and_old_ones_are_dropped(engine: Engine, tmp_path: Path) -> None:
@@ -177,6 +177,9 @@ def test_one_of_a_later_format_is_refused(engine: Engine, tmp_path: Path) -> Non
     rewritten(tmp_path / "step_00000005", format=2)
     with pytest.raises(DataError, match="has format 2"):
         checkpoint.newest(tmp_path)
+    rewritten(tmp_path / "step_00000005", format=1, parameters="none")
+    with pytest.raises(DataError, match=r"not a checkpoint's state(.|\n)*parameters"):
+        checkpoint.newest(tmp_path)
 
 
 def test_one_in_deepspeeds_format_is_refused_and_not_read(tmp_path: Path) -> None:
@@ -201,7 +204,7 @@ def test_tensors_that_are_not_what_the_state_says_are_refused(engine: Engine, tm
     save(engine, tmp_path, 5)
     path = tmp_path / "step_00000005"
     shutil.copy(path / "first_moments.safetensors", path / "weights.safetensors")
-    found = path, json.loads((path / checkpoint.STATE).read_text())
+    found = path, checkpoint.About.model_validate_json((path / checkpoint.STATE).read_text())
     with pytest.raises(DataError, match=r"weights.safetensors does not hold the tensors"):
         checkpoint.load(engine, *found)
     (path / "weights.safetensors").write_bytes(b"\x80\x04\x95 a pickle")

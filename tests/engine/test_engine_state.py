@@ -31,7 +31,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(directory: Path) -> Results:
     """One process, in this one, then two, each of which also reads what one of the first wrote."""
     dist.initialise()
-    return engine_states.check(directory, every_pair=False) | results_of(directory, 2, "one")
+    return engine_states.check(directory, every_pair=False) | results_of(directory, 2, "some")
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -65,8 +65,12 @@ def test_the_curve_moves(results: Results) -> None:
     assert max(losses) > 1.05 * min(losses)
 
 
+def test_what_rank_0_cannot_write_is_an_error_on_every_rank(results: Results) -> None:
+    assert results["refused"] == [True, True]
+
+
 @pytest.mark.long
-def test_every_pair_of_stages_among_1_2_and_4_processes(directory: Path, tmp_path: Path) -> None:
+def test_every_pair_of_stages_among_1_2_and_4_processes(tmp_path: Path) -> None:
     found = [results_of(tmp_path, world_size, "all") for world_size in (1, 2, 4)]
     found.append(results_of(tmp_path, 1, "all"))
     crossings = [name for results in found for name in results if ">" in name]

@@ -39,11 +39,15 @@ TRAINING = {
     "ds_config": "zero2", "precision": "bf16", "micro_batch_size": 4, "checkpoint_every_steps": 3,
     "keep_checkpoints": 2, "keep_at": [0.5],
 }  # fmt: skip
-# How a kill is aimed: at both ranks or at one, whose peer must then end by itself; while training, while a checkpoint
-# is being written, or at any moment from the start of the processes on.
-AIMS = ("both ranks", "rank 0", "rank 1", "both ranks, writing", "rank 0, writing", "both ranks, starting")
+# How a kill is aimed, and how often: at both ranks or at one, whose peer must then end by itself; while training, while
+# a checkpoint is being written, at any moment of the start, or when all steps are done but not validation and export.
+AIMS = {
+    "both ranks": 4, "rank 0": 4, "rank 1": 4,
+    "both ranks, writing": 4, "rank 0, writing": 3, "both ranks, starting": 3, "both ranks, finishing": 1,
+}  # fmt: skip
 SECONDS_OF_TRAINING = 2.0  # the latest moment of a kill after the first step
 SECONDS_OF_START = 12.0
+SECONDS_OF_END = 1.0  # from the last step on
 PEER_SECONDS = 90.0  # within which the rank that is left must end
 PATIENCE_SECONDS = 300.0  # for what should happen soon
 TIMES = ("hours", "tokens_per_second")
@@ -74,8 +78,8 @@ class Tally:
 class Ranks:
     """The two processes of a run, their output in files."""
 
-    def __init__(self, recipe: Path, run: Path, logs: Path) -> None:
-        self.run, self._logs = run, [logs / f"rank{rank}.log" for rank in range(WORLD_SIZE)]
+    def __init__(self, recipe: Path, run: Path) -> None:
+        self.run, self._logs = run, [recipe.with_name(f"rank{rank}.log") for rank in range(WORLD_SIZE)]
         port = processes.free_port()
         command = [sys.executable, "-m", "kd_megatron", "pretrain", str(recipe), "--arm", ARM, "--output", str(run)]
         self.processes = []
@@ -123,7 +127,7 @@ def write_recipe(directory: Path, num_steps: int) -> Path:
 
 
 def run_to_the_end(recipe: Path, run: Path, tally: Tally) -> None:
-    ranks = Ranks(recipe, run, recipe.parent)
+    ranks = Ranks(recipe, run)
     codes = ranks.wait(PATIENCE_SECONDS)
     if any(codes):
         raise SystemExit(f"a run that nobody killed ended with {codes}:\n{ranks.output()[-6000:]}")
@@ -136,7 +140,7 @@ def count_start(ranks: Ranks, tally: Tally) -> None:
 
 def kill_once(recipe: Path, run: Path, aim: str, chance: random.Random, tally: Tally) -> None:
     """Start (or resume) the run and kill it at a random moment; it may also finish before."""
-    ranks = Ranks(recipe, run, recipe.parent)
+    ranks = Ranks(recipe, run)
     aimed = wait_for_the_moment(ranks, aim, chance)
     if not aimed:
         codes = ranks.wait(PATIENCE_SECONDS)
@@ -165,8 +169,11 @@ def wait_for_the_moment(ranks: Ranks, aim: str, chance: random.Random) -> bool:
     """Whether the moment came while the ranks were running."""
     if aim.endswith("starting"):
         return keep_looking(ranks, time.monotonic() + chance.uniform(0.0, SECONDS_OF_START))
-    rows = num_rows(ranks.run)
-    started = keep_looking(ranks, None, lambda: num_rows(ranks.run) != rows)  # dropped rows are a change as well
+    before = metrics(ranks.run)
+    if aim.endswith("finishing"):
+        done = keep_looking(ranks, None, lambda: b'"budget_fraction": 1.0' in metrics(ranks.run))
+        return done and keep_looking(ranks, time.monotonic() + chance.uniform(0.0, SECONDS_OF_END))
+    started = keep_looking(ranks, None, lambda: metrics(ranks.run) != before)  # dropped rows are a change as well
     if not started or not keep_looking(ranks, time.monotonic() + chance.uniform(0.0, SECONDS_OF_TRAINING)):
         return False
     if aim.endswith("writing"):
@@ -193,9 +200,9 @@ def is_writing(run: Path) -> bool:
         return False
 
 
-def num_rows(run: Path) -> int:
+def metrics(run: Path) -> bytes:
     path = run / "metrics.jsonl"
-    return path.stat().st_size if path.exists() else 0
+    return path.read_bytes() if path.exists() else b""
 
 
 def differences(reference: Path, run: Path) -> list[str]:
@@ -235,7 +242,7 @@ def counts(run: Path) -> dict[str, Any]:
 
 
 def random_aims(num_kills: int, seed: int) -> list[str]:
-    return random.Random(seed).choices(AIMS, k=num_kills)
+    return random.Random(seed).choices(list(AIMS), list(AIMS.values()), k=num_kills)
 
 
 def kill_and_resume(
