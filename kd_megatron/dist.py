@@ -1,21 +1,53 @@
 """Ranks and the few collectives we call ourselves. Works the same with one process and no launcher."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as torch_dist
 
-from kd_megatron.errors import KdError
+from kd_megatron import news, rendezvous, watchdog
+from kd_megatron.errors import KdError, disk_full_is_clear
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=10)  # a rank that is silent for longer ends the others
+
+
+def timeout() -> timedelta:
+    """How long a collective may take. The watchdog sees a lost or hanging rank before, and can name it."""
+    return timedelta(seconds=news.hang_seconds() + news.lost_seconds())
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[torch.device]:
+    """`initialise`, and `shut_down` at the end. An error that leaves the block ends the other ranks soon, and says why.
+
+    Raises:
+        RankLost: a collective failed because another rank is gone; named where it can be told.
+    """
+    try:
+        with disk_full_is_clear("the output of this command"):
+            yield initialise()
+    except BaseException as error:
+        told = watchdog.last_words(error)
+        _leave(in_good_order=False)
+        if told is error:
+            raise
+        raise told from error
+    shut_down()
 
 
 def initialise() -> torch.device:
-    """Join the process group (environment as `deepspeed` and `torchrun` set it; alone without) and name the device."""
+    """Join the process group (environment as `deepspeed` and `torchrun` set it; alone without) and name the device.
+
+    The ranks then watch each other (`watchdog`) until `shut_down`.
+
+    Raises:
+        RankLost: not all ranks arrived.
+        EnvironmentFault: the meeting point cannot be used.
+    """
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
     device = torch.device("cpu")
@@ -24,18 +56,29 @@ def initialise() -> torch.device:
         torch.cuda.set_device(device)
     if not torch_dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        if os.environ["WORLD_SIZE"] == "1" and "MASTER_PORT" not in os.environ:
-            store = torch_dist.HashStore()
-            torch_dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=TIMEOUT)
-        else:
-            torch_dist.init_process_group(backend, timeout=TIMEOUT)
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store, heart = rendezvous.meet(rank, size) if size > 1 else (torch_dist.HashStore(), None)
+        watchdog.start(rank, heart)
+        torch_dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout())
     return device
 
 
 def shut_down() -> None:
-    """Leave the process group, if there is one."""
-    if torch_dist.is_initialized():
+    """Leave the process group, if there is one, and end the watch."""
+    _leave(in_good_order=True)
+
+
+def _leave(in_good_order: bool) -> None:
+    """End the watch, and the group. Beside a lost rank the group is left as it is: ending it could wait for it."""
+    watchdog.stop(in_good_order)
+    if torch_dist.is_initialized() and (in_good_order or world_size() == 1):
         torch_dist.destroy_process_group()
+
+
+def bound_timeouts() -> None:
+    """Give every group the same bound: those that libraries make without one would wait for 30 minutes."""
+    for group in torch_dist.distributed_c10d._world.pg_map:
+        torch_dist.distributed_c10d._set_pg_timeout(timeout(), group)
 
 
 def rank() -> int:
@@ -54,7 +97,7 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Wait for all ranks; they are expected within `TIMEOUT`."""
+    """Wait for all ranks; they are expected within `timeout`."""
     if world_size() > 1:
         torch_dist.barrier()
 

@@ -23,6 +23,7 @@ class KdError(Exception):
     """
 
     exit_code = 1
+    said: bool | None = None  # whether another rank on this host has told the user already; None: not known
 
     def __init__(self, given: str, expected: str = "", fix: str = "") -> None:
         self.given, self.expected, self.fix = given, expected, fix

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from kd_megatron import dist
+from kd_megatron.errors import disk_full_is_clear
 from kd_megatron.redact import redact
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -92,13 +93,14 @@ class MetricsWriter:
         """Append ``row``, which has at least ``step`` and ``tokens``."""
         if not dist.is_main():
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        self.num_rows += 1
-        if self._board:
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "tokens":
-                    self._board.add_scalar(name, value, row["tokens"])
+        with disk_full_is_clear(self.path):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            self.num_rows += 1
+            if self._board:
+                for name, value in row.items():
+                    if isinstance(value, int | float) and name != "tokens":
+                        self._board.add_scalar(name, value, row["tokens"])
 
     def close(self) -> None:
         """Flush TensorBoard."""

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import NoReturn
 
+from kd_megatron.redact import redact
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
 _KEPT_BYTES = 2**30  # blocks of up to this size, and as much free memory at the heap's end
 
@@ -22,6 +24,13 @@ def keep_freed_memory() -> None:
         return
     mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
     mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def say_error(message: str) -> None:
+    """Print ``message`` as this rank's error on stderr, without secrets."""
+    rank = int(os.environ.get("RANK", 0))
+    prefix = f"[rank {rank}] " if rank else ""
+    print(redact(f"{prefix}error: {message}"), file=sys.stderr, flush=True)
 
 
 def exit_process(code: int) -> NoReturn:

@@ -52,13 +52,12 @@ def run(args: argparse.Namespace) -> int:
     bench_output.check_outputs(args, args.json or "the last run")
     recipe = with_arms(config.load(args.file, StudyRecipe, args.overrides), args.arms)
     logs.quiet_libraries()
-    dist.initialise()
-    try:
-        with made_up_inputs.inputs(resolve_precision(recipe), Path("runs") / recipe.name) as (recipe, teacher):
-            rows = _measure(args, recipe, num_steps, teacher)
-            facts = fingerprint(Loader(recipe.data, recipe.seeds[0]), teacher)
-    finally:
-        dist.shut_down()
+    with (
+        dist.joined(),
+        made_up_inputs.inputs(resolve_precision(recipe), Path("runs") / recipe.name) as (recipe, teacher),
+    ):
+        rows = _measure(args, recipe, num_steps, teacher)
+        facts = fingerprint(Loader(recipe.data, recipe.seeds[0]), teacher)
     if dist.is_main():
         _show(rows, f"{recipe.name}, {rows[0].dtype}: one optimizer step, {num_steps} rounds")
         bench_output.finish(args, rows, as_json(rows, facts | {"timed": "Whole optimizer steps."}))

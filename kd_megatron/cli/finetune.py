@@ -43,15 +43,12 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = config.load(args.recipe, FinetuneRecipe, args.overrides)
     output = args.output or default_output(args.model)
-    dist.initialise()
-    try:
+    with dist.joined():
         compare_nodes([args.recipe, *args.overrides])
         summary = run_grid(args.model, recipe, output)
         if dist.is_main():
             _print_table(summary)
             print(f"written to {output / SUMMARY}")
-    finally:
-        dist.shut_down()
     return 0
 
 

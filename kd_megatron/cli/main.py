@@ -13,14 +13,13 @@ import time
 from types import ModuleType
 from typing import NoReturn
 
-from kd_megatron import redact
+from kd_megatron import redact, signals
 from kd_megatron.errors import KdError, RecipeError, disk_full_is_clear, nearest
-from kd_megatron.process import exit_process, keep_freed_memory
+from kd_megatron.process import exit_process, keep_freed_memory, say_error
 
 COMMANDS = ("prepare", "plan", "pretrain", "finetune", "study", "report", "bench", "inspect", "preflight")
 LAUNCHER_COMMANDS = ("demo", "test")  # of launch.sh alone: they need the repository, not only the package
 
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 RANK_PATIENCE_SECONDS = 3.0
 
@@ -48,8 +47,15 @@ class Parser(argparse.ArgumentParser):
 def program() -> NoReturn:
     """The program ``kd-megatron``: `main`, then the end of the process."""
     sys.excepthook = redact.print_exception
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of lost connections our own message tells
     keep_freed_memory()
-    exit_process(main())
+    signals.install()
+    try:
+        exit_code = main()
+    except Exception as error:  # a bug
+        redact.print_exception(type(error), error, error.__traceback__)
+        exit_code = KdError.exit_code
+    exit_process(exit_code)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,13 +70,16 @@ def main(arguments: list[str] | None = None) -> int:
     except KdError as error:
         if debug:
             redact.print_exception(type(error), error, error.__traceback__)
-        report_error(str(error))
+        report_error(str(error), error.said)
         return error.exit_code
+    except signals.Stopped as stopped:
+        report_error(str(stopped.as_error()))
+        return stopped.as_error().exit_code
     except KeyboardInterrupt as error:
         if debug:
             redact.print_exception(type(error), error, error.__traceback__)
         report_error("interrupted; the same command continues from the last checkpoint or finished part")
-        return EXIT_INTERRUPTED
+        return signals.EXIT_CTRL_C
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
@@ -132,17 +141,17 @@ def program_name() -> str:
     return os.environ.get("KD_PROGRAM", "kd-megatron")
 
 
-def report_error(message: str) -> None:
+def report_error(message: str, said: bool | None = None) -> None:
     """Print ``message`` on stderr: once when all ranks fail alike, with the rank when one fails alone.
 
-    A rank other than 0 waits first: when rank 0 fails too, the launcher ends this one during the wait.
+    Where the ranks could not agree who speaks (``said`` is None), one other than 0 waits first: when rank 0 fails too,
+    the launcher ends this one during the wait.
     """
-    rank = int(os.environ.get("RANK", 0))
-    if rank:
+    if said is None and os.environ.get("RANK", "0") != "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(RANK_PATIENCE_SECONDS)
-    message = redact.redact(message)
-    print(f"[rank {rank}] error: {message}" if rank else f"error: {message}", file=sys.stderr, flush=True)
+    if not said:
+        say_error(message)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,7 @@ def run(args: argparse.Namespace) -> int:
     seed = recipe.seeds[0] if args.seed is None else args.seed
     root = Path("runs") / recipe.name
     directory = Path(args.output) if args.output else root / args.arm / f"seed_{seed}"
-    dist.initialise()
-    try:
+    with dist.joined():
         compare_nodes([args.recipe, *args.overrides])
         recipe = resolve_precision(recipe)
         runner.prepare_inputs(recipe, root)
@@ -50,6 +49,4 @@ def run(args: argparse.Namespace) -> int:
         pretrain(study, args.arm, seed, directory, runner.teacher_path(recipe, root))
         if dist.is_main():
             print(directory / "export")
-    finally:
-        dist.shut_down()
     return 0

@@ -32,12 +32,9 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = config.load(args.recipe, StudyRecipe, args.overrides)
     directory = Path(args.output or recipe.output or f"studies/{recipe.name}")
-    dist.initialise()
-    try:
+    with dist.joined():
         compare_nodes([args.recipe, *args.overrides])
         run_study(resolve_precision(recipe), directory)
         if dist.is_main():
             print(directory / "report" / "index.html")
-    finally:
-        dist.shut_down()
     return 0

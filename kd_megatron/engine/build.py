@@ -141,6 +141,7 @@ class Engine:
             optimizer=MasterAdamW(groups, **_adam_options(recipe)) if masters else None,
             config=config,
         )
+        dist.bound_timeouts()
         self._deepspeed_clips = _deepspeed_clips(config["zero_optimization"])
         self._adam = self.deepspeed.basic_optimizer
         self._trained = [parameter for group in groups for parameter in group["params"]]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as torch_dist
 
-from kd_megatron import dist, logs
+from kd_megatron import dist, logs, marks
 from kd_megatron.errors import KdError, OutputError, disk_full_is_clear
 from kd_megatron.finetune import model as models
 from kd_megatron.finetune.batches import EncodedTask, encode_task
@@ -48,6 +48,7 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     _main_first(lambda: models.check_directory(model_path))
     model_hash = _main_first(lambda: models.content_hash(model_path))
     _main_first(lambda: claim(output, model_path, model_hash))
+    marks.stacks_to(output)
     tokenizer = models.load_tokenizer(model_path, recipe.max_length)
     tasks = _main_first(lambda: [load_task(task, recipe.glue_path) for task in recipe.tasks])
     recipe = resolve_precision(recipe)
@@ -68,7 +69,8 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
         return run_cell(model_path, encoded(job.cell.task), job.cell, recipe, device, on_step)
 
     if pending:
-        _run_pending(pending, run)
+        with marks.stage("fine-tuning"):
+            _run_pending(pending, run)
     return dist.from_main(
         _summarise(tasks, jobs, model_path, model_hash, recipe.precision, output) if dist.is_main() else {}
     )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_megatron import marks
 from kd_megatron.errors import NonFiniteError
 from kd_megatron.finetune.batches import EncodedSplit, EncodedTask, dev_batches, train_batches
 from kd_megatron.finetune.model import load_classifier
@@ -130,6 +131,7 @@ def _train(
         loss_sum += loss.detach() * len(indices)
         num_since, num_examples = num_since + len(indices), num_examples + len(indices)
         on_step(len(indices))
+        marks.beat()
         if step * CURVE_POINTS // num_steps > (step - 1) * CURVE_POINTS // num_steps:
             mean_loss = _finite(loss_sum / num_since, "loss", cell, step).item()
             curve.append({"step": step, "examples": num_examples, "loss": mean_loss})
@@ -144,6 +146,7 @@ def _predict(model: nn.Module, split: EncodedSplit, cell: Cell, precision: str) 
     device = next(model.parameters()).device
     outputs: list[tuple[np.ndarray, Tensor]] = []
     for indices in dev_batches(split.lengths, DEV_BATCH_SIZE):
+        marks.beat()
         with _autocast(device, precision):
             outputs.append((indices, model(**split.batch(indices, device)[0]).logits.float()))
     logits = torch.cat([batch for _, batch in outputs]).cpu()  # [N, C] by length

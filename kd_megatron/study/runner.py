@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd_megatron import config, dist, logs, recipe_yaml
+from kd_megatron import config, dist, logs, marks, recipe_yaml
 from kd_megatron.errors import DataError, OutputError, disk_full_is_clear
 from kd_megatron.manifest import MANIFEST
 from kd_megatron.paths import refuse_file_or_links_out
@@ -105,7 +105,8 @@ def _data_piece(recipe: StudyRecipe) -> Piece:
             from data_prep import prepare
 
             corpus = config.load(recipe.data.corpus or "", CorpusRecipe)
-            prepare.prepare(corpus)
+            with marks.stage("data preparation", watched=False):
+                prepare.prepare(corpus)
         dist.wait_for_all()
         absent = [str(path) for path in shards if not (path / MANIFEST).is_file()]
         if absent:

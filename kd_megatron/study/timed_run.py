@@ -13,10 +13,10 @@ from kd_megatron.kernels.bench import bounds
 from kd_megatron.models.build import load_teacher
 from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.schema import StudyRecipe
+from kd_megatron.signals import StopRequest
 from kd_megatron.tensors import Batch, Needs, Taps
 from kd_megatron.training.loop import charge, one_step
 from kd_megatron.training.setup import execution, prepare_run
-from kd_megatron.training.signals import StopRequest
 from kd_megatron.training.teacher import Teacher
 
 

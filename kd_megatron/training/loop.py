@@ -1,15 +1,18 @@
 """The training loop. Everything it does is on this page."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
-from kd_megatron import dist
+from kd_megatron import dist, marks
 from kd_megatron.data.prefetch import Prefetcher
-from kd_megatron.errors import Interrupted
+from kd_megatron.errors import Interrupted, NonFiniteError
+from kd_megatron.signals import StopRequest, stop_requests
 from kd_megatron.tensors import Batch
 from kd_megatron.training.progress import Progress
 from kd_megatron.training.schedule import learning_rate
 from kd_megatron.training.setup import Run
-from kd_megatron.training.signals import StopRequest, stop_requests
 
 
 def train(run: Run) -> None:
@@ -21,29 +24,50 @@ def train(run: Run) -> None:
     """
     recipe, ledger, budget = run.study.training, run.ledger, run.study.budget
     progress = Progress(run)
-    with stop_requests() as stop, Prefetcher(run.micro_batches, first=ledger.steps) as batches:
+    with (
+        marks.stage("training"),
+        naming_last_checkpoint(run),
+        stop_requests() as stop,
+        Prefetcher(run.micro_batches, first=ledger.steps) as batches,
+    ):
         fraction = budget_fraction(run)
-        while fraction < 1.0:
+        stopping = ledger.steps > 0 and pass_markers(run, fraction, stop)  # a validation that a stop cut short
+        while fraction < 1.0 and not stopping:
             rate = learning_rate(recipe, fraction)
             stopping = one_step(run, batches, rate, stop)
             charge(run)
+            marks.beat(ledger.steps)
             fraction = budget_fraction(run)
             if ledger.steps % recipe.log_every_steps == 0 or fraction >= 1.0:
                 progress.report(run.step.read(), fraction, rate)
-            if (due := markers_passed(run.study.validation.at, fraction)) > run.markers.validations_done:
-                if fraction < 1.0:
-                    validate(run, fraction)
-                run.markers.validations_done = due
+            stopping = stopping or pass_markers(run, fraction, stop)
             if checkpoint_is_due(run, fraction) or stopping:
                 save(run, fraction)
-            if stopping and fraction < 1.0:
-                finish_saving(run)
-                raise Interrupted(
-                    given=f"stopped by {stop.signal or 'a signal on another rank'} at step {ledger.steps}",
-                    fix="run the same command again: it resumes from the checkpoint just saved",
-                )
-    finish_saving(run)
+        finish_saving(run)
+        if stopping and fraction < 1.0:
+            raise Interrupted(
+                given=f"stopped by {who_stopped(stop)} at step {ledger.steps}",
+                fix="run the same command again: it resumes from the checkpoint just saved",
+            )
     ledger.overshoot = ledger.spent(budget) - budget.limit
+
+
+@contextlib.contextmanager
+def naming_last_checkpoint(run: Run) -> Iterator[None]:
+    """Let a `NonFiniteError` of the ``with`` block say from which checkpoint the run goes on."""
+    try:
+        yield
+    except NonFiniteError as error:
+        run.checkpoints.close()
+        newest = max(run.checkpoints.directory.glob("step_*"), default=None)
+        good = f"the last good checkpoint is {newest}" if newest else "there was no checkpoint yet"
+        raise NonFiniteError(error.given, f"{error.expected}; {good}", error.fix) from error
+
+
+def who_stopped(stop: StopRequest) -> str:
+    """The signals and the ranks that had them, the same on every rank. Collective."""
+    named = [f"{name} on rank {rank}" for rank, name in enumerate(dist.gather(stop.signal)) if name]
+    return (stop.signal or "a signal") if dist.world_size() == 1 else ", ".join(named)
 
 
 def budget_fraction(run: Run) -> float:
@@ -86,12 +110,30 @@ def markers_passed(markers: list[float], fraction: float) -> int:
     return sum(marker <= fraction for marker in markers)
 
 
-def validate(run: Run, fraction: float) -> dict[str, float]:
-    """Measure the student on the held-out split and write the row. Raises `NonFiniteError` as `Step.check` does."""
+def pass_markers(run: Run, fraction: float, stop: StopRequest) -> bool:
+    """Validate if a marker was passed; whether some rank was asked to stop meanwhile, which cuts it short."""
+    due = markers_passed(run.study.validation.at, fraction)
+    if due > run.markers.validations_done:
+        if fraction < 1.0 and validate(run, fraction, stop) is None:
+            return True
+        run.markers.validations_done = due
+    return False
+
+
+def validate(run: Run, fraction: float, stop: StopRequest | None = None) -> dict[str, float] | None:
+    """Measure the student on the held-out split and write the row; None when ``stop`` on some rank cut it short.
+
+    Raises `NonFiniteError` as `Step.check` does.
+    """
     run.step.check()
-    with run.ledger.clock("validation"):
+    with run.ledger.clock("validation"), marks.stage("validation"):
         embeddings = run.engine.full_weight(run.module.student.embeddings)
-        scores = run.validation.measure(run.module.student, embeddings, run.objective.needs_student.head)
+        has_head = run.objective.needs_student.head
+        scores = run.validation.measure(
+            run.module.student, embeddings, has_head, lambda: stop is not None and bool(stop)
+        )
+    if scores is None:
+        return None
     row = {f"validation/{name}": value for name, value in scores.items()}
     run.metrics.write({**run.spent(), "budget_fraction": fraction, **row})
     return scores
@@ -119,7 +161,7 @@ def save(run: Run, fraction: float) -> None:
         OutputError: the checkpoint before could not be written.
     """
     run.step.check()
-    with run.ledger.clock("checkpoint"):
+    with run.ledger.clock("checkpoint"), marks.stage("checkpoint"):
         for_good = is_kept_for_good(run, fraction)
         run.markers.checkpoints_kept = markers_passed(run.study.training.keep_at, fraction)
         run.checkpoints.save(run.engine, run.ledger.steps, run.state(), for_good)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kd_megatron import dist, recipe_yaml
+from kd_megatron import dist, marks, recipe_yaml
 from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.logs import quiet_libraries, say, write_json
 from kd_megatron.models.export import export
@@ -44,6 +44,7 @@ def pretrain(study: StudyRecipe, arm: str, seed: int, directory: Path, teacher_p
     quiet_libraries()
     dist.initialise()
     claim(study, arm, seed, directory)
+    marks.stacks_to(directory)
     finished = dist.from_main(read_summary(directory))
     if finished is not None:
         return finished
@@ -53,7 +54,8 @@ def pretrain(study: StudyRecipe, arm: str, seed: int, directory: Path, teacher_p
         if dist.is_main():
             write_json(directory / FINGERPRINT, facts)
         train(run)
-        return _finish(run, teacher_path, facts)
+        with marks.stage("export"):
+            return _finish(run, teacher_path, facts)
     finally:
         run.close()
         del run
@@ -148,6 +150,7 @@ def _differing(found: Any, wanted: Any, prefix: str = "") -> list[str]:
 def _finish(run: Run, teacher_path: str | None, facts: dict[str, Any]) -> dict[str, Any]:
     """Validate at the end of the budget, export, and write ledger and summary (last: it says that all is there)."""
     scores = validate(run, fraction=1.0)
+    assert scores is not None  # nothing cuts this one short: a stop here ends the process, and the budget is spent
     weights = {
         name.removeprefix("student.model."): weight
         for name, weight in run.engine.full_weights().items()

@@ -5,13 +5,13 @@ same form, its decoder starting from the student's own embeddings, trained on th
 of steps on the same batches. The probe alone is comparable between arms.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from kd_megatron import dist
+from kd_megatron import dist, marks
 from kd_megatron.data.loader import Loader
 from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.schema import DataRecipe, ValidationRecipe
@@ -20,6 +20,11 @@ from kd_megatron.tensors import IGNORED, Batch, Needs, Taps
 PROBE_SEED = 20_240_619  # of the probe's head and batches: the same in every run of every study
 PROBE_BATCH_SIZE = 32
 EVALUATION_BATCH_SIZE = 32
+BATCHES_BETWEEN_LOOKS = 8  # after so many, the ranks agree on whether to stop
+
+
+class _Stopping(Exception):
+    """Some rank was asked to stop."""
 
 
 class ProbeHead(nn.Module):
@@ -55,12 +60,22 @@ class Validation:
         self.probe_data = Loader(data, run_seed=PROBE_SEED, split="train")
         self.num_samples = min(recipe.num_samples, self.held_out.num_windows)
 
-    def measure(self, student: TappedEncoder, embeddings: Tensor, has_trained_head: bool) -> dict[str, float]:
+    def measure(
+        self,
+        student: TappedEncoder,
+        embeddings: Tensor,
+        has_trained_head: bool,
+        stops: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float] | None:
         """Loss (nats per masked token) and accuracy, by probe and, where it is trained, by the student's own head.
 
         Args:
             student: in any mode; it is put back into that mode.
             embeddings: its input embeddings [V, D], whole, float32.
+            stops: whether this rank was asked to stop. Once one was, the measurement ends on all ranks.
+
+        Returns:
+            None when it was cut short.
         """
         last = student.model.config.num_hidden_layers
         frozen = TappedEncoder(student.model, Needs(hidden=(last,), logits=has_trained_head))
@@ -68,18 +83,23 @@ class Validation:
         student.eval()
         frozen.eval()
         try:
-            probe = self._train_probe(frozen, embeddings, last)
-            return self._evaluate(frozen, probe, last, has_trained_head)
+            probe = self._train_probe(frozen, embeddings, last, stops)
+            return self._evaluate(frozen, probe, last, has_trained_head, stops)
+        except _Stopping:
+            return None
         finally:
             student.train(was_training)
 
-    def _train_probe(self, student: TappedEncoder, embeddings: Tensor, last: int) -> ProbeHead:
+    def _train_probe(
+        self, student: TappedEncoder, embeddings: Tensor, last: int, stops: Callable[[], bool]
+    ) -> ProbeHead:
         """The same head, batches and steps for every student; gradients are summed over ranks."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(PROBE_SEED)
             probe = ProbeHead(embeddings).to(self.device)
         optimizer = torch.optim.AdamW(probe.parameters(), lr=self.recipe.probe_learning_rate, fused=True)
         for step in range(self.recipe.probe_steps):
+            _look(step, stops)
             for group in optimizer.param_groups:
                 group["lr"] = self.recipe.probe_learning_rate * (1.0 - step / self.recipe.probe_steps)
             batch = self._my_part(self.probe_data.batch(step * PROBE_BATCH_SIZE, PROBE_BATCH_SIZE))
@@ -96,9 +116,12 @@ class Validation:
         return probe.eval()
 
     @torch.no_grad()
-    def _evaluate(self, student: TappedEncoder, probe: ProbeHead, last: int, own_head: bool) -> dict[str, float]:
+    def _evaluate(
+        self, student: TappedEncoder, probe: ProbeHead, last: int, own_head: bool, stops: Callable[[], bool]
+    ) -> dict[str, float]:
         totals = torch.zeros(5, dtype=torch.float64)  # targets; loss and hits of the probe; loss and hits of the head
-        for batch in self._held_out_batches():
+        for index, batch in enumerate(self._held_out_batches()):
+            _look(index, stops)
             taps = student(batch)
             totals[0] += float((batch.labels != IGNORED).sum())
             totals[1:3] += torch.stack(self._score(probe, _masked_states(taps, batch, last), batch.labels)).cpu()
@@ -133,6 +156,13 @@ class Validation:
             labels=labels,
             sample_ids=batch.sample_ids[rows],
         ).to(self.device)
+
+
+def _look(index: int, stops: Callable[[], bool]) -> None:
+    """Mark the progress of a batch and, now and then, agree with the other ranks on whether to stop."""
+    marks.beat()
+    if index % BATCHES_BETWEEN_LOOKS == 0 and dist.any_rank(stops()):
+        raise _Stopping
 
 
 def _masked_states(taps: Taps, batch: Batch, last: int) -> Tensor:

@@ -88,7 +88,6 @@ class Watch:
         everywhere = f"samples {ranks[0][1]}-{ranks[-1][2]}): a gradient"
         raise NonFiniteError(
             given=f"step {step} ({losses[0] if losses else everywhere} is not finite",
-            expected="finite losses and gradients on every rank; the weights were not updated from that step on and "
-            "the last checkpoint is good",
+            expected="finite losses and gradients on every rank; the weights were not updated from that step on",
             fix="lower training.learning_rate or lengthen the warm-up, then run the same command to resume",
         )

@@ -49,7 +49,7 @@ def test_debug_shows_the_traceback(command, capsys, arguments):
 
 def test_an_interrupt_is_130(command, capsys):
     command.run = raiser(KeyboardInterrupt())
-    assert cli.main(["bench"]) == cli.EXIT_INTERRUPTED == 130
+    assert cli.main(["bench"]) == cli.signals.EXIT_CTRL_C == 130
     assert "Traceback" not in capsys.readouterr().err
 
 

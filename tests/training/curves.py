@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from kd_megatron.schema import StudyRecipe
+from kd_megatron.signals import StopRequest
 from kd_megatron.training.loop import charge, one_step
 from kd_megatron.training.setup import Run, prepare_run
-from kd_megatron.training.signals import StopRequest
 
 Curve = list[dict[str, float]]
 

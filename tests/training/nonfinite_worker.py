@@ -15,9 +15,9 @@ from tiny_study import tiny_study
 from kd_megatron import dist, logs
 from kd_megatron.errors import NonFiniteError
 from kd_megatron.process import exit_process
+from kd_megatron.signals import StopRequest
 from kd_megatron.training.loop import charge, one_step
 from kd_megatron.training.setup import Run, prepare_run
-from kd_megatron.training.signals import StopRequest
 
 BAD_STEP, NUM_STEPS = 3, 5
 

@@ -11,9 +11,9 @@ from tiny_study import ARMS, tiny_study, write_inputs
 
 from kd_megatron import dist
 from kd_megatron.data.prefetch import Prefetcher
+from kd_megatron.signals import StopRequest
 from kd_megatron.training.loop import charge, one_step
 from kd_megatron.training.setup import Run, prepare_run
-from kd_megatron.training.signals import StopRequest
 
 NUM_STEPS = 3
 

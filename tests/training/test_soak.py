@@ -12,10 +12,10 @@ from tolerances import SOAK_MIB_PER_1000_STEPS, SOAK_OBJECTS_PER_1000_STEPS
 from kd_megatron import dist, logs
 from kd_megatron.data.prefetch import Prefetcher
 from kd_megatron.process import keep_freed_memory
+from kd_megatron.signals import StopRequest
 from kd_megatron.training.loop import charge, one_step
 from kd_megatron.training.progress import Progress
 from kd_megatron.training.setup import prepare_run
-from kd_megatron.training.signals import StopRequest
 
 NUM_STEPS, WARM_UP, EVERY = 10_000, 1_000, 100
 

@@ -10,9 +10,9 @@ from tolerances import PARITY_BF16_RELATIVE, PARITY_FLOAT32_RELATIVE
 
 from kd_megatron import dist
 from kd_megatron.errors import ModelError, NonFiniteError, RecipeError
+from kd_megatron.signals import StopRequest
 from kd_megatron.training.loop import charge, one_step
 from kd_megatron.training.setup import Run, prepare_run
-from kd_megatron.training.signals import StopRequest
 
 
 @pytest.fixture(scope="module")
