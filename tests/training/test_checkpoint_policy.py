@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from tiny_study import tiny_study, write_inputs
 
 from kd_megatron.engine import checkpoint
@@ -31,18 +33,24 @@ def test_the_newest_every_nth_and_those_at_marks_of_the_budget_stay(inputs: Path
     assert steps_of(tmp_path / "run") == [7, 8, 13, 16, 20]  # of 20 steps: 7 is the first at or after 0.31
 
 
-def test_marks_that_were_passed_before_a_stop_are_not_kept_again(
+def test_a_run_that_was_stopped_ends_with_the_same_bits_and_the_same_marks(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = {"checkpoint_every_steps": 6, "keep_checkpoints": 1, "keep_at": [0.31, 0.62]}
-    study = tiny_study(inputs, training=policy)
+    policy = {"checkpoint_every_steps": 6, "keep_checkpoints": 1, "keep_at": [0.31, 0.62], "precision": "bf16"}
+    study = tiny_study(inputs, training=policy, student={"hidden_dropout": 0.1})  # shows a wrong random state
+    pretrain(study, ARM, 0, tmp_path / "whole", None)
     with monkeypatch.context() as patch:
         fail_at(patch, 18)
         with pytest.raises(OutputError):
             pretrain(study, ARM, 0, tmp_path / "run", None)
     assert steps_of(tmp_path / "run") == [7, 13]
     pretrain(study, ARM, 0, tmp_path / "run", None)
-    assert steps_of(tmp_path / "run") == [7, 13, 20]
+    assert steps_of(tmp_path / "run") == steps_of(tmp_path / "whole") == [7, 13, 20]
+    whole, resumed = (load_file(tmp_path / name / "export" / "model.safetensors") for name in ("whole", "run"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    before, after = (read_metrics(tmp_path / name) for name in ("whole", "run"))
+    assert [row.get("loss") for row in before] == [row.get("loss") for row in after]
 
 
 def fail_at(patch: pytest.MonkeyPatch, step: int) -> None:
