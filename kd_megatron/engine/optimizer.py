@@ -33,25 +33,9 @@ class MasterAdamW(torch.optim.AdamW):
         loss = super().step(closure)
         for master in self.masters:
             master.grad = None
-        self._write_weights()
-        return loss
-
-    @torch.no_grad()
-    def _write_weights(self) -> None:
         torch._foreach_copy_(self.weights, self.masters)
+        return loss
 
     def master(self, weight: Tensor) -> Tensor | None:
         """The float32 master of ``weight``; None when it is not trained."""
         return next((m for m, w in zip(self.masters, self.weights, strict=True) if w is weight), None)
-
-    def state_dict(self) -> dict[str, Any]:
-        """AdamW's state and the masters."""
-        return super().state_dict() | {"masters": [master.detach() for master in self.masters]}
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave, in place."""
-        for master, saved in zip(self.masters, state_dict["masters"], strict=True):
-            master.copy_(saved)
-        super().load_state_dict({name: value for name, value in state_dict.items() if name != "masters"})
-        self._write_weights()

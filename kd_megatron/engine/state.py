@@ -82,8 +82,6 @@ def _adam(engine: Engine) -> torch.optim.Optimizer:
 
 def _held_by_optimizer(engine: Engine) -> list[Tensor]:
     """The tensors that AdamW updates on this rank: parameters, masters, or ZeRO's flat parts of them."""
-    if not names(engine, "first_moments"):
-        return []
     if engine.zero_stage == 3:  # which lends them to the optimizer for its step alone
         return list(engine.deepspeed.optimizer.fp32_partitioned_groups_flat)
     return [held for group in _adam(engine).param_groups for held in group["params"]]
