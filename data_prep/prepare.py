@@ -23,7 +23,7 @@ from data_prep.spool import Spool, fill
 from data_prep.verify import verify
 from data_prep.workers import WorkerPool
 from data_prep.write import ShardJob, ShardResult, read_spool, token_dtype, write_shard
-from kd_megatron import logs
+from kd_megatron import hub, logs
 from kd_megatron.errors import DataError, ModelError, OutputError, RecipeError, disk_full_is_clear
 from kd_megatron.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest, vocabulary_hash, write_manifest
 from kd_megatron.schema import CorpusRecipe
@@ -148,7 +148,7 @@ def _tokenizer(recipe: CorpusRecipe, spool: Spool, partial: Path) -> Any:
     if saved.is_dir():
         return tokenize.load(str(saved))
     if recipe.tokenizer.train is None:
-        tokenizer = tokenize.load(str(recipe.tokenizer.load))
+        tokenizer = tokenize.load(_tokenizer_source(recipe))
     else:
         started = time.monotonic()
         texts = itertools.islice(_training_texts(recipe, spool, partial), recipe.tokenizer.train.max_documents)
@@ -159,6 +159,12 @@ def _tokenizer(recipe: CorpusRecipe, spool: Spool, partial: Path) -> Any:
     tokenizer.save_pretrained(aside)
     os.replace(aside, saved)
     return tokenizer
+
+
+def _tokenizer_source(recipe: CorpusRecipe) -> str:
+    """A file or directory of this machine; of a hub id, its files at the recipe's revision."""
+    tokenizer = recipe.tokenizer
+    return hub.local_directory(str(tokenizer.load), tokenizer.revision, "tokenizer", hub.TOKENIZER_FILES)
 
 
 def _training_texts(recipe: CorpusRecipe, spool: Spool, partial: Path) -> Iterator[str]:

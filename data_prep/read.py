@@ -14,6 +14,7 @@ from pathlib import Path
 from data_prep import files, installed_docs
 from data_prep.files import field
 from data_prep.installed_docs import Module, module_text
+from kd_megatron import hub, logs
 from kd_megatron.errors import DataError, KdError
 from kd_megatron.schema import SourceRecipe
 
@@ -128,8 +129,11 @@ def _hub_documents(source: SourceRecipe) -> Iterator[str]:
     import datasets
 
     name = f"data set {source.dataset}" + (f" ({source.subset})" if source.subset else "")
+    _check_revision(source)
     try:
-        rows = datasets.load_dataset(str(source.dataset), source.subset, split=source.split, streaming=True)
+        rows = datasets.load_dataset(
+            str(source.dataset), source.subset, split=source.split, revision=source.revision, streaming=True
+        )
         for row_number, row in enumerate(rows, start=1):
             yield field(row, source.text_key, f"{name}, row {row_number}")
     except (KdError, GeneratorExit):
@@ -141,6 +145,22 @@ def _hub_documents(source: SourceRecipe) -> Iterator[str]:
             fix="check dataset, subset and split, and that this machine reaches huggingface.co "
             "(or download it elsewhere and use a source of type 'files')",
         ) from error
+
+
+def _check_revision(source: SourceRecipe) -> None:
+    """Raise `DataError` for a local data set with a revision; warn of a hub's without a commit."""
+    if not hub.is_local(str(source.dataset)):
+        if not hub.is_commit(source.revision):
+            at = source.revision or "its newest revision"
+            logs.warn(
+                f"{describe(source)}: what the hub has at {at} may change. To pin it: give its commit as 'revision'"
+            )
+    elif source.revision is not None:
+        raise DataError(
+            given=f"revision {source.revision!r} of the local data set {source.dataset}",
+            expected="a revision with a hub id: a local directory has none",
+            fix="remove 'revision', or give the data set's hub id",
+        )
 
 
 def tokenizer_fingerprint(load: str | None) -> list[tuple[str, int, int]]:

@@ -37,8 +37,16 @@ def check_path(path: str) -> str:
     return path
 
 
+def check_revision(revision: str) -> str:
+    """``revision``, a commit, branch or tag of the hub. Raises `ValueError`, of which a recipe's error is made."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", revision) or ".." in revision:
+        raise ValueError("a revision of the hub: best a full commit (40 hexadecimal digits), or a tag or branch")
+    return revision
+
+
 PathPart = Annotated[str, AfterValidator(check_name)]
 PathText = Annotated[str, AfterValidator(check_path)]
+Revision = Annotated[str, AfterValidator(check_revision)]
 
 
 def refuse_file_or_links_out(directory: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from kd_megatron.config import BUDGET_UNITS, Strict
-from kd_megatron.paths import PathPart, PathText
+from kd_megatron.paths import PathPart, PathText, Revision
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -29,6 +29,7 @@ class SourceRecipe(Strict):
     text_key: str = "text"  # the field of a .jsonl/.parquet row or of a hub data set that holds the text
     packages: list[str] | None = None  # installed_docs: only these; None takes all that are installed
     dataset: str | None = None  # huggingface: the data set's id
+    revision: Revision | None = None  # huggingface: the data set's commit; None: its newest, with a warning
     subset: str | None = None
     split: str = "train"
     max_documents: Count | None = None
@@ -65,12 +66,15 @@ class TokenizerRecipe(Strict):
     """Either load a tokenizer (local directory, vocab.txt or hub id) or train one."""
 
     load: str | None = None
+    revision: Revision | None = None  # of a hub id, best a full commit
     train: TrainTokenizerRecipe | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if (self.load is None) == (self.train is None):
             raise ValueError("give exactly one of 'load' and 'train'")
+        if self.train is not None and self.revision is not None:
+            raise ValueError("'revision' belongs to 'load'")
         return self
 
 
@@ -116,7 +120,8 @@ class InitialiseRecipe(Strict):
 
     method: Literal["random", "teacher_layers", "checkpoint"] = "random"
     layers: list[Count] | None = None  # teacher_layers: 1-based teacher layers, one per student layer; None: uniform
-    path: str | None = None  # checkpoint: a directory in Hugging Face format
+    path: str | None = None  # checkpoint: a directory in Hugging Face format, or a hub id
+    revision: Revision | None = None  # of a hub id, best a full commit
 
 
 class EncoderRecipe(Strict):
@@ -236,6 +241,7 @@ class TeacherRecipe(Strict):
     """The frozen teacher: given (local directory or hub id, safetensors only) or trained first."""
 
     path: str | None = None
+    revision: Revision | None = None  # of a hub id, best a full commit
     train: TeacherTrainingRecipe | None = None
     precision: Literal["auto", "bf16", "fp32", "fp8"] = "auto"  # fp8: matrix products of a bf16 teacher, on Hopper
     partition: bool = False  # each process holds a part of its weights, and gathers a layer's when it runs
@@ -247,6 +253,8 @@ class TeacherRecipe(Strict):
     def _exactly_one(self) -> Self:
         if (self.path is None) == (self.train is None):
             raise ValueError("give exactly one of 'path' and 'train'")
+        if self.train is not None and self.revision is not None:
+            raise ValueError("'revision' belongs to 'path'")
         return self
 
     @model_validator(mode="after")
@@ -298,6 +306,7 @@ class FinetuneRecipe(Strict):
     kind: Literal["finetune"] = "finetune"
     tasks: Annotated[list[TaskRecipe], Field(min_length=1)]
     glue_path: str | None = None  # directory with TASK/train.tsv; None: nyu-mll/glue from the hub
+    glue_revision: Revision | None = None  # of nyu-mll/glue; None: the commit in finetune/glue.py
     grid: GridRecipe = GridRecipe()
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     epochs: Positive = 5.0
@@ -305,6 +314,12 @@ class FinetuneRecipe(Strict):
     warmup_fraction: Fraction = 0.06
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     precision: Precision = "auto"
+
+    @model_validator(mode="after")
+    def _one_source_of_glue(self) -> Self:
+        if self.glue_path is not None and self.glue_revision is not None:
+            raise ValueError("glue_revision is of the hub's copy, and glue_path names a local one: give one of them")
+        return self
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Self:

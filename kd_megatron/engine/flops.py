@@ -166,7 +166,7 @@ def teacher_config(study: StudyRecipe, vocab_size: int) -> PretrainedConfig | No
     if study.teacher.train is not None:
         return student_config(study.teacher.train.encoder, vocab_size)
     assert study.teacher.path is not None
-    return config_or_known(study.teacher.path)
+    return config_or_known(study.teacher.path, study.teacher.revision)
 
 
 def num_masked_positions(study: StudyRecipe) -> int:

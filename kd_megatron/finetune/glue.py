@@ -13,6 +13,7 @@ from kd_megatron.errors import DataError
 from kd_megatron.finetune.tables import Row, read_tsv, row_from_fields
 
 HUB_DATASET = "nyu-mll/glue"
+HUB_REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"  # whose row counts are the official ones below
 COLA_COLUMNS = ("source", "label", "mark", "sentence")  # CoLA's files have no header line
 
 
@@ -102,13 +103,13 @@ def read_local(name: str, directory: Path) -> tuple[list[Row], dict[str, list[Ro
     return read(folder / "train.tsv"), {split: read(path) for split, path in files.items()}
 
 
-def read_hub(name: str) -> tuple[list[Row], dict[str, list[Row]]]:
-    """Train rows and dev rows of the task ``name`` from the Hugging Face hub."""
+def read_hub(name: str, revision: str | None = None) -> tuple[list[Row], dict[str, list[Row]]]:
+    """Train rows and dev rows of the task ``name`` from the Hugging Face hub, at ``revision`` or the one we know."""
     import datasets
 
     task = GLUE[name]
     try:
-        splits = datasets.load_dataset(HUB_DATASET, task.hub_name)
+        splits = datasets.load_dataset(HUB_DATASET, task.hub_name, revision=revision or HUB_REVISION)
     except Exception as error:  # no connection shows as one of a dozen types, by library and version
         raise DataError(
             given=f"{HUB_DATASET} ({task.hub_name}) could not be loaded from the hub: {error}",

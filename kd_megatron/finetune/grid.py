@@ -50,7 +50,7 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     _main_first(lambda: claim(output, model_path, model_hash))
     marks.stacks_to(output)
     tokenizer = models.load_tokenizer(model_path, recipe.max_length)
-    tasks = _main_first(lambda: [load_task(task, recipe.glue_path) for task in recipe.tasks])
+    tasks = _main_first(lambda: [load_task(task, recipe.glue_path, recipe.glue_revision) for task in recipe.tasks])
     recipe = resolve_precision(recipe)
     _warn_of_emulation(recipe.precision)
     _warn_of_untrained(model_path)

@@ -60,9 +60,9 @@ class Task:
         return digest.hexdigest()[:16]
 
 
-def load_task(recipe: TaskRecipe, glue_path: str | None) -> Task:
+def load_task(recipe: TaskRecipe, glue_path: str | None, glue_revision: str | None = None) -> Task:
     """Read and check the task; `DataError` names the file and line of the first row that cannot be used."""
-    train, devs = _read(recipe, glue_path)
+    train, devs = _read(recipe, glue_path, glue_revision)
     is_glue = recipe.train is None
     regression = not glue.GLUE[recipe.name].labels if is_glue else recipe.type == "regression"
     label_names = () if regression else _label_names(recipe, train)
@@ -85,7 +85,9 @@ def load_task(recipe: TaskRecipe, glue_path: str | None) -> Task:
     return Task(recipe.name, label_names, metric, subset_train, subset_devs, partial, note)
 
 
-def _read(recipe: TaskRecipe, glue_path: str | None) -> tuple[list[Row], dict[str, list[Row]]]:
+def _read(
+    recipe: TaskRecipe, glue_path: str | None, glue_revision: str | None
+) -> tuple[list[Row], dict[str, list[Row]]]:
     if recipe.train == "embedded":
         return embedded.read(recipe.name)
     if recipe.train is not None:
@@ -98,7 +100,7 @@ def _read(recipe: TaskRecipe, glue_path: str | None) -> tuple[list[Row], dict[st
             given=f"task {recipe.name!r} is none of GLUE's and names no files; {hint}",
             expected="a GLUE task, or 'train' and 'dev' files, or train: embedded",
         )
-    return glue.read_local(recipe.name, Path(glue_path)) if glue_path else glue.read_hub(recipe.name)
+    return glue.read_local(recipe.name, Path(glue_path)) if glue_path else glue.read_hub(recipe.name, glue_revision)
 
 
 def _read_own_files(recipe: TaskRecipe, train: str) -> tuple[list[Row], dict[str, list[Row]]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from kd_megatron import hub
 from kd_megatron.errors import ModelError
 from kd_megatron.models.build import load_model
 from kd_megatron.models.taps import HEADS
@@ -19,7 +20,8 @@ def initialise(student: PreTrainedModel, recipe: InitialiseRecipe, teacher_path:
     if recipe.method == "checkpoint":
         if recipe.path is None:
             raise ModelError(given="student.initialise.method is 'checkpoint' without a path", fix="add its path")
-        _copy_all(student, load_model(recipe.path, torch.float32, needs_head=True), recipe.path)
+        directory = hub.directory_on_all_ranks(recipe.path, recipe.revision, "student.initialise")
+        _copy_all(student, load_model(directory, torch.float32, needs_head=True), recipe.path)
     elif recipe.method == "teacher_layers":
         if teacher_path is None:
             raise ModelError(given="student.initialise.method is 'teacher_layers' without a teacher", fix="add one")

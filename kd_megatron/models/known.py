@@ -5,6 +5,7 @@ Training reads the real config. Source: the ``config.json`` of each model on the
 
 from transformers import BertConfig, PretrainedConfig
 
+from kd_megatron import hub
 from kd_megatron.models.build import model_config
 
 VOCAB_SIZE = 30_522
@@ -14,10 +15,10 @@ KNOWN = {  # hidden size, layers, attention heads, feed-forward size
 }
 
 
-def config_or_known(path: str) -> PretrainedConfig:
+def config_or_known(path: str, revision: str | None = None) -> PretrainedConfig:
     """The config of the model at ``path``; from the table above where it is there. Raises `ModelError` otherwise."""
     if path not in KNOWN:
-        return model_config(path)
+        return model_config(hub.local_directory(path, revision, "teacher", ("config.json",)) if revision else path)
     hidden_size, num_layers, num_heads, inner_size = KNOWN[path]
     return BertConfig(
         vocab_size=VOCAB_SIZE,

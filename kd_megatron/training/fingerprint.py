@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kd_megatron import dist, machine
+from kd_megatron import dist, hub, machine
 from kd_megatron.data.loader import Loader
 from kd_megatron.manifest import weights_hash
 
@@ -18,4 +18,5 @@ def fingerprint(loader: Loader, teacher_path: str | None) -> dict[str, Any]:
         "data": loader.content_hash,
         "tokenizer": loader.tokenizer_sha256,
         "teacher": weights_hash(teacher_path),
+        "teacher_source": hub.source_of(teacher_path),
     }

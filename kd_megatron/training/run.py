@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kd_megatron import dist, marks, recipe_yaml
+from kd_megatron import dist, hub, marks, recipe_yaml
 from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.logs import quiet_libraries, say, write_json
 from kd_megatron.models.export import export
@@ -48,6 +48,8 @@ def pretrain(study: StudyRecipe, arm: str, seed: int, directory: Path, teacher_p
     finished = dist.from_main(read_summary(directory))
     if finished is not None:
         return finished
+    if teacher_path is not None and study.teacher is not None and study.teacher.path is not None:
+        teacher_path = hub.directory_on_all_ranks(teacher_path, study.teacher.revision, "teacher")
     run = prepare_run(study, arm, seed, directory, teacher_path)
     try:
         facts = fingerprint(run.loader, teacher_path)
@@ -214,7 +216,7 @@ def _teacher_facts(run: Run, path: str | None) -> dict[str, Any] | None:
         return None
     own = read_summary(Path(path).parent) if recipe.train is not None else None
     return {
-        "path": path,
+        "path": hub.source_of(path) or path,
         "parameters": teacher.num_parameters,
         "cost_flops": own["flops"] if own else recipe.cost_flops,
         "cost_source": "this study's ledger" if own else recipe.cost_source,
