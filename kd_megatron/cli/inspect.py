@@ -115,7 +115,7 @@ def _sample_windows(
 
     from kd_megatron.manifest import TOKENIZER
 
-    tokenizer = AutoTokenizer.from_pretrained(directory / TOKENIZER)
+    tokenizer = AutoTokenizer.from_pretrained(directory / TOKENIZER, trust_remote_code=False)
     generator = np.random.default_rng(seed)
     weights = np.array([shard.tokens for shard in manifest.shards], dtype=np.float64)
     if not weights.sum():

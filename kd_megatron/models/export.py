@@ -34,7 +34,7 @@ def export(
         raise ValueError(f"export lacks weights: {sorted(missing)}")
     with disk_full_is_clear(directory):
         plain.save_pretrained(aside)
-        AutoTokenizer.from_pretrained(tokenizer_path).save_pretrained(aside)
+        AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=False).save_pretrained(aside)
         (aside / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (aside / "README.md").write_text(card(facts), encoding="utf-8")
     shutil.rmtree(directory, ignore_errors=True)

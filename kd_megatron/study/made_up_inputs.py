@@ -64,4 +64,4 @@ def write_random_teacher(encoder: EncoderRecipe, loader: Loader, directory: Path
     torch.manual_seed(0)
     config = student_config(encoder, loader.vocab_size, special_ids(loader))
     AutoModelForMaskedLM.from_config(config).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(loader.tokenizer_path).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(loader.tokenizer_path, trust_remote_code=False).save_pretrained(directory)
