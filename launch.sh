@@ -154,9 +154,9 @@ run_group() {
     (trap '' USR1; exec "$@") < /dev/null &  # the workers catch SIGUSR1, the launchers above them would die of it
     group=$!
     set +m
-    exec {lifeline}> >(keep_group "$group" > /dev/null 2>&1)
+    exec {lifeline}> >(exec > /dev/null 2>&1; keep_group "$group")  # exec: whoever reads our output waits for none but us
     if [[ ${KD_STDIN_SIGNALS:-} == 1 ]]; then
-        obey_stdin "$group" <&0 > /dev/null 2>&1 &
+        (exec > /dev/null 2>&1; obey_stdin "$group") <&0 &
         reader=$!
     fi
     trap 'pass_signal INT "$group"' INT

@@ -180,13 +180,15 @@ def tell(name: str, code: int, stopped: bool) -> None:
 
 
 def telling(codes: Sequence[int], stopped: bool) -> int:
-    """The one exit code of all nodes: an error that names its cause first, then whatever else is not 0.
+    """The one exit code of all nodes: an error that names its cause first, then a crash, then what follows from one.
 
-    A lost node means `RankLost`, even where the others could save (75): the run is to be relaunched.
+    A lost node means `RankLost`, whatever the others made of it: that the connection broke (1), or that they were to
+    stop and could save (75).
     """
     lost = RankLost.exit_code
-    codes = [lost if code == NOT_REACHED or code < 0 else code for code in codes]
-    order = [*range(2, 9), 1, *([INTERRUPTED, lost] if stopped else [lost, INTERRUPTED])]
+    if not stopped and any(code == NOT_REACHED or code < 0 for code in codes):
+        codes = [code for code in codes if code in range(2, 9)] or [lost]
+    order = [*range(2, 9), 1, INTERRUPTED, lost]
     return next((code for code in order if code in codes), max(codes))
 
 

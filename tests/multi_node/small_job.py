@@ -83,3 +83,9 @@ def one_process(checkout: Path, recipe: str, arm: str, output: Path) -> Path:
     finally:
         dist.shut_down()
     return output
+
+
+def validation_losses(run: Path) -> list[float]:
+    """The held-out losses of a finished run."""
+    scores = json.loads((run / "summary.json").read_text(encoding="utf-8"))["validation"]
+    return [score for name, score in scores.items() if name.endswith("loss") and score is not None]
