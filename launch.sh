@@ -198,11 +198,16 @@ keep_group() {
     kill -KILL -- "-$1"
 }
 
-# On a node that --hosts started: the ssh connection brings signals, one a line, and its end ends this node.
+# On a node that --hosts started: the ssh connection brings signals, one a line, and a sign of life every few seconds.
+# Its end, or silence, ends this node.
 obey_stdin() {
     local word
-    while read -r word; do
-        if [[ $word == KILL ]]; then kill -KILL -- "-$1"; else kill "-$word" $$; fi
+    while read -r -t "${KD_LOST_SECONDS:-60}" word; do
+        case $word in
+            ALIVE) ;;
+            KILL) kill -KILL -- "-$1" ;;
+            *) kill "-$word" $$ ;;
+        esac
     done
     kill -TERM $$
 }

@@ -21,6 +21,7 @@ from kd_megatron.launch.node import DEFAULT_PORT
 from kd_megatron.launch.ssh import NOT_REACHED, failure, in_repository, passed_environment, ssh_command
 
 POLL_SECONDS = 0.2
+ALIVE_SECONDS = 5.0  # between signs of life to the nodes, which stop without them
 FOLLOW_SECONDS = 15.0  # after one node failed: time for the ranks of the others to say what they saw
 RETURN_SECONDS = 300.0  # after a lost node: how long it may take to answer again
 INTERRUPTED = 75
@@ -140,8 +141,11 @@ def watch(nodes: Sequence[Node]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, lambda number, _frame: asked.append(signal.Signals(number).name.removeprefix("SIG")))
     ended: dict[str, int] = {}
-    passed_on, kill_at, killed = 0, None, False
+    passed_on, kill_at, killed, alive_at = 0, None, False, 0.0
     while len(ended) < len(nodes):
+        if time.monotonic() > alive_at:
+            alive_at = time.monotonic() + ALIVE_SECONDS
+            send_all(nodes, "ALIVE")
         for node in nodes:
             code = node.process.poll()
             if code is not None and node.host.name not in ended:
@@ -152,13 +156,18 @@ def watch(nodes: Sequence[Node]) -> int:
                     kill_at = time.monotonic() + grace
         for word in asked[passed_on:]:
             passed_on += 1
-            for node in nodes:
-                node.send(word)
+            send_all(nodes, word)
         if kill_at is not None and time.monotonic() > kill_at:
             end([node for node in nodes if node.host.name not in ended], cut=killed)
             kill_at, killed = time.monotonic() + FOLLOW_SECONDS, True
         time.sleep(POLL_SECONDS)
     return telling(list(ended.values()), stopped=bool(asked))
+
+
+def send_all(nodes: Sequence[Node], word: str) -> None:
+    """Send a line to every node."""
+    for node in nodes:
+        node.send(word)
 
 
 def end(nodes: Sequence[Node], cut: bool) -> None:

@@ -3,6 +3,7 @@ only the program that the launcher starts is a small one, so that no training is
 
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -142,6 +143,23 @@ def test_a_dry_run_on_hosts(ready, tmp_path):
     assert "secret" not in second
     nodes = ["--node-rank", "1", "--num-nodes", "2", "--master", "nodea:29500", "--procs", "1,1"]
     assert remote[remote.index("./launch.sh") :] == ["./launch.sh", *nodes, "study", "r.yaml", "notes=a 'b"]
+
+
+def documented_calls() -> list[list[str]]:
+    """The calls of launch.sh in the indented blocks of docs/multi_node.md."""
+    page = (ROOT / "docs/multi_node.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^ {4,}\./launch\.sh (.*)$", page, flags=re.MULTILINE)
+    return [shlex.split(line.partition(" >")[0]) for line in lines]
+
+
+@pytest.mark.parametrize("call", documented_calls(), ids=" ".join)
+def test_the_documented_calls_for_many_nodes_are_understood(ready, call):
+    (ready / "hostfile").write_text("node1 slots=8\nnode2 slots=8\n")
+    assert dry_run(ready, *call)
+
+
+def test_the_documents_show_every_way_to_many_nodes():
+    assert {"--hosts", "--node-rank", "--slurm", "--restarts"} <= {word for call in documented_calls() for word in call}
 
 
 def test_a_dry_run_of_the_tests_checks_first(ready):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from cluster import Cluster
 from tiny_study import tiny_study
 
 from kd_megatron import config, dist
@@ -43,7 +44,11 @@ def make_checkout(place: Path, at: Path | None = None) -> None:
 
 def commit(place: Path, message: str) -> None:
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
-    for words in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-q", "-m", message]):
+    for words in (
+        ["init", "-q"],
+        ["add", "-A"],
+        [*identity, "commit", "-q", "--allow-empty", "-m", message],
+    ):
         subprocess.run(["git", "-C", str(place), *words], check=True)
 
 
@@ -89,3 +94,10 @@ def validation_losses(run: Path) -> list[float]:
     """The held-out losses of a finished run."""
     scores = json.loads((run / "summary.json").read_text(encoding="utf-8"))["validation"]
     return [score for name, score in scores.items() if name.endswith("loss") and score is not None]
+
+
+def launch(nodes: Cluster, checkout: Path, *words: str, first: str = "nodea", **environment: str) -> tuple[int, str]:
+    """``./launch.sh WORDS`` on the ``first`` node, to its end: exit code and output."""
+    process = nodes.start(first, ["./launch.sh", *words], checkout, **environment)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output

@@ -8,15 +8,8 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from small_job import commit, losses, make_checkout, one_process, write_recipe
+from small_job import commit, launch, losses, make_checkout, one_process, write_recipe
 from tolerances import PARITY_FLOAT32_RELATIVE
-
-
-def launch(nodes: Cluster, checkout: Path, *words: str, **environment: str) -> tuple[int, str]:
-    """``./launch.sh WORDS`` on the first node, to its end: exit code and output."""
-    process = nodes.start("nodea", ["./launch.sh", *words], checkout, **environment)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
 
 
 def test_the_loss_curve_is_that_of_one_process(two_nodes: Cluster, checkout: Path, tmp_path: Path) -> None:
