@@ -113,13 +113,13 @@ class Node:
         return ["nsenter", "--target", str(first), "--mount", "--uts", "--pid", "--net", *words]
 
     def processes(self) -> list[psutil.Process]:
-        """Every process on the node but sshd."""
+        """Every process on the node but sshd (its part for a connection may wait long for a peer that is cut off)."""
         return [process for process in self.first_process().children(recursive=True) if is_alive(process)]
 
 
 def is_alive(process: psutil.Process) -> bool:
     try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
+        return process.status() != psutil.STATUS_ZOMBIE and process.name() != "sshd"
     except psutil.NoSuchProcess:
         return False
 
