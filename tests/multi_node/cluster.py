@@ -47,9 +47,9 @@ def call(*words: str) -> None:
 class Node:
     """One node, to be switched on and off."""
 
-    def __init__(self, name: str, number: int, directory: Path) -> None:
+    def __init__(self, name: str, number: int, directory: Path, prefix: str) -> None:
         self.name, self.address = name, f"{NETWORK}.{number + 1}"
-        self.namespace = f"kd{os.getpid()}{name}"
+        self.namespace = prefix + name
         self.directory = directory
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -129,8 +129,9 @@ class Cluster:
 
     def __init__(self, directory: Path, names: Sequence[str]) -> None:
         self.directory = directory
-        self.switch = f"kd{os.getpid()}switch"
-        self.nodes = {name: Node(name, number, directory) for number, name in enumerate(names)}
+        prefix = f"kd{os.getpid()}{names[0]}-"  # other tests may run beside this one
+        self.switch = prefix + "switch"
+        self.nodes = {name: Node(name, number, directory, prefix) for number, name in enumerate(names)}
 
     def connect(self) -> None:
         """Keys, names and network; the nodes are still off."""

@@ -34,7 +34,7 @@ def make_checkout(place: Path, at: Path | None = None) -> None:
             shutil.copy(source, place)
     python = place / ".venv/bin/python"
     python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.write_text(f'#!/bin/sh\n[ "$2" = pip ] && exit 1  # a test installs nothing\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     pinned = f"{at or place}\n" + "".join((place / name).read_text() for name in ("requirements.txt", "pyproject.toml"))
     (place / ".venv/installed.sha256").write_text(hashlib.sha256(pinned.encode()).hexdigest() + "\n")

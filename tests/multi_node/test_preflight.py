@@ -93,7 +93,7 @@ def test_a_network_that_is_not_there_is_named(two_nodes: Cluster, checkout: Path
 @pytest.mark.long
 def test_without_ssh_the_ranks_compare_their_nodes(two_nodes: Cluster, checkout: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / checkout.name
-    make_checkout(other, at=checkout)
+    make_checkout(other)
     (other / "data").symlink_to(checkout / "data")
     commit(other, "another")
     recipe = write_recipe(checkout, "ranks", num_steps=6)
