@@ -95,9 +95,11 @@ class Node:
     def switch_off(self) -> None:
         """Pull the plug: every process of the node is gone, without a goodbye."""
         if self.process is not None:
+            children = psutil.Process(self.process.pid).children()
             self.process.kill()  # unshare --kill-child: the node's first process goes with it, and all others with that
             self.process.wait()
             self.process = None
+            psutil.wait_procs(children, timeout=PATIENCE_SECONDS)  # its port is free from here on
 
     def first_process(self) -> psutil.Process:
         """sshd, which has the node's process number 1."""
