@@ -124,7 +124,7 @@ def refused_on_all_ranks(directory: Path) -> list[bool]:
     """A checkpoint that rank 0 cannot write: whether each rank is told when the next one is due."""
     engine, writer = small_engine(), CheckpointWriter(directory / "no" / "directory", keep=1)
     if dist.is_main():
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         (directory / "no").write_text("a file")
     writer.save(engine, 1, {})
     try:
