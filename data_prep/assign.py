@@ -8,12 +8,13 @@ import hashlib
 
 from kd_megatron.schema import CorpusRecipe
 
+DIGEST_BYTES = 16
 _HALF = 1 << 64
 
 
 def document_digest(text: str) -> bytes:
     """The 16-byte BLAKE2b digest of a cleaned text."""
-    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=DIGEST_BYTES).digest()
 
 
 def num_valid_shards(recipe: CorpusRecipe) -> int:

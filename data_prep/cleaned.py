@@ -12,9 +12,10 @@ from kd_megatron.schema import CorpusRecipe
 
 @dataclass
 class CleanedBatch:
-    """What a worker sends back: for each shard the lines to append, and the counts."""
+    """What a worker sends back: for each shard the lines to append and their documents' digests; and the counts."""
 
     lines: dict[str, list[str]] = field(default_factory=dict)
+    digests: dict[str, list[bytes]] = field(default_factory=dict)
     statistics: Counter[str] = field(default_factory=Counter)
     source_bytes: int = 0
 
@@ -29,6 +30,8 @@ def clean_batch(job: tuple[Batch, CorpusRecipe]) -> CleanedBatch:
         if reason := reason_to_drop(text, recipe.clean):
             cleaned.statistics[reason] += 1
             continue
-        shard = shard_of(document_digest(text), recipe)
+        digest = document_digest(text)
+        shard = shard_of(digest, recipe)
+        cleaned.digests.setdefault(shard, []).append(digest)
         cleaned.lines.setdefault(shard, []).append(json.dumps(text, ensure_ascii=False) + "\n")
     return cleaned

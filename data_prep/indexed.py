@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 HEADER = b"MMIDIDX\x00\x00"
 VERSION = 1
+_CHUNK_DOCUMENTS = 1 << 20  # handled at a time
 DTYPE_CODES = {"int32": 4, "uint16": 8}
 
 
@@ -51,10 +52,14 @@ class IndexedWriter:
 
 def write_index(path: Path, lengths: NDArray[np.int32], dtype: str) -> None:
     """The ``.idx`` of documents of these ``lengths`` in tokens, [documents]."""
-    num_documents = len(lengths)
-    ends = np.cumsum(lengths, dtype=np.int64)
+    num_documents, num_before = len(lengths), 0
     with path.open("wb") as file:
         file.write(HEADER + struct.pack("<QBQQ", VERSION, DTYPE_CODES[dtype], num_documents, num_documents + 1))
-        file.write(lengths.astype(np.int32).tobytes())
-        file.write(((ends - lengths) * np.dtype(dtype).itemsize).tobytes())
-        file.write(np.arange(num_documents + 1, dtype=np.int64).tobytes())
+        file.write(lengths.astype(np.int32, copy=False).data)
+        for first in range(0, num_documents, _CHUNK_DOCUMENTS):
+            chunk = lengths[first : first + _CHUNK_DOCUMENTS]
+            ends = num_before + np.cumsum(chunk, dtype=np.int64)
+            file.write(((ends - chunk) * np.dtype(dtype).itemsize).data)
+            num_before = int(ends[-1])
+        for first in range(0, num_documents + 1, _CHUNK_DOCUMENTS):
+            file.write(np.arange(first, min(first + _CHUNK_DOCUMENTS, num_documents + 1), dtype=np.int64).data)

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import read, tokenize
-from data_prep.assign import document_digest, shard_names
+from data_prep.assign import shard_names
 from data_prep.spool import Spool, fill
 from data_prep.verify import verify
 from data_prep.workers import WorkerPool
-from data_prep.write import ShardJob, ShardResult, read_spool, token_dtype, write_shard
+from data_prep.write import ShardJob, ShardResult, distinct, token_dtype, write_shard
 from kd_megatron import hub, logs
 from kd_megatron.errors import DataError, ModelError, OutputError, RecipeError, disk_full_is_clear
 from kd_megatron.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest, vocabulary_hash, write_manifest
@@ -170,12 +170,8 @@ def _tokenizer_source(recipe: CorpusRecipe) -> str:
 def _training_texts(recipe: CorpusRecipe, spool: Spool, partial: Path) -> Iterator[str]:
     """Distinct training documents in shard order; shards follow hashes, so the first ones are a random sample."""
     for name in spool.documents:
-        seen: set[bytes] = set()
-        for text in read_spool(partial / "spool" / f"{name}.jsonl") if name.startswith("train") else ():
-            digest = document_digest(text)
-            if not (recipe.clean.deduplicate and digest in seen):
-                seen.add(digest)
-                yield text
+        if name.startswith("train"):
+            yield from distinct(partial / "spool" / f"{name}.jsonl", recipe.clean.deduplicate)
 
 
 def _write_shards(

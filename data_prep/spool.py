@@ -1,5 +1,7 @@
 """The spool: cleaned documents sorted into one file per shard, so that shards can be written independently.
 
+``NAME.jsonl`` has a document a line, ``NAME.digests`` 16 bytes for each, by which duplicates are found.
+
 Reading and cleaning is the stage that an interruption repeats from its start; everything after it resumes by shard.
 """
 
@@ -35,7 +37,7 @@ def fill(recipe: CorpusRecipe, directory: Path, pool: WorkerPool) -> Spool:
     Raises:
         DataError: a source cannot be read, or nothing is left for a split.
     """
-    marker = directory / "spool.json"
+    marker = directory / "complete.json"
     if marker.exists():
         return Spool(**json.loads(marker.read_text(encoding="utf-8")))
     shutil.rmtree(directory, ignore_errors=True)
@@ -69,6 +71,8 @@ def _fill_from(
             for shard, lines in cleaned.lines.items():
                 with (directory / f"{shard}.jsonl").open("a", encoding="utf-8", newline="\n") as file:
                     file.writelines(lines)
+                with (directory / f"{shard}.digests").open("ab") as digests:
+                    digests.write(b"".join(cleaned.digests[shard]))
                 documents[shard] += len(lines)
             statistics.update(cleaned.statistics)
             note = f"{statistics['documents_read']:,} documents"

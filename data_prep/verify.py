@@ -27,6 +27,7 @@ from kd_megatron.manifest import (
 
 _HEADER_BYTES = 34  # magic 9, version 8, dtype code 1, number of sequences 8, number of document bounds 8
 _CHUNK_TOKENS = 1 << 24
+_CHUNK_DOCUMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -104,33 +105,51 @@ def check_shard(directory: Path, entry: ShardEntry, dtype: str, vocab_size: int,
 
 
 def _check_index(path: Path, entry: ShardEntry, dtype: str) -> None:
-    index = read_index(path)
-    _require(path, "the dtype code", index.dtype_code, DTYPE_CODES[dtype])
-    _require(path, "documents", len(index.lengths), entry.documents)
-    _require(path, "tokens", int(index.lengths.sum(dtype=np.int64)), entry.tokens)
-    if (index.lengths < 0).any():
-        raise _mismatch(path, "a length", str(index.lengths.min()), "0 or more")
-    ends = np.concatenate(([0], np.cumsum(index.lengths, dtype=np.int64))) * np.dtype(dtype).itemsize
-    if not np.array_equal(index.pointers, ends[:-1]):
-        raise _mismatch(path, "the pointers", "others", "the cumulative lengths")
-    if not np.array_equal(index.bounds, np.arange(entry.documents + 1)):
-        raise _mismatch(path, "the document bounds", "others", "one sequence for each document")
-    _require(path, "the end of the last document, in bytes", int(ends[-1]), entry.bin_bytes)
+    """In pieces: an index of any length takes the same memory."""
+    dtype_code, num_sequences, num_bounds = _read_header(path)
+    _require(path, "the dtype code", dtype_code, DTYPE_CODES[dtype])
+    _require(path, "documents", num_sequences, entry.documents)
+    _require(path, "document bounds", num_bounds, entry.documents + 1)
+    num_tokens = 0
+    for first in range(0, entry.documents + 1, _CHUNK_DOCUMENTS):
+        count = min(_CHUNK_DOCUMENTS, entry.documents - first)
+        lengths = np.fromfile(path, np.int32, count, offset=_HEADER_BYTES + 4 * first)
+        pointers = np.fromfile(path, np.int64, count, offset=_HEADER_BYTES + 4 * num_sequences + 8 * first)
+        if (lengths < 0).any():
+            raise _mismatch(path, "a length", str(lengths.min()), "0 or more")
+        ends = num_tokens + np.cumsum(lengths, dtype=np.int64)
+        if not np.array_equal(pointers, (ends - lengths) * np.dtype(dtype).itemsize):
+            raise _mismatch(path, "the pointers", "others", "the cumulative lengths")
+        num_tokens = int(ends[-1]) if count else num_tokens
+        count = min(_CHUNK_DOCUMENTS, num_bounds - first)
+        bounds = np.fromfile(path, np.int64, count, offset=_HEADER_BYTES + 12 * num_sequences + 8 * first)
+        if not np.array_equal(bounds, np.arange(first, first + count)):
+            raise _mismatch(path, "the document bounds", "others", "one sequence for each document")
+    _require(path, "tokens", num_tokens, entry.tokens)
+    _require(path, "the end of the last document, in bytes", num_tokens * np.dtype(dtype).itemsize, entry.bin_bytes)
 
 
 def read_index(path: Path) -> ShardIndex:
     """Parse a ``.idx`` file. Raises `DataError` when it is not one, or not complete."""
+    dtype_code, num_sequences, num_bounds = _read_header(path)
     content = path.read_bytes()
-    if len(content) < _HEADER_BYTES or not content.startswith(HEADER):
-        raise _mismatch(path, "the header", repr(content[:9]), repr(HEADER))
-    version, dtype_code, num_sequences, num_bounds = struct.unpack_from("<QBQQ", content, len(HEADER))
-    expected_bytes = _HEADER_BYTES + 12 * num_sequences + 8 * num_bounds
-    if version != VERSION or len(content) != expected_bytes:
-        raise _mismatch(path, "bytes", str(len(content)), f"{expected_bytes} by its own header (version {version})")
     lengths = np.frombuffer(content, np.int32, num_sequences, _HEADER_BYTES)
     pointers = np.frombuffer(content, np.int64, num_sequences, _HEADER_BYTES + 4 * num_sequences)
     bounds = np.frombuffer(content, np.int64, num_bounds, _HEADER_BYTES + 12 * num_sequences)
     return ShardIndex(dtype_code, lengths, pointers, bounds)
+
+
+def _read_header(path: Path) -> tuple[int, int, int]:
+    """The code of the dtype, the numbers of sequences and of document bounds, which fit the file's size."""
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    if len(header) < _HEADER_BYTES or not header.startswith(HEADER):
+        raise _mismatch(path, "the header", repr(header[:9]), repr(HEADER))
+    version, dtype_code, num_sequences, num_bounds = struct.unpack_from("<QBQQ", header, len(HEADER))
+    num_bytes, expected = path.stat().st_size, _HEADER_BYTES + 12 * num_sequences + 8 * num_bounds
+    if version != VERSION or num_bytes != expected:
+        raise _mismatch(path, "bytes", str(num_bytes), f"{expected} by its own header (version {version})")
+    return dtype_code, num_sequences, num_bounds
 
 
 def _check_ids(path: Path, dtype: str, vocab_size: int) -> None:

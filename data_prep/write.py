@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep import verify, workers
-from data_prep.assign import document_digest
+from data_prep.assign import DIGEST_BYTES
+from data_prep.duplicates import repeated
 from data_prep.encode import Encoded, Encoder
 from data_prep.indexed import IndexedWriter
 from kd_megatron.errors import DataError
@@ -55,26 +56,25 @@ def write_shard(job: ShardJob) -> ShardResult:
     if entry_path.exists():
         return _read_result(entry_path)
     aside = job.directory / f"{job.name}.{os.getpid()}.partial.bin"
-    seen: set[bytes] = set()
-    num_documents = num_tokens = num_duplicates = text_bytes = 0
+    num_documents = num_tokens = text_bytes = 0
     dtype = token_dtype(job.vocab_size)
     encoder = _encoder(job.tokenizer, job.end_id)
     with IndexedWriter(aside, dtype) as writer:
-        for texts in _batches(job.spool):
-            kept = [text for text in texts if not (job.deduplicate and _is_repeated(text, seen))]
-            encoded = encoder.encode(kept)
+        for texts in _batches(distinct(job.spool, job.deduplicate)):
+            encoded = encoder.encode(texts)
             require_ids_in_range(encoded, job.vocab_size, job.name)
             writer.add(encoded.ids, encoded.lengths)
-            num_duplicates += len(texts) - len(kept)
-            num_documents += len(kept)
+            num_documents += len(texts)
             num_tokens += len(encoded.ids)
-            text_bytes += sum(len(text.encode("utf-8")) for text in kept)
+            text_bytes += sum(len(text.encode("utf-8")) for text in texts)
             workers.report(len(texts), len(encoded.ids))
         writer.finish(aside.with_suffix(".idx"))
     entry = _publish(job, aside, num_documents, num_tokens, dtype) if num_documents else None
-    result = ShardResult(entry, num_duplicates, text_bytes)
+    num_spooled = digests_of(job.spool).stat().st_size // DIGEST_BYTES
+    result = ShardResult(entry, num_spooled - num_documents, text_bytes)
     _write_result(entry_path, result)
-    job.spool.unlink(missing_ok=True)
+    for path in (job.spool, digests_of(job.spool)):
+        path.unlink(missing_ok=True)
     return result
 
 
@@ -111,12 +111,18 @@ def _encoder(tokenizer: Path, end_id: int) -> Encoder:
     return Encoder(tokenizer, end_id)
 
 
-def _is_repeated(text: str, seen: set[bytes]) -> bool:
-    digest = document_digest(text)
-    if digest in seen:
-        return True
-    seen.add(digest)
-    return False
+def digests_of(spool: Path) -> Path:
+    """The file of digests beside a spool."""
+    return spool.with_suffix(".digests")
+
+
+def distinct(spool: Path, deduplicate: bool) -> Iterator[str]:
+    """The documents of a spool, in order, one at a time; of equal ones the first alone if ``deduplicate``."""
+    if not deduplicate:
+        yield from read_spool(spool)
+        return
+    skipped = repeated(digests_of(spool))
+    yield from (text for text, skip in zip(read_spool(spool), skipped, strict=True) if not skip)
 
 
 def read_spool(path: Path) -> Iterator[str]:
@@ -128,10 +134,10 @@ def read_spool(path: Path) -> Iterator[str]:
             yield json.loads(line)
 
 
-def _batches(spool: Path) -> Iterator[list[str]]:
+def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
     texts: list[str] = []
     num_characters = 0
-    for text in read_spool(spool):
+    for text in documents:
         texts.append(text)
         num_characters += len(text)
         if num_characters >= _BATCH_CHARACTERS:

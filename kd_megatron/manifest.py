@@ -7,6 +7,7 @@ A shard set is a directory with ``manifest.json``, ``tokenizer/`` (Hugging Face 
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -83,6 +84,12 @@ class Manifest(Strict):
 def read_manifest(directory: Path | str) -> Manifest:
     """The manifest in ``directory``. Raises `DataError` when there is none, or it is malformed or altered."""
     path = Path(directory) / MANIFEST
+    if re.match("[a-z0-9]+:/", str(directory)):
+        raise DataError(
+            given=f"{directory} is in object storage, which is not read",
+            expected="a directory of a disk that every node sees: shards are mapped into memory",
+            fix="copy the shard set there first (aws s3 sync, msc, rclone), and give that path",
+        )
     if not path.is_file():
         raise DataError(
             given=f"{directory} is not a prepared shard set: it has no {MANIFEST}",

@@ -6,6 +6,7 @@ kills the process (SIGBUS). So the file's identity is compared before and after 
 
 import ctypes
 import hashlib
+import math
 import mmap
 import os
 import time
@@ -78,8 +79,10 @@ class MappedFile:
         Raises:
             DataError: it vanished, was replaced or truncated, or its content is another.
         """
+        looked_at, self._looked_at = time.monotonic(), -math.inf  # after a failure the next read looks first
         stamp = self._look()
         if stamp == self._stamp:
+            self._looked_at = looked_at
             return
         if (stamp[0], stamp[3]) != (self._stamp[0], self._stamp[3]):
             what = "replaced" if stamp[3] != self._stamp[3] else "truncated or appended to"
@@ -89,7 +92,6 @@ class MappedFile:
         self._stamp = stamp
 
     def _look(self) -> Stamp:
-        self._looked_at = time.monotonic()
         try:
             return _stamp(os.stat(self._path))
         except OSError as error:

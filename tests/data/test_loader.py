@@ -200,6 +200,8 @@ def test_bad_shard_lists(shard_set: Path, make_shard_set: MakeShardSet, tmp_path
         (shard_set, shard_set): "twice",
         (shard_set, tiny): "no window",
         (tmp_path / "nowhere",): "not a prepared shard set",
+        ("s3://bucket/set",): "in object storage, which is not read",
+        (Path("msc://profile/set"),): "in object storage, which is not read",
     }.items():
         with pytest.raises(DataError, match=complaint):
             Loader(recipe(*paths), run_seed=0)

@@ -8,6 +8,7 @@ import pytest
 from conftest import english_document
 
 from data_prep import tokenize, write
+from data_prep.assign import document_digest
 from data_prep.encode import Encoded
 from data_prep.indexed import IndexedWriter
 from kd_megatron.errors import DataError
@@ -19,7 +20,9 @@ def job(tmp_path):
     texts = [english_document(index) for index in range(20)]
     tokenizer = tokenize.train(texts, TrainTokenizerRecipe(vocab_size=300), tmp_path / "scratch.txt")
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    (tmp_path / "spool.jsonl").write_text("".join(json.dumps(text) + "\n" for text in [*texts, texts[0]]))
+    spooled = [*texts, texts[0]]
+    (tmp_path / "spool.jsonl").write_text("".join(json.dumps(text) + "\n" for text in spooled))
+    (tmp_path / "spool.digests").write_bytes(b"".join(map(document_digest, spooled)))
     return write.ShardJob(
         name="train-00000",
         spool=tmp_path / "spool.jsonl",
@@ -36,7 +39,7 @@ def test_a_shard_and_its_entry(job, tmp_path):
     assert result.entry.documents == 20
     assert result.duplicates == 1
     assert result.text_bytes == sum(len(english_document(index)) for index in range(20))
-    assert not job.spool.exists()
+    assert not list(tmp_path.glob("spool.*"))
     assert {path.name for path in tmp_path.glob("train*")} == {f"train-00000.{kind}" for kind in ("bin", "idx", "json")}
     before = (tmp_path / "train-00000.bin").stat().st_mtime_ns
     assert write.write_shard(job) == result
