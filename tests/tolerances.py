@@ -61,7 +61,7 @@ PARITY_BF16_RELATIVE = 2e-2
 # Reference and fused kernels in float32 over 200 steps: sums in another order, fed back through the weights.
 BACKENDS_200_STEPS_RELATIVE = 5e-5
 
-# Two nodes, one of which was killed, beside one process over 400 steps: float32 sums in another order, fed back.
+# Two nodes, one of which was killed, beside one process over 250 steps: float32 sums in another order, fed back.
 NODES_RESUMED_RELATIVE = 1e-3
 
 # --- study ---

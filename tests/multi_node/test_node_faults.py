@@ -13,11 +13,11 @@ from cluster import Cluster, Node
 from small_job import one_process, validation_losses, wait_for_steps, write_recipe
 from tolerances import NODES_RESUMED_RELATIVE
 
-NUM_STEPS = 400
+NUM_STEPS = 250
 STOP_SECONDS = 60  # within which the other nodes have to stop
 COMMON = ["--arm", "minilm", "training.checkpoint_every_steps=20"]
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
