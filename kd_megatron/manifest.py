@@ -99,12 +99,12 @@ def read_manifest(directory: Path | str) -> Manifest:
     try:
         require_plausible_size(path)
         raw = json.loads(path.read_text(encoding="utf-8"))
-        manifest = config.validate(Manifest, raw, where=str(path))
+        manifest, found = config.validate(Manifest, raw, where=str(path)), _checksum(raw)
     except (OSError, ValueError, RecursionError, RecipeError) as error:  # ValueError: not JSON, not UTF-8, huge numbers
         raise DataError(given=f"{path} is not a valid manifest: {error}", fix="prepare the shard set again") from error
-    if manifest.checksum and manifest.checksum != _checksum(raw):
+    if manifest.checksum and manifest.checksum != found:
         raise DataError(
-            given=f"{path} was altered: its content has checksum {_checksum(raw)[:12]}",
+            given=f"{path} was altered: its content has checksum {found[:12]}",
             expected=f"checksum {manifest.checksum[:12]}, as it says itself",
             fix="restore it from a good copy, or delete the shard set and prepare it again",
         )

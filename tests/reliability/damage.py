@@ -253,7 +253,8 @@ def edit_json(rng: random.Random, raw: Any) -> None:
     if rng.random() < 0.2:
         del place[key]
     else:
-        place[key] = copy.deepcopy(rng.choice([*VALUES, _deep(), "x" * 100_000]))
+        large = rng.choice([_deep(rng.choice([500, 900])), "x" * 100_000])
+        place[key] = large if rng.random() < 0.1 else copy.deepcopy(rng.choice(VALUES))
 
 
 def _children(place: Any) -> list[Any]:
@@ -261,9 +262,9 @@ def _children(place: Any) -> list[Any]:
     return [value for value in values if isinstance(value, dict | list) and value]
 
 
-def _deep() -> Any:
+def _deep(levels: int) -> Any:
     value: Any = 1
-    for _ in range(500):
+    for _ in range(levels):
         value = [value]
     return value
 
