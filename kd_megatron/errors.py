@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+MOST_CHARACTERS = 8_000  # of what was given
+
 
 class KdError(Exception):
     """Base of all errors a user can act on.
@@ -26,12 +28,17 @@ class KdError(Exception):
     said: bool | None = None  # whether another rank on this host has told the user already; None: not known
 
     def __init__(self, given: str, expected: str = "", fix: str = "") -> None:
-        self.given, self.expected, self.fix = given, expected, fix
+        self.given, self.expected, self.fix = _shortened(given), expected, fix
         super().__init__(str(self))
 
     def __str__(self) -> str:
         parts = (self.given, self.expected and f"expected: {self.expected}", self.fix and f"to fix: {self.fix}")
         return "\n  ".join(part for part in parts if part)
+
+
+def _shortened(text: str) -> str:
+    """A megabyte given where a name is expected is not repeated whole."""
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}... ({len(text):,} characters)"
 
 
 class RecipeError(KdError):

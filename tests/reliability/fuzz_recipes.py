@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         for seed in range(args.seed, args.seed + args.cases):
             name, outcome = run_case(seed, Path(directory) / "recipe.yaml")
             if outcome not in (REFUSED, MEANT, UNPLANNED):
-                failures.append(f"seed {seed} ({name}): {outcome}")
+                failures.append(f"seed {seed} ({name}): {outcome[-1500:]}")
                 outcome = "FAILED"
             tally[name, outcome] += 1
     for (name, outcome), count in sorted(tally.items()):
