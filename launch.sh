@@ -11,7 +11,7 @@ usage: ./launch.sh [--procs N | --hosts FILE] [--restarts N] [--debug] COMMAND [
 (all paths are relative to the directory of this script)
 
   demo       the whole study, small: corpus, teacher, four objectives, fine-tuning, report
-  test       ruff and mypy, then pytest; arguments go to pytest
+  test       ruff and mypy, then pytest; --all: the long tests too; other arguments go to pytest
   prepare    corpus -> tokenizer -> verified .bin/.idx shards
   plan       what a study will cost, before it runs
   pretrain   one arm of a study
@@ -272,6 +272,7 @@ run_tests() {
     run .venv/bin/python -m mypy
     # One thread: the tests' tensors are tiny, and with several processes more threads only wait for each other.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    if [[ ${1:-} == --all ]]; then set -- -m "not throughput" "${@:2}"; fi
     run_last .venv/bin/python -m pytest "$@"
 }
 
@@ -320,7 +321,7 @@ case " $* " in
         procs=1 hosts="" node_rank="" slurm=""
         case $command in
             demo) echo "usage: ./launch.sh [--procs N] demo [KEY=VALUE ...]   runs recipes/demo.yaml with these overrides"; exit ;;
-            test) echo "usage: ./launch.sh test [PYTEST ARGUMENTS]   such as: tests/cli, -k NAME, -m long (the long ones)"; exit ;;
+            test) echo "usage: ./launch.sh test [--all] [PYTEST ARGUMENTS]   --all: the long ones too; arguments such as: tests/cli, -k NAME"; exit ;;
         esac ;;
 esac
 case $command in

@@ -167,6 +167,11 @@ def test_a_dry_run_of_the_tests_checks_first(ready):
     assert programs == ["ruff", "ruff", "mypy", "pytest"]
 
 
+def test_all_the_tests_are_the_long_ones_too(ready):
+    *_, command = dry_run(ready, "test", "--all", "-x")
+    assert shlex.split(command)[-3:] == ["-m", "not throughput", "-x"]
+
+
 def test_changed_requirements_are_installed(ready):
     with (ready / "requirements.txt").open("a") as file:
         file.write("# changed\n")
