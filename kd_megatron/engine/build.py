@@ -69,10 +69,12 @@ def micro_batches_per_step(recipe: TrainingRecipe) -> int:
     return recipe.global_batch_size // together
 
 
-def _deepspeed_config(recipe: TrainingRecipe) -> dict[str, Any]:
+def _deepspeed_config(recipe: TrainingRecipe, num_trained: int) -> dict[str, Any]:
     refuse_compile_in_pieces(recipe)
     config = read_ds_config(recipe.ds_config)
     zero = config["zero_optimization"]
+    if "reduce_bucket_size" in zero:  # a buffer of this size is made, whether there is so much to reduce or not
+        zero["reduce_bucket_size"] = min(zero["reduce_bucket_size"], num_trained)
     clips = _deepspeed_clips(zero)
     if zero["stage"] in (1, 2) and not clips:
         zero["compute_grad_norm"] = False
@@ -129,7 +131,7 @@ class Engine:
     def __init__(self, module: nn.Module, recipe: TrainingRecipe, read_directly: Sequence[nn.Parameter] = ()) -> None:
         deepspeed = start_deepspeed()
         self.recipe = recipe
-        config = _deepspeed_config(recipe)
+        config = _deepspeed_config(recipe, sum(p.numel() for p in module.parameters() if p.requires_grad))
         masters = _keeps_masters(recipe, config["zero_optimization"])
         if masters:
             for parameter in module.parameters():

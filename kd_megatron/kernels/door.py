@@ -11,6 +11,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -65,12 +66,12 @@ def _first_tensor(arguments: Any) -> Tensor:
     return arguments
 
 
-def without_autocast(tensor: Tensor) -> torch.autocast:
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """A context in which matrix products keep the precision a kernel asks for.
 
     Under autocast a float32 product is silently done in bfloat16; a kernel chooses its own precision.
     """
-    return torch.autocast(tensor.device.type, enabled=False)
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def shared_divisors(*widths: int) -> list[int]:

@@ -137,12 +137,12 @@ def load_teacher(
 ) -> TappedEncoder:
     """A frozen teacher in eval mode that runs only as far up as ``needs`` asks (FACTS: the study left dropout on)."""
     model = load_model(path, dtype, needs.head)
-    _drop_what_is_not_needed(model, needs)
+    drop_what_is_not_needed(model, needs)
     teacher = TappedEncoder(model, needs, execution=execution)
     return teacher.to(device).eval().requires_grad_(False)
 
 
-def _drop_what_is_not_needed(model: PreTrainedModel, needs: Needs) -> None:
+def drop_what_is_not_needed(model: PreTrainedModel, needs: Needs) -> None:
     """Keep the layers up to the highest one needed; a head needs them all."""
     if not needs.head:
         encoder: Any = model.base_model.encoder

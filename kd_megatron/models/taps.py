@@ -60,7 +60,7 @@ class TappedEncoder(nn.Module):
             )
         self.model, self.needs, self.whole = model, needs, whole
         self.execution = execution
-        self._attend = attention(execution.attention)
+        self.attend = attention(execution.attention)
         self._run_layer = torch.compile(run_layer, dynamic=False) if execution.compile else run_layer
 
     @property
@@ -107,7 +107,7 @@ class TappedEncoder(nn.Module):
                 self._keep(taps, number, {name: project(layer, states, name) for name in needs.relations(number)})
                 break
             run = self._run_again if self._is_run_again(number, num_reached) else self._run_layer
-            states, projections = run(layer, states, mask, self._attend)
+            states, projections = run(layer, states, mask, self.attend)
             self._keep(taps, number, dict(zip(RELATIONS, projections, strict=True)))
             if number in needs.hidden:
                 taps.hidden[number] = states

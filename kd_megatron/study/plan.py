@@ -1,7 +1,7 @@
 """What a study will cost: sizes, FLOPs per token, tokens and steps that the budget buys, memory, repetition.
 
-FLOPs come from `engine.flops` (counted by hand, as the ledger charges them). Memory is an estimate: model states are
-exact for mixed-precision AdamW (ZeRO, Rajbhandari et al. 2020, section 3), activations are rough.
+FLOPs come from `engine.flops` (counted by hand, as the ledger charges them), memory from `engine.memory` (a micro-batch
+of each arm, run on tensors without numbers).
 """
 
 import math
@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from kd_megatron import config
-from kd_megatron.engine.flops import ArmCost, arm_cost, num_masked_positions, teacher_config
+from kd_megatron.engine.build import DS_CONFIGS, read_ds_config
+from kd_megatron.engine.flops import ArmCost, arm_cost, teacher_config
+from kd_megatron.engine.memory import Memory, predict
+from kd_megatron.engine.simulate import simulate_arm
 from kd_megatron.errors import DataError, RecipeError
 from kd_megatron.hardware import resolve_precision
 from kd_megatron.manifest import Manifest, read_manifest
@@ -24,9 +27,6 @@ from kd_megatron.study.results import PREFERRED_REFERENCE, objective_in_words
 
 GIB = 2**30
 BERT_VOCABULARY = 30_522
-TEACHER_BYTES = {"auto": 4, "fp32": 4, "bf16": 2, "fp8": 1}  # of a parameter
-ACTIVATION_BYTES = 34  # per token, layer and hidden unit at bf16 (Korthikanti et al. 2022, without attention maps)
-LOGIT_BYTES = 2 + 4 + 4  # per masked slot and vocabulary entry: bf16, fp32 copy, gradient
 CHARGED_FLOPS = ("student", "teacher", "loss")
 
 
@@ -53,7 +53,7 @@ class Plan:
     vocab_size: int
     vocab_source: str
     pool_tokens: int | None  # tokens of one epoch, None before the data is prepared
-    memory_gib: list[dict[str, float]]  # for each ZeRO stage 0-3, per process
+    memory: dict[str, tuple[str, Memory]]  # ds_config -> the arm that needs most, and what one of its processes needs
     num_processes: int
     allowed: list[Difference]
 
@@ -74,8 +74,7 @@ def plan(recipe: StudyRecipe, num_processes: int = 1) -> Plan:
     costs = {arm: arm_cost(resolved[arm], arm, vocab_size) for arm in recipe.arms}
     reference = costs.get(PREFERRED_REFERENCE, next(iter(costs.values())))
     arms = [_plan_arm(resolved[arm], arm, cost, reference, pool) for arm, cost in costs.items()]
-    largest = max(costs.values(), key=lambda cost: cost.teacher_parameters)
-    memory = [memory_gib(recipe, largest, stage, num_processes, vocab_size) for stage in range(4)]
+    memory = _memory(resolved, num_processes, vocab_size)
     return Plan(recipe, arms, vocab_size, source, pool, memory, num_processes, allowed)
 
 
@@ -129,22 +128,16 @@ def steps_afforded(
     return None
 
 
-def memory_gib(recipe: StudyRecipe, cost: ArmCost, stage: int, num_processes: int, vocab_size: int) -> dict[str, float]:
-    """Per process, in GiB: bf16 weights, bf16 gradients, fp32 master and Adam moments, teacher, activations."""
-    student, share = cost.student_parameters, 1 / num_processes
-    per_parameter = 2 if recipe.training.precision == "bf16" else 4
-    states = {
-        "weights": per_parameter * student * (share if stage >= 3 else 1),
-        "gradients": per_parameter * student * (share if stage >= 2 else 1),
-        "optimizer": (12 if per_parameter == 2 else 8) * student * (share if stage >= 1 else 1),
-    }
-    teacher_bytes = TEACHER_BYTES[recipe.teacher.precision] if recipe.teacher else 0
-    micro, length = recipe.training.micro_batch_size, recipe.data.sequence_length
-    layers = ACTIVATION_BYTES * micro * length * recipe.student.hidden_size * recipe.student.num_layers
-    logits = LOGIT_BYTES * micro * num_masked_positions(recipe) * vocab_size
-    parts = {**states, "teacher": teacher_bytes * cost.teacher_parameters}
-    parts["activations"] = (layers + logits) * (per_parameter / 2)
-    return {name: size / GIB for name, size in {**parts, "total": sum(parts.values())}.items()}
+def _memory(resolved: dict[str, StudyRecipe], num_processes: int, vocab_size: int) -> dict[str, tuple[str, Memory]]:
+    """For each ds_config, the arm that needs most."""
+    held = {arm: simulate_arm(recipe, arm, vocab_size) for arm, recipe in resolved.items()}
+
+    def largest(ds_config: str) -> tuple[str, Memory]:
+        needed = {arm: predict(resolved[arm], held[arm], ds_config, num_processes) for arm in resolved}
+        return max(needed.items(), key=lambda entry: entry[1].total)
+
+    read_ds_config(next(iter(resolved.values())).training.ds_config)  # there is such a file
+    return {path.stem: largest(path.stem) for path in sorted(DS_CONFIGS.glob("*.json"))}
 
 
 def _manifests(recipe: StudyRecipe) -> list[Manifest] | None:
@@ -236,10 +229,12 @@ def _tokens_table(planned: Plan) -> RichTable:
 
 def _memory_table(planned: Plan) -> RichTable:
     processes = f"{planned.num_processes} process{'es' if planned.num_processes > 1 else ''}"
-    title = f"Memory of each of {processes}, GiB (activations: rough)"
-    table = _table(title, "ZeRO stage", *planned.memory_gib[0])
-    for stage, parts in enumerate(planned.memory_gib):
-        table.add_row(str(stage), *(f"{value:.2f}" for value in parts.values()))
+    title = f"Memory of each of {processes}, GiB, of the arm that needs most"
+    table = _table(title, "ds_config", "weights", "optimizer", "teacher", "engine", "step", "total", "in the host's")
+    for ds_config, (_, memory) in planned.memory.items():
+        parts = (memory.weights, memory.optimizer, memory.teacher, memory.engine, memory.step, memory.total)
+        host = words.NOTHING if not memory.host_bytes else f"{memory.host_bytes / GIB:.2f}"
+        table.add_row(ds_config, *(f"{size / GIB:.2f}" for size in parts), host)
     return table
 
 
@@ -253,6 +248,14 @@ def _table(title: str, first: str, *others: str) -> RichTable:
 
 def _remarks(planned: Plan) -> list[str]:
     recipe, said = planned.recipe, []
+    training = recipe.training
+    arm, memory = planned.memory[training.ds_config]
+    said.append(
+        f"A step of {arm} at {training.ds_config}, as in the recipe, takes {memory.total / GIB:.2f} GiB of tensors at "
+        "its height; a run on a GPU records what it took as memory.training_bytes in its summary.json."
+    )
+    if training.activation_checkpointing:
+        said.append("Activation checkpointing: the student's FLOPs have the second forward pass of its layers.")
     if planned.arms[0].tokens is None:
         said.append(
             f"A budget in {recipe.budget.unit.replace('_', ' ')} buys tokens by the machine's speed, which is not "

@@ -34,7 +34,8 @@ def train(run: Run) -> None:
         stopping = ledger.steps > 0 and pass_markers(run, fraction, stop)  # a validation that a stop cut short
         while fraction < 1.0 and not stopping:
             rate = learning_rate(recipe, fraction)
-            stopping = one_step(run, batches, rate, stop)
+            with run.meter.step():
+                stopping = one_step(run, batches, rate, stop)
             charge(run)
             marks.beat(ledger.steps)
             fraction = budget_fraction(run)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kd_megatron import dist, hub, marks, recipe_yaml
+from kd_megatron import dist, hub, marks, memory, recipe_yaml
 from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.logs import quiet_libraries, say, write_json
 from kd_megatron.models.export import export
@@ -24,6 +24,7 @@ TEACHER_ARM = "teacher"
 # Where a run computes and what it keeps of itself: a resume may change these, and the result stays the same but for
 # rounding (docs/checkpoints.md).
 MAY_CHANGE = {
+    "teacher.partition",
     "training.ds_config",
     "training.micro_batch_size",
     "training.checkpoint_every_steps",
@@ -205,8 +206,16 @@ def summarise(run: Run, teacher_path: str | None, scores: dict[str, float], fact
         "export": "export",
         "teacher": _teacher_facts(run, teacher_path),
         "flops_per_token": {name: flops / length for name, flops in asdict(run.cost).items()},
+        "memory": _memory(run),
         "fingerprint": facts,
     }
+
+
+def _memory(run: Run) -> dict[str, int | None]:
+    """The largest of all ranks, in bytes: see `kd_megatron.memory`. Collective."""
+    training = [peak for peak in dist.gather(run.meter.peak_bytes) if peak is not None]
+    resident = max(dist.gather(memory.peak_resident_bytes()))
+    return {"training_bytes": max(training, default=None), "resident_bytes": resident}
 
 
 def _teacher_facts(run: Run, path: str | None) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from kd_megatron.engine.partition import PartitionedModel
 from kd_megatron.engine.saving import CheckpointWriter
 from kd_megatron.errors import ModelError
 from kd_megatron.logs import MetricsWriter, say
+from kd_megatron.memory import MemoryMeter
 from kd_megatron.models import float8
 from kd_megatron.models.build import (
     DTYPES,
@@ -68,6 +69,7 @@ class Run:
     num_parameters: int
     checkpoints: CheckpointWriter
     markers: Markers
+    meter: MemoryMeter
 
     @property
     def objective(self) -> Objective:
@@ -118,6 +120,7 @@ class Run:
 def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teacher_path: str | None) -> Run:
     """Load data and models, check that they fit, build the engine and resume from the newest good checkpoint."""
     device = dist.initialise()
+    meter = MemoryMeter(device)
     loader = Loader(study.data, seed)
     options = registry.parse_options(study.arms[arm], where=f"arms.{arm}")
     student = build_student(study.student, loader.vocab_size, special_ids(loader), seed)
@@ -147,6 +150,7 @@ def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teache
     resumed = _resume(engine, ledger, directory / CHECKPOINTS)
     metrics = MetricsWriter(directory, resumed.get("metrics_rows", 0), study.training.tensorboard)
     return Run(
+        meter=meter,
         study=study,
         arm=arm,
         seed=seed,

@@ -4,15 +4,13 @@ import math
 
 import pytest
 from rich.console import Console
-from study_on_disk import recipe_data
 from tiny_study import tiny_study, write_inputs
 
 from kd_megatron.cli import main
 from kd_megatron.engine.flops import arm_cost
 from kd_megatron.errors import ModelError
 from kd_megatron.manifest import read_manifest
-from kd_megatron.schema import StudyRecipe
-from kd_megatron.study.plan import GIB, memory_gib, plan, show
+from kd_megatron.study.plan import plan, show
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +61,21 @@ def test_epochs_over_the_pool(inputs):
     assert (capped.pool_tokens, capped.arms[0].epochs) == (640, 4.0)
 
 
-def test_memory_falls_with_the_stage_and_is_exact_for_model_states(inputs):
-    recipe = StudyRecipe.model_validate(recipe_data(training={"precision": "bf16"}))
-    cost = arm_cost(tiny_study(inputs), "minilm", 300)
-    size = cost.student_parameters
-    stages = [memory_gib(recipe, cost, stage, 4, 300) for stage in range(4)]
-    states = [GIB * (parts["weights"] + parts["gradients"] + parts["optimizer"]) for parts in stages]
-    assert states == pytest.approx([16 * size, (4 + 12 / 4) * size, (2 + 14 / 4) * size, 16 / 4 * size])
-    assert all(parts["total"] == pytest.approx(sum(parts.values()) - parts["total"]) for parts in stages)
+def test_memory_falls_with_the_stage(inputs):
+    memory = plan(tiny_study(inputs, training={"precision": "bf16"}), num_processes=4).memory
+    stages = [memory[f"zero{stage}"][1] for stage in range(4)]
+    assert stages[1].optimizer == pytest.approx(stages[0].optimizer / 4)
+    assert stages[3].optimizer == stages[2].optimizer == stages[1].optimizer
+    assert all(entry.total > entry.step > 0 for _, entry in memory.values())
+    assert 0 < memory["zero2_offload"][1].host_bytes < memory["zero2_offload"][1].total
+    assert stages[0].host_bytes == 0
+
+
+def test_activation_checkpointing_takes_less_memory_and_more_flops(inputs):
+    kept, again = (plan(tiny_study(inputs, training={"activation_checkpointing": on})) for on in (False, True))
+    assert again.memory["zero0"][1].step < kept.memory["zero0"][1].step
+    assert again.arms[0].cost.student_flops_per_token > kept.arms[0].cost.student_flops_per_token
+    assert "second forward pass" in " ".join(text(again).split())
 
 
 def test_the_plan_before_the_data_is_prepared(inputs, tmp_path):

@@ -69,7 +69,8 @@ def run_cells(cells: list[Cell], inputs: Path, directory: Path, world_size: int)
     directory.mkdir(parents=True)
     listing = directory / "cells.json"
     listing.write_text(json.dumps([asdict(cell) for cell in cells]), encoding="utf-8")
-    processes.run([__file__, str(inputs), str(directory), str(listing)], world_size)
+    program = [__file__, str(inputs), str(directory), str(listing)]
+    processes.run(program, world_size, timeout_seconds=300 + 30 * len(cells))
     return {cell.name: _read(directory / f"{cell.name}.end") for cell in cells}
 
 

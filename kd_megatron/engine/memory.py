@@ -1,0 +1,154 @@
+"""The most bytes of tensors that a process of a run holds in a training step, predicted.
+
+Weights, optimizer and what a micro-batch keeps follow from the recipe (`simulate.py`). What DeepSpeed adds at each
+stage was measured, and the formulas are held to measurements (`tests/training/test_memory.py`). In them W is all the
+student's parameters, T the trained ones, n the processes; "bucket" is what DeepSpeed reduces at once.
+"""
+
+from dataclasses import dataclass
+
+from kd_megatron.engine.build import read_ds_config
+from kd_megatron.engine.partition import WHOLE_ELEMENTS
+from kd_megatron.engine.simulate import Held
+from kd_megatron.schema import StudyRecipe
+
+FLOAT32 = 4
+BYTES = {"fp32": 4, "bf16": 2}
+TEACHER_BYTES = {"fp32": 4, "bf16": 2, "fp8": 1}
+ADAM = 2 * FLOAT32  # both moments of a parameter
+PERSISTENT_ELEMENTS = 100_000  # parameters of up to this size are never partitioned: DeepSpeed's default
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process. ``host_bytes`` of the total lie in the host's memory when the models are on a GPU."""
+
+    weights: float
+    optimizer: float  # Adam's moments and float32 masters
+    teacher: float
+    engine: float  # gradients kept for the update, and DeepSpeed's buffers
+    step: float  # at the height of a step: activations and the loss, gradients on their way, or the update
+    host_bytes: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it, host memory included."""
+        return self.weights + self.optimizer + self.teacher + self.engine + self.step
+
+
+def predict(study: StudyRecipe, held: Held, ds_config: str, num_processes: int) -> Memory:
+    """Of one process of ``num_processes``, at the height of a step.
+
+    Args:
+        study: with ``precision`` decided.
+        held: what `simulate` found for the arm.
+        ds_config: a file of ds_configs/.
+    """
+    zero = read_ds_config(ds_config)["zero_optimization"]
+    sizes = _Sizes.of(study, held, zero, num_processes)
+    stage = zero["stage"]
+    offloads = "offload_optimizer" in zero
+    count = _stage_0 if stage == 0 else _stage_3 if stage == 3 else _stages_1_and_2
+    weights, optimizer, engine, step = count(sizes, stage, offloads)
+    host = 0.0
+    if offloads:  # optimizer, and gradients on their way to it
+        host = optimizer + engine - sizes.bucket + (weights if "offload_param" in zero else 0.0)
+    return Memory(weights, optimizer, _teacher_bytes(study, held, num_processes), engine, step, host)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Bytes, unless said otherwise."""
+
+    weights: float  # W as it computes
+    gradients: float  # T as it computes
+    trained: int  # T, elements
+    widened: float  # T in float32
+    bucket: float
+    bucket_elements: int
+    persistent: float  # of W
+    num_processes: int
+    accumulates: bool  # more than one micro-batch in a step
+    forward: float
+    backward: float
+    with_gradients: float
+    has_masters: bool
+
+    @classmethod
+    def of(cls, study: StudyRecipe, held: Held, zero: dict[str, int], num_processes: int) -> "_Sizes":
+        training = study.training
+        size, trained = BYTES[training.precision], sum(held.trained)
+        bucket = min(zero.get("reduce_bucket_size", 0), trained)
+        everything = [*held.trained, *held.untrained]
+        return cls(
+            weights=size * sum(everything),
+            gradients=size * trained,
+            trained=trained,
+            widened=FLOAT32 * trained,
+            bucket=size * bucket,
+            bucket_elements=bucket,
+            persistent=size * sum(elements for elements in everything if elements <= PERSISTENT_ELEMENTS),
+            num_processes=num_processes,
+            accumulates=training.global_batch_size > training.micro_batch_size * num_processes,
+            forward=held.forward,
+            backward=held.backward,
+            with_gradients=held.with_gradients,
+            has_masters=training.precision == "bf16",
+        )
+
+
+_Counted = tuple[float, float, float, float]  # weights, optimizer, engine, step
+
+
+def _stage_0(sizes: _Sizes, stage: int, offloads: bool) -> _Counted:
+    """W, masters, 2 T; gradients come and go with the step, and are reduced as one flat copy, and that in float32."""
+    optimizer = (ADAM + FLOAT32 * sizes.has_masters) * sizes.trained
+    micro_batch = max(sizes.with_gradients, sizes.accumulates * (sizes.gradients + max(sizes.forward, sizes.backward)))
+    reducing = 2 * sizes.gradients + sizes.widened * sizes.has_masters
+    if sizes.has_masters and sizes.num_processes > 1 and not sizes.accumulates:
+        reducing += sizes.widened  # what is sent, beside what it was made of
+    return sizes.weights, optimizer, 0.0, max(micro_batch, reducing)
+
+
+def _stages_1_and_2(sizes: _Sizes, stage: int, offloads: bool) -> _Counted:
+    """W, 3 T / n; gradients go through a bucket into this process's part of them, which is cast for the update."""
+    part = 1 / sizes.num_processes
+    optimizer = part * (ADAM + FLOAT32) * sizes.trained
+    kept = part * sizes.gradients
+    if offloads:  # the part of the gradients in host memory, three times
+        engine = part * 3 * sizes.widened
+        reducing = sizes.bucket + max(sizes.backward, sizes.bucket * (sizes.num_processes > 1))
+        return sizes.weights, optimizer, engine, max(sizes.forward, reducing, part * sizes.widened)
+    several = sizes.num_processes > 1
+    sent = (4 - stage) * sizes.widened * (several and sizes.has_masters)  # in float32, while it is reduced
+    if stage == 1 and sizes.accumulates:  # until the last micro-batch nothing is let go of
+        reducing = sizes.gradients + sizes.bucket + max(sizes.forward, sizes.backward)
+    else:
+        num_buckets = 1 + (stage == 2 and several)  # one is filled while the other is sent
+        accumulated = kept * sizes.accumulates
+        reducing = accumulated + max(sizes.forward, num_buckets * sizes.bucket + max(sizes.backward, sizes.bucket))
+    reducing = max(reducing, sent)
+    return sizes.weights, optimizer, 0.0, max(reducing, kept + part * sizes.widened)
+
+
+def _stage_3(sizes: _Sizes, stage: int, offloads: bool) -> _Counted:
+    """W / n and what is too small to be cut, 3 T / n, gradients / n, a bucket; a step gathers all of W."""
+    part = 1 / sizes.num_processes
+    gathers = sizes.num_processes > 1
+    weights = part * sizes.weights + sizes.persistent * gathers
+    optimizer = part * (ADAM + FLOAT32) * sizes.trained
+    bucket = sizes.bucket_elements * FLOAT32  # of the type that is sent
+    engine = part * (2 * sizes.widened if offloads else sizes.gradients) + bucket
+    gathered = (sizes.weights - sizes.persistent) * gathers
+    micro_batch = gathered + max(sizes.forward, bucket * gathers + sizes.backward)
+    return weights, optimizer, engine, max(micro_batch, 2 * bucket, part * (sizes.widened + sizes.gradients))
+
+
+def _teacher_bytes(study: StudyRecipe, held: Held, num_processes: int) -> float:
+    if study.teacher is None:
+        return 0.0
+    size = TEACHER_BYTES[study.teacher.precision]
+    if not study.teacher.partition:
+        return float(size * sum(held.teacher))
+    small = sum(elements for elements in held.teacher if elements <= WHOLE_ELEMENTS)
+    return size * (sum(held.teacher) / num_processes + small * (num_processes > 1))
