@@ -230,7 +230,7 @@ def _tokens_table(planned: Plan) -> RichTable:
 def _memory_table(planned: Plan) -> RichTable:
     processes = f"{planned.num_processes} process{'es' if planned.num_processes > 1 else ''}"
     title = f"Memory of each of {processes}, GiB, of the arm that needs most"
-    table = _table(title, "ds_config", "weights", "optimizer", "teacher", "engine", "step", "total", "in the host's")
+    table = _table(title, "ds_config", "weights", "Adam", "teacher", "engine", "step", "total", "host")
     for ds_config, (_, memory) in planned.memory.items():
         parts = (memory.weights, memory.optimizer, memory.teacher, memory.engine, memory.step, memory.total)
         host = words.NOTHING if not memory.host_bytes else f"{memory.host_bytes / GIB:.2f}"

@@ -18,8 +18,8 @@ def inputs(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-def text(planned):
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+def text(planned, width=100):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     show(planned, console)
     return console.export_text()
 
@@ -91,7 +91,7 @@ def test_a_teacher_that_cannot_be_reached_is_a_clear_error(inputs, tmp_path):
 
 
 def test_every_row_fits_a_narrow_terminal(inputs):
-    shown = text(plan(tiny_study(inputs)))
+    shown = text(plan(tiny_study(inputs)), width=80)
     assert "…" not in shown
     for arm in ("scratch", "vanilla_kd", "minilm", "tinybert"):
         assert shown.count(arm) >= 2
