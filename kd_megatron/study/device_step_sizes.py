@@ -117,7 +117,7 @@ def recipe(place: Place, precision: str) -> StudyRecipe:
     window_tokens = place.batch_size * place.length
     raw: dict[str, Any] = {
         "kind": "study",
-        "name": place.name,
+        "name": place.name.replace(" ", "_"),
         "data": {
             "shards": [{"path": MADE_UP}],
             "sequence_length": place.length,

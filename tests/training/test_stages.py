@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from tiny_study import ARMS, tiny_study, write_inputs
 from tolerances import PARITY_FLOAT32_RELATIVE
 
+from kd_megatron import dist
 from kd_megatron.training.run import pretrain
 
 
@@ -28,3 +29,14 @@ def test_a_whole_run_in_pieces_ends_as_in_one(objective: str, tmp_path: Path) ->
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_process_that_leaves_its_group_and_joins_another_trains_again(tmp_path: Path) -> None:
+    """DeepSpeed's groups are those of the first one, unless it is told to forget them."""
+    inputs = write_inputs(tmp_path / "inputs")
+    for number, ds_config in enumerate(["zero2", "zero0"]):
+        dist.shut_down()
+        dist.initialise()
+        study = tiny_study(inputs, training={"ds_config": ds_config}, budget={"tokens": 2 * 8 * 16})
+        summary = pretrain(study, "scratch", 0, tmp_path / str(number), None)
+        assert summary["steps"] == 2
