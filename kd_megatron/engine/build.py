@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kd_megatron import dist
 from kd_megatron.engine.optimizer import MasterAdamW
@@ -137,6 +138,7 @@ class Engine:
             for parameter in module.parameters():
                 parameter.data = parameter.data.bfloat16()
         groups = parameter_groups(module, recipe.weight_decay)
+        self._linear = functional.linear
         self.deepspeed, *_ = deepspeed.initialize(
             model=module,
             model_parameters=groups,
@@ -238,6 +240,9 @@ class Engine:
     def close(self) -> None:
         """Free what DeepSpeed holds; an engine is not used after this."""
         self.deepspeed.destroy()
+        # ZeRO-3 puts a function of its own in its place, for the whole process: it keeps no gathered weights for the
+        # backward pass, and rounds otherwise. What runs next, such as fine-tuning, must not depend on what ran before.
+        functional.linear = self._linear
 
 
 def _mark_unless_finite(bad: Tensor, value: Tensor) -> None:

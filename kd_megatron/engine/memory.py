@@ -124,7 +124,8 @@ def _stages_1_and_2(sizes: _Sizes, stage: int, offloads: bool) -> _Counted:
     if stage == 1 and sizes.accumulates:  # until the last micro-batch nothing is let go of
         reducing = sizes.gradients + sizes.bucket + max(sizes.forward, sizes.backward)
     else:
-        num_buckets = 1 + (stage == 2 and several)  # one is filled while the other is sent
+        is_more_than_one = sizes.trained > sizes.bucket_elements  # then one is filled while the other is sent
+        num_buckets = 1 + (stage == 2 and several and is_more_than_one)
         accumulated = kept * sizes.accumulates
         reducing = accumulated + max(sizes.forward, num_buckets * sizes.bucket + max(sizes.backward, sizes.bucket))
     reducing = max(reducing, sent)

@@ -35,6 +35,7 @@ class PartitionedModel:
                 "stage3_param_persistence_threshold": WHOLE_ELEMENTS,
                 "stage3_prefetch_bucket_size": AHEAD_ELEMENTS,
                 "stage3_max_reuse_distance": AHEAD_ELEMENTS,
+                "memory_efficient_linear": False,  # it would replace `linear` in the student too; no backward, no need
             },
         }
         self.model = model

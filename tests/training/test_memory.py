@@ -1,10 +1,12 @@
 """Memory as `plan` predicts it beside what a run's meter measures."""
 
 import gc
+import json
 import weakref
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from curves import learn
@@ -24,6 +26,10 @@ SIZES = {"hidden_size": 128, "num_layers": 4, "num_attention_heads": 4, "interme
 MANY = {"micro_batch_size": 16, "global_batch_size": 16}  # activations are most of it
 FEW = {"micro_batch_size": 1, "global_batch_size": 2}  # weights and what belongs to them are
 WIDE = {"hidden_size": 256, "intermediate_size": 1024}
+SIZES_OF_STAGES: dict[str, tuple[dict[str, int], dict[str, int]]] = {  # student, training
+    "many": ({}, {"micro_batch_size": 8, "global_batch_size": 16}),
+    "few": (WIDE, FEW),
+}
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +112,16 @@ def test_a_run_takes_what_was_predicted(
     study = point(inputs, arm, ds_config, student, **training)
     taken = measured(study, inputs, tmp_path)
     assert predicted(study) == pytest.approx(taken, rel=MEMORY_RELATIVE)
+
+
+@pytest.mark.long
+def test_two_processes_take_what_was_predicted(inputs: Path, tmp_path: Path) -> None:
+    worker = Path(__file__).with_name("memory_worker.py")
+    processes.run([str(worker), str(inputs), str(tmp_path / "found.json")], world_size=2)
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert len(found) == 6 * len(SIZES_OF_STAGES)
+    for case, (expected, taken) in found.items():
+        assert expected == pytest.approx(taken, rel=MEMORY_RELATIVE), case
 
 
 def test_a_run_records_what_it_took(inputs: Path, tmp_path: Path) -> None:

@@ -31,6 +31,15 @@ def test_a_whole_run_in_pieces_ends_as_in_one(objective: str, tmp_path: Path) ->
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_a_run_in_pieces_leaves_nothing_behind_for_the_next_one(tmp_path: Path) -> None:
+    """DeepSpeed replaces `linear` for the whole process."""
+    inputs = write_inputs(tmp_path / "inputs")
+    before = torch.nn.functional.linear
+    study = tiny_study(inputs, training={"ds_config": "zero3"}, budget={"tokens": 8 * 16})
+    pretrain(study, "scratch", 0, tmp_path / "run", None)
+    assert torch.nn.functional.linear is before
+
+
 def test_a_process_that_leaves_its_group_and_joins_another_trains_again(tmp_path: Path) -> None:
     """DeepSpeed's groups are those of the first one, unless it is told to forget them."""
     inputs = write_inputs(tmp_path / "inputs")
