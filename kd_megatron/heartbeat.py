@@ -52,6 +52,7 @@ class Heart:
         self._outgoing: News | None = None
         self._wake, self._stopping = threading.Event(), False
         self._store: torch_dist.Store | None = None
+        self._is_refused = False  # whether the last attempt at the store failed; the first may take long
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -109,7 +110,7 @@ class Heart:
         return all(self.pulses[rank].ended or rank in gone for rank in range(1, len(self.pulses)))
 
     def _is_cut_off(self) -> bool:
-        return self._store is None and time.monotonic() - self.exchanged_at > CONNECT_SECONDS
+        return self._is_refused and time.monotonic() - self.exchanged_at > CONNECT_SECONDS
 
     def stop(self) -> None:
         """End the thread; one that waits for the store ends with the process."""
@@ -133,9 +134,9 @@ class Heart:
             try:
                 store = self._store or self._connect()
                 self._exchange(store, elapsed=min(now - last, 2 * self.interval))
-                self._store = store
+                self._store, self._is_refused = store, False
             except (OSError, RuntimeError):  # torch's DistError is a RuntimeError
-                self._store = None
+                self._store, self._is_refused = None, True
             last = now
 
     def _connect(self) -> torch_dist.Store:

@@ -236,7 +236,8 @@ def test_kill_in_the_middle_then_the_same_bytes(make_recipe, tmp_path, workers):
     finished = {path.stem for path in partial.glob("*.json")} - {"spool"}
     assert 1 <= len(finished) < 13
     inodes = {name: (partial / f"{name}.bin").stat().st_ino for name in finished}
-    assert all(not (partial / "spool" / f"{name}.jsonl").exists() for name in finished)
+    left = [name for name in finished if (partial / "spool" / f"{name}.jsonl").exists()]
+    assert len(left) <= workers  # killed between the entry and the end of its spool
 
     resumed = prepare(recipe, workers=1)
     assert {name: (resumed / f"{name}.bin").stat().st_ino for name in finished} == inodes

@@ -77,7 +77,8 @@ def test_a_rank_that_waits_for_one_that_works_is_let_be(results: Results, name: 
 
 
 def test_a_bug_ends_the_other_rank_too(results: Results) -> None:
-    assert [rank["code"] for rank in results["rank_1_has_a_bug"]] == [1, 1]
+    ranks = results["rank_1_has_a_bug"]
+    assert [rank["code"] for rank in ranks] == [1, 1], ranks
 
 
 def pulse(**changes: Any) -> Pulse:

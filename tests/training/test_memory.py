@@ -1,12 +1,10 @@
 """Memory as `plan` predicts it beside what a run's meter measures."""
 
 import gc
-import json
 import weakref
 from pathlib import Path
 from typing import Any
 
-import processes
 import pytest
 import torch
 from curves import learn
@@ -26,10 +24,6 @@ SIZES = {"hidden_size": 128, "num_layers": 4, "num_attention_heads": 4, "interme
 MANY = {"micro_batch_size": 16, "global_batch_size": 16}  # activations are most of it
 FEW = {"micro_batch_size": 1, "global_batch_size": 2}  # weights and what belongs to them are
 WIDE = {"hidden_size": 256, "intermediate_size": 1024}
-SIZES_OF_STAGES: dict[str, tuple[dict[str, int], dict[str, int]]] = {  # student, training
-    "many": ({}, {"micro_batch_size": 8, "global_batch_size": 16}),
-    "few": (WIDE, FEW),
-}
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +64,17 @@ def measured(study: StudyRecipe, inputs: Path, directory: Path) -> int:
 
 
 def living_tensors() -> list[torch.Tensor]:
-    found = (thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor))
-    return [tensor for tensor in found if tensor.device == CPU and tensor.layout == torch.strided]
+    return [thing for thing in gc.get_objects() if is_on_cpu(thing)]
+
+
+def is_on_cpu(thing: object) -> bool:
+    """Whether it is a tensor with numbers; some, such as those of a compiler, have no device."""
+    if not issubclass(type(thing), torch.Tensor):
+        return False
+    try:
+        return thing.device == CPU and thing.layout == torch.strided
+    except RuntimeError:
+        return False
 
 
 def predicted(study: StudyRecipe) -> float:
@@ -90,14 +93,14 @@ def predicted(study: StudyRecipe) -> float:
     [
         ("scratch", "zero0", {}, MANY),
         ("scratch", "zero0", {}, MANY | {"activation_checkpointing": True}),
-        ("vanilla_kd", "zero1", {}, MANY),
-        ("minilm", "zero2", {}, MANY),
-        ("tinybert", "zero3", {}, MANY),
+        pytest.param("vanilla_kd", "zero1", {}, MANY, marks=pytest.mark.long),
+        pytest.param("minilm", "zero2", {}, MANY, marks=pytest.mark.long),
+        pytest.param("tinybert", "zero3", {}, MANY, marks=pytest.mark.long),
         ("minilm", "zero0", {"num_layers": 8}, MANY | {"micro_batch_size": 8}),
-        ("scratch", "zero1", WIDE, FEW),
-        ("minilm", "zero3", WIDE, FEW),
-        ("scratch", "zero2_offload", WIDE, FEW),
-        ("scratch", "zero3_offload", WIDE, FEW),
+        pytest.param("scratch", "zero1", WIDE, FEW, marks=pytest.mark.long),
+        pytest.param("minilm", "zero3", WIDE, FEW, marks=pytest.mark.long),
+        pytest.param("scratch", "zero2_offload", WIDE, FEW, marks=pytest.mark.long),
+        pytest.param("scratch", "zero3_offload", WIDE, FEW, marks=pytest.mark.long),
         *(
             pytest.param(arm, ds_config, student, training, marks=pytest.mark.long)
             for arm in ARMS
@@ -112,16 +115,6 @@ def test_a_run_takes_what_was_predicted(
     study = point(inputs, arm, ds_config, student, **training)
     taken = measured(study, inputs, tmp_path)
     assert predicted(study) == pytest.approx(taken, rel=MEMORY_RELATIVE)
-
-
-@pytest.mark.long
-def test_two_processes_take_what_was_predicted(inputs: Path, tmp_path: Path) -> None:
-    worker = Path(__file__).with_name("memory_worker.py")
-    processes.run([str(worker), str(inputs), str(tmp_path / "found.json")], world_size=2)
-    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    assert len(found) == 6 * len(SIZES_OF_STAGES)
-    for case, (expected, taken) in found.items():
-        assert expected == pytest.approx(taken, rel=MEMORY_RELATIVE), case
 
 
 def test_a_run_records_what_it_took(inputs: Path, tmp_path: Path) -> None:
