@@ -39,16 +39,15 @@ def nodes(two_nodes: Cluster) -> Iterator[Cluster]:
         node.link("up")
         if node.process is None:
             node.switch_on()
-        assert not wait_until_idle(node, seconds=90), [p.cmdline() for p in node.processes()]
+        wait_until_idle(node, seconds=90)
 
 
-def wait_until_idle(node: Node, seconds: float) -> float | None:
-    """How long it took until nothing but sshd ran on ``node``; None means at once."""
+def wait_until_idle(node: Node, seconds: float) -> None:
+    """Until nothing but sshd runs on ``node``, ``seconds`` at most."""
     begun = time.monotonic()
     while node.processes():
         assert time.monotonic() < begun + seconds, [process.cmdline() for process in node.processes()]
         time.sleep(0.2)
-    return None
 
 
 def train(nodes: Cluster, checkout: Path, recipe: str, output: str, *options: str) -> "subprocess.Popen[str]":
@@ -112,9 +111,7 @@ def test_a_signal_saves_on_all_nodes_and_the_same_command_resumes(
     assert "restart" not in output
     stopped_at = re.search(r"stopped by [\w, ]+ at step (\d+)", output)
     assert stopped_at is not None
-    assert (checkout / run / "checkpoints" / f"step_{int(stopped_at[1]):09d}").exists() or list(
-        (checkout / run / "checkpoints").glob(f"*{stopped_at[1]}*")
-    )
+    assert (checkout / run / "checkpoints" / f"step_{int(stopped_at[1]):08d}").is_dir()
 
 
 def test_kill_9_of_launch_leaves_nothing_on_any_node(nodes: Cluster, checkout: Path, recipe: str) -> None:
