@@ -58,9 +58,14 @@ def quiet_libraries() -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write ``data`` as JSON, all or nothing: aside first, then one rename."""
+    """Write ``data`` as JSON, all or nothing."""
+    write_text(path, json.dumps(data, indent=2, sort_keys=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text``, all or nothing: aside first, then one rename."""
     aside = path.with_name(path.name + ".partial")
-    aside.write_text(json.dumps(data, indent=2, sort_keys=False) + "\n", encoding="utf-8")
+    aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
 
 

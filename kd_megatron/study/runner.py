@@ -182,9 +182,7 @@ def _claim_on_main(recipe: StudyRecipe, directory: Path) -> str | None:
         return f"is not empty and holds no {results.RECIPE_FILE}"
     with disk_full_is_clear(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(path.name + ".partial")
-        aside.write_text(recipe_yaml.dump(recipe.model_dump(mode="json")), encoding="utf-8")
-        aside.replace(path)
+        logs.write_text(path, recipe_yaml.dump(recipe.model_dump(mode="json")))
     return None
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from kd_megatron import dist, hub, marks, memory, recipe_yaml
 from kd_megatron.errors import OutputError, disk_full_is_clear
-from kd_megatron.logs import quiet_libraries, say, write_json
+from kd_megatron.logs import quiet_libraries, say, write_json, write_text
 from kd_megatron.models.export import export
 from kd_megatron.paths import refuse_file_or_links_out
 from kd_megatron.schema import StudyRecipe
@@ -124,9 +124,7 @@ def _problem(study: StudyRecipe, arm: str, seed: int, directory: Path) -> str | 
         return "holds files that are not a run's"
     with disk_full_is_clear(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(RECIPE + ".partial")
-        aside.write_text(recipe_yaml.dump(resolved), encoding="utf-8")
-        aside.replace(path)
+        write_text(path, recipe_yaml.dump(resolved))
     return None
 
 
