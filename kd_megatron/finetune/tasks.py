@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,14 @@ SUBSET_SEED = 2404  # of max_train_examples: every arm and every seed of a study
 
 @dataclass(frozen=True)
 class Split:
-    """N labelled texts or pairs."""
+    """N texts or pairs, with their labels unless they are a test split."""
 
     first: list[str]
     second: list[str] | None
-    labels: list[float]  # class indices, or values of a regression
+    labels: list[float]  # class indices, or values of a regression; empty for a test split
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.first)
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Task:
     devs: dict[str, Split]  # the first one decides the score
     partial_split: bool  # a GLUE task on other rows than GLUE's
     note: str  # what a reader of the score must know; empty when there is nothing
+    tests: dict[str, Split] = field(default_factory=dict)  # texts without labels, only predicted
+    selection: Split | None = None  # rows taken away from train to choose the best cell by; None: the dev rows do
 
     @property
     def regression(self) -> bool:
@@ -53,9 +55,10 @@ class Task:
         return len(next(iter(self.devs.values())))
 
     def content_hash(self) -> str:
-        """A short hash of all that a score depends on: every text and label, their order, the metric."""
+        """A short hash of all that scores and predictions depend on: every text and label, their order, the metric."""
         digest = hashlib.sha256(json.dumps([self.name, self.label_names, self.metric.title]).encode())
-        for split_name, split in (("train", self.train), *self.devs.items()):
+        selection = {"selection": self.selection} if self.selection else {}
+        for split_name, split in (("train", self.train), *self.devs.items(), *self.tests.items(), *selection.items()):
             digest.update(json.dumps([split_name, split.first, split.second, split.labels]).encode())
         return digest.hexdigest()[:16]
 
