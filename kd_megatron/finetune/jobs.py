@@ -49,11 +49,16 @@ def list_jobs(task: Task, recipe: FinetuneRecipe, model_hash: str, output: Path)
                 cell = Cell(task.name, learning_rate, batch_size, seed)
                 described = json.dumps({**settings, "cell": asdict(cell)}, sort_keys=True)
                 key = hashlib.sha256(described.encode()).hexdigest()[:12]
-                name = f"lr_{learning_rate:g}-batch_{batch_size}-seed_{seed}-{key}.json"
                 num_examples = count_steps(len(task.train), cell, recipe.epochs) * batch_size
                 seen_characters = num_characters * num_examples // len(task.train)
-                jobs.append(Job(cell, key, output / task.name / "cells" / name, num_examples, seen_characters))
+                jobs.append(Job(cell, key, cell_path(output, cell, key), num_examples, seen_characters))
     return jobs
+
+
+def cell_path(output: Path, cell: Cell, key: str) -> Path:
+    """The file of a finished cell; its outputs lie beside it (`kd_megatron.finetune.outputs`)."""
+    name = f"lr_{cell.learning_rate:g}-batch_{cell.batch_size}-seed_{cell.seed}-{key}.json"
+    return output / cell.task / "cells" / name
 
 
 def share_out(jobs: list[Job], num_ranks: int) -> list[list[Job]]:

@@ -9,7 +9,7 @@ from scipy import stats
 from kd_megatron.finetune.tasks import Task
 
 SELECTION = "best cell on dev"
-CELL_FIELDS = ("learning_rate", "batch_size", "seed", "score", "metrics")
+CELL_FIELDS = ("learning_rate", "batch_size", "seed", "key", "score", "metrics")  # the key leads to the cell's files
 
 
 def summarise_task(task: Task, cells: list[dict[str, Any]]) -> dict[str, Any]:

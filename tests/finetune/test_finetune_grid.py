@@ -242,7 +242,7 @@ def test_the_best_cell_has_the_highest_mean_over_seeds(tiny_model: Path, raw: di
     task = grid.load_task(recipe_of(raw).tasks[0], None)
     table = {(1e-5, 16): (0.5, 0.9), (3e-5, 16): (0.75, 0.75), (5e-5, 16): (0.75, 0.75)}
     cells = [
-        {"learning_rate": lr, "batch_size": batch, "seed": seed, "score": score, "metrics": {}}
+        {"learning_rate": lr, "batch_size": batch, "seed": seed, "key": "", "score": score, "metrics": {}}
         for (lr, batch), scores in table.items()
         for seed, score in enumerate(scores)
     ]
