@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from kd_megatron.config import BUDGET_UNITS, Strict
+from kd_megatron.finetune_presets import STUDY, fill_in
 from kd_megatron.paths import PathPart, PathText, Revision
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -294,26 +295,54 @@ class TaskRecipe(Strict):
 
 
 class GridRecipe(Strict):
-    """Every learning rate x batch size is one cell; the best cell on dev is the score, and the report says so."""
+    """Every learning rate x batch size is one setting; the best one is the score, and the report says so."""
 
-    learning_rates: Annotated[list[Positive], Field(min_length=1)] = [1e-5, 3e-5, 5e-5, 8e-5]
-    batch_sizes: Annotated[list[Count], Field(min_length=1)] = [16, 32]
+    learning_rates: Annotated[list[Positive], Field(min_length=1)] = STUDY["grid"]["learning_rates"]
+    batch_sizes: Annotated[list[Count], Field(min_length=1)] = STUDY["grid"]["batch_sizes"]
+
+
+class SelectionRecipe(Strict):
+    """The rows on which the best setting is chosen."""
+
+    on: Literal["dev", "train_slice"] = "dev"  # dev: the rows the score is read from; train_slice: rows not trained on
+    fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1  # of the training rows, taken away from them
 
 
 class FinetuneRecipe(Strict):
-    """The separate stage. Stand-alone (``glue.yaml``) or as the section ``finetune`` of a study."""
+    """The separate stage. Stand-alone (``glue.yaml``) or as the section ``finetune`` of a study.
+
+    Defaults are those of the preset ``study``; another preset fills in what the recipe does not give itself.
+    """
 
     kind: Literal["finetune"] = "finetune"
     tasks: Annotated[list[TaskRecipe], Field(min_length=1)]
     glue_path: str | None = None  # directory with TASK/train.tsv; None: nyu-mll/glue from the hub
     glue_revision: Revision | None = None  # of nyu-mll/glue; None: the commit in finetune/glue.py
+    preset: Literal["study", "sane"] | None = None  # kd_megatron/finetune_presets.py
     grid: GridRecipe = GridRecipe()
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
-    epochs: Positive = 5.0
-    max_length: Count = 128
-    warmup_fraction: Fraction = 0.06
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    halving: bool = False  # after each seed, the worse half of a task's settings is given up
+    selection: SelectionRecipe = SelectionRecipe()
+    epochs: Positive = STUDY["epochs"]
+    max_length: Count = STUDY["max_length"]
+    schedule: Literal["polynomial", "cosine", "constant"] = STUDY["schedule"]  # after the warm-up
+    decay_power: Positive = STUDY["decay_power"]  # of the polynomial schedule; 1: linear
+    warmup_fraction: Fraction = STUDY["warmup_fraction"]
+    weight_decay: Annotated[float, Field(ge=0.0)] = STUDY["weight_decay"]
+    betas: Annotated[list[Annotated[float, Field(ge=0.0, lt=1.0)]], Field(min_length=2, max_length=2)] = STUDY["betas"]
+    epsilon: Positive = STUDY["epsilon"]
+    gradient_clipping: Positive | None = STUDY["gradient_clipping"]  # norm of the whole gradient; None: unclipped
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = STUDY["dropout"]  # None: what the model's config says
+    untrained_top: Literal["keep", "drop", "reinitialise"] = "keep"  # what the model's card says was never trained
+    evaluate_every_epochs: Positive | None = None  # dev metrics on the way; None: at the end alone
     precision: Precision = "auto"
+    save_predictions: bool = True
+    tensorboard: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_preset(cls, raw: Any) -> Any:
+        return fill_in(raw) if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _one_source_of_glue(self) -> Self:

@@ -4,7 +4,7 @@ Shapes: N examples, B batch, L length of the longest in the batch.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ class EncodedSplit:
 
     input_ids: list[Tensor]  # N of [length] int64
     token_types: list[Tensor] | None  # N of [length] int64, where the model has them
-    labels: Tensor  # [N] int64 classes, or float32 values
+    labels: Tensor  # [N] int64 classes, or float32 values; [0] of a test split
     lengths: np.ndarray  # [N] int64
     pad_token: int
     num_truncated: int  # examples that were longer than the limit
@@ -32,14 +32,15 @@ class EncodedSplit:
         return len(self.input_ids)
 
     def batch(self, indices: np.ndarray, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-        """The model's inputs ([B, L] each) and the labels ([B]) of the examples ``indices`` ([B])."""
+        """The model's inputs ([B, L] each) and labels ([B]; none of a test split) of the examples ``indices`` ([B])."""
         ids = pad_sequence([self.input_ids[i] for i in indices], batch_first=True, padding_value=self.pad_token)
         lengths = torch.from_numpy(self.lengths[indices])
         inputs = {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
         if self.token_types is not None:
             inputs["token_type_ids"] = pad_sequence([self.token_types[i] for i in indices], batch_first=True)
         moved = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
-        return moved, self.labels[torch.from_numpy(indices)].to(device, non_blocking=True)
+        labels = self.labels[torch.from_numpy(indices)] if len(self.labels) else self.labels
+        return moved, labels.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,18 @@ class EncodedTask:
     task: Task
     train: EncodedSplit
     devs: dict[str, EncodedSplit]
+    tests: dict[str, EncodedSplit] = field(default_factory=dict)
+    selection: EncodedSplit | None = None
 
 
 def encode_task(task: Task, tokenizer: Any, max_length: int) -> EncodedTask:
     """Tokenise all splits, cut at ``max_length`` tokens (of a pair, the longer text first)."""
-    devs = {name: _encode(split, tokenizer, max_length, task.regression) for name, split in task.devs.items()}
-    return EncodedTask(task, _encode(task.train, tokenizer, max_length, task.regression), devs)
+
+    def encode(split: Split) -> EncodedSplit:
+        return _encode(split, tokenizer, max_length, task.regression)
+
+    devs, tests = ({name: encode(split) for name, split in splits.items()} for splits in (task.devs, task.tests))
+    return EncodedTask(task, encode(task.train), devs, tests, encode(task.selection) if task.selection else None)
 
 
 def _encode(split: Split, tokenizer: Any, max_length: int, regression: bool) -> EncodedSplit:

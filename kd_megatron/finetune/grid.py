@@ -18,7 +18,7 @@ from kd_megatron.finetune.batches import EncodedTask, encode_task
 from kd_megatron.finetune.jobs import SUMMARY, Job, claim, list_jobs, read_cell, share_out, write_cell
 from kd_megatron.finetune.summary import SELECTION, summarise_task
 from kd_megatron.finetune.tasks import Task, load_task
-from kd_megatron.finetune.train import run_cell
+from kd_megatron.finetune.train import CellResult, run_cell
 from kd_megatron.hardware import multiplies_bf16, resolve_precision
 from kd_megatron.schema import FinetuneRecipe
 
@@ -65,7 +65,7 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     def encoded(name: str) -> EncodedTask:
         return _encode(by_name[name], tokenizer, recipe.max_length)
 
-    def run(job: Job, on_step: Callable[[int], None]) -> dict[str, Any]:
+    def run(job: Job, on_step: Callable[[int], None]) -> CellResult:
         return run_cell(model_path, encoded(job.cell.task), job.cell, recipe, device, on_step)
 
     if pending:
@@ -76,7 +76,7 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     )
 
 
-def _run_pending(pending: list[Job], run: Callable[[Job, Callable[[int], None]], dict[str, Any]]) -> None:
+def _run_pending(pending: list[Job], run: Callable[[Job, Callable[[int], None]], CellResult]) -> None:
     """Run this rank's share of ``pending``, wait for the others, and end all ranks with the first error of any."""
     error: KdError | None = None
     mine = share_out(pending, dist.world_size())[dist.rank()]
@@ -96,7 +96,7 @@ def _run_pending(pending: list[Job], run: Callable[[Job, Callable[[int], None]],
         try:
             for number, job in enumerate(mine, start=1):
                 bar.update(handle, description=f"{number}/{len(mine)} {job.cell}")
-                content = run(job, on_step)
+                content = run(job, on_step).content
                 write_cell(job, content)
                 speed = f"{content['examples_per_second']:.0f} examples/s"
                 logs.say(f"{job.cell}: score {content['score']:.4f}, {speed}, {content['train_seconds']:.0f} s")

@@ -17,7 +17,11 @@ from kd_megatron.finetune.train import Cell, count_steps
 from kd_megatron.paths import refuse_file_or_links_out
 from kd_megatron.schema import FinetuneRecipe
 
-FORMAT = 1  # of a cell: raised when the same inputs would give another score
+FORMAT = 2  # of a cell: raised when the same inputs would give another score
+NOT_OF_A_CELL = {  # keys of the recipe that a cell's result does not depend on, or whose effect is hashed otherwise
+    *("kind", "tasks", "glue_path", "glue_revision", "preset", "grid", "seeds", "halving", "selection"),
+    *("save_predictions", "tensorboard"),
+}
 OWNER = "model.json"  # whose scores an output directory holds
 SUMMARY = "summary.json"
 
@@ -39,7 +43,7 @@ def list_jobs(task: Task, recipe: FinetuneRecipe, model_hash: str, output: Path)
         "format": FORMAT,
         "model": model_hash,
         "task": task.content_hash(),
-        **recipe.model_dump(include={"epochs", "max_length", "warmup_fraction", "weight_decay", "precision"}),
+        **recipe.model_dump(exclude=NOT_OF_A_CELL),
     }
     num_characters = sum(map(len, [*task.train.first, *(task.train.second or [])]))
     jobs = []

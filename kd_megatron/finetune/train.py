@@ -1,17 +1,15 @@
-"""One cell of the grid: fine-tune a model on a task with one learning rate, batch size and seed, and score it on dev.
+"""One cell of the grid: fine-tune a model on a task with one learning rate, batch size and seed, and score it.
 
-The optimiser recipe is the same for every model: AdamW without decay on biases and norms, gradients clipped at norm 1,
-learning rate warmed up and then falling linearly to zero (Devlin et al. 2019). The last step's weights are scored.
-Everything random is a function of the seed: head, data order and dropout agree between models.
+The optimiser recipe is the same for every model (`optimiser.py`); the last step's weights are scored. Everything
+random is a function of the seed: head, data order and dropout agree between models.
 
-Shapes: B batch, C classes (1 for a regression).
+Shapes: N examples, B batch, C classes (1 for a regression).
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_megatron import marks
-from kd_megatron.errors import NonFiniteError
-from kd_megatron.finetune.batches import EncodedSplit, EncodedTask, dev_batches, train_batches
+from kd_megatron.finetune.batches import EncodedSplit, EncodedTask, train_batches
+from kd_megatron.finetune.evaluate import autocast, predict, require_finite, score
 from kd_megatron.finetune.model import load_classifier
+from kd_megatron.finetune.optimiser import build_optimizer, learning_rate_factor
 from kd_megatron.schema import FinetuneRecipe
 
-GRADIENT_CLIPPING = 1.0
 CURVE_POINTS = 20  # of the learning curve; the loss is also checked there, so that no step waits for the device
-DEV_BATCH_SIZE = 64
+SELECTION = "selection"  # name of the slice of train that settings are chosen by, beside the dev and test splits
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,45 @@ class Cell:
         return f"{self.task} lr {self.learning_rate:g} batch {self.batch_size} seed {self.seed}"
 
 
+@dataclass(frozen=True)
+class CellResult:
+    """What a finished cell leaves behind."""
+
+    content: dict[str, Any]  # of its json file: scores, metrics, curves, speed
+    predictions: dict[str, np.ndarray]  # split -> float32 logits [N, C], or values [N] of a regression, in its order
+
+
+@dataclass
+class _Progress:
+    """What training one cell came to so far."""
+
+    device: torch.device
+    curve: list[dict[str, float]] = field(default_factory=list)
+    dev_curve: list[dict[str, float]] = field(default_factory=list)
+    num_examples: int = 0
+    train_seconds: float = 0.0
+    dev_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._start_point()
+
+    def add(self, loss: Tensor, num_examples: int) -> None:
+        """Count a step with the mean ``loss`` of ``num_examples``; waits for nothing."""
+        self._loss_sum += loss * num_examples
+        self._num_since += num_examples
+        self.num_examples += num_examples
+
+    def end_point(self, cell: Cell, step: int, learning_rate: float) -> None:
+        """A point of the learning curve: the mean loss since the last one. Waits for the device."""
+        loss = require_finite(self._loss_sum / self._num_since, f"{cell}: the loss", f" by step {step}").item()
+        point = {"step": step, "examples": self.num_examples, "loss": loss, "learning_rate": learning_rate}
+        self.curve.append(point)
+        self._start_point()
+
+    def _start_point(self) -> None:
+        self._loss_sum, self._num_since = torch.zeros((), device=self.device), 0
+
+
 def count_steps(num_train: int, cell: Cell, epochs: float) -> int:
     """Optimizer steps of a cell; the last batch of an epoch may be smaller."""
     return max(1, round(epochs * math.ceil(num_train / cell.batch_size)))
@@ -56,106 +93,119 @@ def run_cell(
     recipe: FinetuneRecipe,
     device: torch.device,
     on_step: Callable[[int], None] = lambda num_examples: None,
-) -> dict[str, Any]:
+) -> CellResult:
     """Train and score one cell; ``on_step`` hears the number of examples of each step.
 
     The recipe's precision is decided already (`kd_megatron.hardware.resolve_precision`). bf16 is autocast over fp32
     weights: the optimizer and the outputs are always fp32.
 
-    Returns:
-        The content of the cell's file: score, metrics, learning curve, speed.
-
     Raises:
+        ModelError: the model cannot be loaded, or not with the recipe's dropout or ``untrained_top``.
         NonFiniteError: the loss or an output became NaN or infinite.
     """
     task = encoded.task
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         model = load_classifier(model_path, max(1, len(task.label_names)), task.regression, cell.seed).to(device)
         torch.manual_seed(cell.seed)  # of dropout
-        start = time.perf_counter()
-        curve, num_examples = _train(model, encoded.train, cell, recipe, on_step)
-        seconds = time.perf_counter() - start
-    metrics: dict[str, float] = {}
-    scores = []
+        progress = _train(model, encoded, cell, recipe, on_step)
     start = time.perf_counter()
-    for name, split in encoded.devs.items():
-        predictions = _predict(model, split, cell, recipe.precision)
-        values = task.metric.compute(predictions, split.labels.numpy())
-        scores.append(task.metric.score(values))
-        metrics |= {f"{name}/{key}" if len(encoded.devs) > 1 else key: value for key, value in values.items()}
-    return {
+    splits = {**encoded.devs, **encoded.tests, **({SELECTION: encoded.selection} if encoded.selection else {})}
+    predictions = {name: _predict(model, split, name, cell, recipe) for name, split in splits.items()}
+    dev_score, metrics = _dev_scores(encoded, predictions)
+    selection_score = dev_score
+    if encoded.selection:
+        selection_score, _ = score(task, predictions[SELECTION], encoded.selection.labels)
+    content = {
         "task": cell.task,
         "learning_rate": cell.learning_rate,
         "batch_size": cell.batch_size,
         "seed": cell.seed,
-        "score": scores[0],
+        "score": dev_score,
+        "selection_score": selection_score,
         "metrics": metrics,
         "precision": recipe.precision,
         "num_steps": count_steps(len(encoded.train), cell, recipe.epochs),
-        "num_examples": num_examples,
-        "examples_per_second": num_examples / seconds,
-        "train_seconds": seconds,
-        "dev_seconds": time.perf_counter() - start,
-        "learning_curve": curve,
+        "num_examples": progress.num_examples,
+        "examples_per_second": progress.num_examples / progress.train_seconds,
+        "train_seconds": progress.train_seconds,
+        "dev_seconds": progress.dev_seconds + time.perf_counter() - start,
+        "learning_curve": progress.curve,
+        "dev_curve": progress.dev_curve,
     }
+    return CellResult(content, predictions)
 
 
 def _train(
-    model: nn.Module,
-    split: EncodedSplit,
-    cell: Cell,
-    recipe: FinetuneRecipe,
-    on_step: Callable[[int], None],
-) -> tuple[list[dict[str, float]], int]:
-    """Train ``model`` in place. Returns the learning curve and how many examples were seen."""
-    num_steps = count_steps(len(split), cell, recipe.epochs)
-    optimizer = build_optimizer(model, cell.learning_rate, recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, num_steps, recipe.warmup_fraction)
-    )
-    device = next(model.parameters()).device
-    curve: list[dict[str, float]] = []
-    loss_sum, num_since, num_examples = torch.zeros((), device=device), 0, 0
+    model: nn.Module, encoded: EncodedTask, cell: Cell, recipe: FinetuneRecipe, on_step: Callable[[int], None]
+) -> _Progress:
+    """Train ``model`` in place."""
+    num_steps = count_steps(len(encoded.train), cell, recipe.epochs)
+    evaluated = _evaluation_steps(num_steps, recipe)
+    optimizer = build_optimizer(model, cell.learning_rate, recipe)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, num_steps, recipe))
+    progress = _Progress(next(model.parameters()).device)
+    start = time.perf_counter()
     model.train()
-    batches = train_batches(split.lengths, cell.batch_size, cell.seed, num_steps)
+    batches = train_batches(encoded.train.lengths, cell.batch_size, cell.seed, num_steps)
     for step, indices in enumerate(batches, start=1):
-        inputs, labels = split.batch(indices, device)
-        with _autocast(device, recipe.precision):
-            logits = model(**inputs).logits  # [B, C]
-        loss = loss_of(logits, labels)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIPPING)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss_sum += loss.detach() * len(indices)
-        num_since, num_examples = num_since + len(indices), num_examples + len(indices)
+        progress.add(_step(model, optimizer, encoded.train, indices, recipe), len(indices))
         on_step(len(indices))
         marks.beat()
         if step * CURVE_POINTS // num_steps > (step - 1) * CURVE_POINTS // num_steps:
-            mean_loss = _finite(loss_sum / num_since, "loss", cell, step).item()
-            curve.append({"step": step, "examples": num_examples, "loss": mean_loss})
-            loss_sum, num_since = torch.zeros((), device=device), 0
-    return curve, num_examples
+            progress.end_point(cell, step, float(schedule.get_last_lr()[0]))
+        schedule.step()
+        if step in evaluated:
+            progress.dev_seconds -= time.perf_counter()
+            outputs = {name: _predict(model, split, name, cell, recipe) for name, split in encoded.devs.items()}
+            point = {"step": step, "examples": progress.num_examples}
+            progress.dev_curve.append({**point, **_dev_scores(encoded, outputs)[1]})
+            model.train()
+            progress.dev_seconds += time.perf_counter()
+    progress.train_seconds = time.perf_counter() - start - progress.dev_seconds
+    return progress
 
 
-@torch.inference_mode()
-def _predict(model: nn.Module, split: EncodedSplit, cell: Cell, precision: str) -> np.ndarray:
-    """Class indices ([N] int64), or values ([N] float64) of a regression, in the order of the split."""
-    model.eval()
-    device = next(model.parameters()).device
-    outputs: list[tuple[np.ndarray, Tensor]] = []
-    for indices in dev_batches(split.lengths, DEV_BATCH_SIZE):
-        marks.beat()
-        with _autocast(device, precision):
-            outputs.append((indices, model(**split.batch(indices, device)[0]).logits.float()))
-    logits = torch.cat([batch for _, batch in outputs]).cpu()  # [N, C] by length
-    _finite(logits, "dev prediction", cell, None)
-    regression = split.labels.is_floating_point()
-    values = logits.squeeze(1).double().numpy() if regression else logits.argmax(1).numpy()
-    predictions = np.empty_like(values)
-    predictions[np.concatenate([indices for indices, _ in outputs])] = values
-    return predictions
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    split: EncodedSplit,
+    indices: np.ndarray,
+    recipe: FinetuneRecipe,
+) -> Tensor:
+    """One optimizer step on the examples ``indices`` ([B]) of ``split``. Returns their mean loss, detached."""
+    inputs, labels = split.batch(indices, next(model.parameters()).device)
+    with autocast(labels.device, recipe.precision):
+        logits = model(**inputs).logits  # [B, C]
+    loss = loss_of(logits, labels)
+    loss.backward()
+    if recipe.gradient_clipping is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clipping)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def _evaluation_steps(num_steps: int, recipe: FinetuneRecipe) -> set[int]:
+    """The steps after which dev metrics are taken on the way; the last step is scored in any case."""
+    if recipe.evaluate_every_epochs is None:
+        return set()
+    share = recipe.evaluate_every_epochs / recipe.epochs  # of all steps
+    return {max(1, round(share * number * num_steps)) for number in range(1, math.ceil(1 / share))} - {num_steps}
+
+
+def _predict(model: nn.Module, split: EncodedSplit, name: str, cell: Cell, recipe: FinetuneRecipe) -> np.ndarray:
+    return predict(model, split, recipe.precision, f"{cell}: the {name} prediction")
+
+
+def _dev_scores(encoded: EncodedTask, predictions: dict[str, np.ndarray]) -> tuple[float, dict[str, float]]:
+    """The score of the first dev split, and the metrics of all."""
+    scores: list[float] = []
+    metrics: dict[str, float] = {}
+    for name, split in encoded.devs.items():
+        value, parts = score(encoded.task, predictions[name], split.labels)
+        scores.append(value)
+        metrics |= {f"{name}/{key}" if len(encoded.devs) > 1 else key: part for key, part in parts.items()}
+    return scores[0], metrics
 
 
 def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
@@ -163,35 +213,3 @@ def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
     if labels.is_floating_point():
         return functional.mse_loss(logits.float().squeeze(1), labels)
     return functional.cross_entropy(logits.float(), labels)
-
-
-def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (fused) that decays matrices only: biases and norms are the parameters with one dimension."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Iterable[Tensor] | float]] = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
-
-
-def learning_rate_factor(step: int, num_steps: int, warmup_fraction: float) -> float:
-    """Share of the peak learning rate in the 0-based ``step``: linear warm-up, then linear to zero."""
-    num_warmup = math.ceil(warmup_fraction * num_steps)
-    if step < num_warmup:
-        return (step + 1) / num_warmup
-    return max(0.0, (num_steps - step) / max(1, num_steps - num_warmup))
-
-
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def _finite(values: Tensor, what: str, cell: Cell, step: int | None) -> Tensor:
-    if not torch.isfinite(values).all():
-        raise NonFiniteError(
-            given=f"{cell}: the {what} is not finite" + (f" by step {step}" if step else ""),
-            expected="finite numbers; nothing of this cell was kept",
-            fix="leave out this learning rate, try precision=fp32, or look for broken weights in the model",
-        )
-    return values

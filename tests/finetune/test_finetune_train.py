@@ -13,11 +13,11 @@ from tolerances import FINETUNE_PADDING
 from kd_megatron.errors import ModelError, NonFiniteError
 from kd_megatron.finetune import model as models
 from kd_megatron.finetune.batches import EncodedTask, dev_batches, encode_task, train_batches
+from kd_megatron.finetune.optimiser import build_optimizer, learning_rate_factor
 from kd_megatron.finetune.tasks import load_task
 from kd_megatron.finetune.train import (
     Cell,
-    build_optimizer,
-    learning_rate_factor,
+    CellResult,
     loss_of,
     run_cell,
 )
@@ -39,8 +39,8 @@ def encoded(recipe: FinetuneRecipe, tiny_model: Path) -> EncodedTask:
     return encode_task(load_task(recipe.tasks[0], None), models.load_tokenizer(tiny_model, 16), 16)
 
 
-def without_times(content: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in content.items() if "second" not in name}
+def without_times(result: CellResult) -> dict[str, object]:
+    return {name: value for name, value in result.content.items() if "second" not in name}
 
 
 def test_it_learns_and_repeats_to_the_last_digit(tiny_model: Path, encoded: EncodedTask, recipe: FinetuneRecipe):
@@ -49,6 +49,10 @@ def test_it_learns_and_repeats_to_the_last_digit(tiny_model: Path, encoded: Enco
     torch.rand(7)  # whatever the process drew before does not matter
     second = run_cell(tiny_model, encoded, CELL, recipe, CPU)
     assert without_times(first) == without_times(second)
+    assert {name: part.tobytes() for name, part in first.predictions.items()} == {
+        name: part.tobytes() for name, part in second.predictions.items()
+    }
+    first = first.content
     assert first["score"] > 0.9
     assert first["num_steps"] == 36 == len(heard)
     assert first["num_examples"] == 3 * 96 == sum(heard)
@@ -56,7 +60,7 @@ def test_it_learns_and_repeats_to_the_last_digit(tiny_model: Path, encoded: Enco
     assert len(curve) == 20
     assert curve[-1]["step"] == 36
     assert curve[-1]["loss"] < curve[0]["loss"]
-    other_seed = run_cell(tiny_model, encoded, dataclasses.replace(CELL, seed=2), recipe, CPU)
+    other_seed = run_cell(tiny_model, encoded, dataclasses.replace(CELL, seed=2), recipe, CPU).content
     assert other_seed["learning_curve"] != curve
 
 
@@ -78,7 +82,9 @@ def test_the_head_depends_on_the_seed_alone(tiny_model: Path, tmp_path: Path):
 
 
 def test_bf16_autocast_learns_too(tiny_model: Path, encoded: EncodedTask, recipe: FinetuneRecipe):
-    assert run_cell(tiny_model, encoded, CELL, recipe.model_copy(update={"precision": "bf16"}), CPU)["score"] > 0.9
+    assert (
+        run_cell(tiny_model, encoded, CELL, recipe.model_copy(update={"precision": "bf16"}), CPU).content["score"] > 0.9
+    )
 
 
 def test_regression(tiny_model: Path, recipe: FinetuneRecipe, tmp_path: Path, review_files: tuple[Path, Path]):
@@ -88,7 +94,7 @@ def test_regression(tiny_model: Path, recipe: FinetuneRecipe, tmp_path: Path, re
     task = load_task(TaskRecipe(name="values", train=str(files[0]), dev=str(files[1]), type="regression"), None)
     encoded = encode_task(task, models.load_tokenizer(tiny_model, 16), 16)
     longer = recipe.model_copy(update={"epochs": 10.0})  # the mean of the labels takes a while to be learned
-    content = run_cell(tiny_model, encoded, dataclasses.replace(CELL, task="values"), longer, CPU)
+    content = run_cell(tiny_model, encoded, dataclasses.replace(CELL, task="values"), longer, CPU).content
     assert set(content["metrics"]) == {"pearson", "spearman"}
     assert content["metrics"]["pearson"] > 0.8
 
@@ -98,15 +104,16 @@ def test_losses_by_hand():
     assert loss_of(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0])).item() == pytest.approx(math.log(2))
 
 
-def test_the_learning_rate_rises_then_falls_linearly():
-    factors = [learning_rate_factor(step, 10, 0.2) for step in range(10)]
+def test_the_learning_rate_rises_then_falls_linearly(recipe: FinetuneRecipe):
+    warm = recipe.model_copy(update={"warmup_fraction": 0.2})
+    factors = [learning_rate_factor(step, 10, warm) for step in range(10)]
     assert factors == [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
-    assert learning_rate_factor(0, 4, 0.0) == 1.0
+    assert learning_rate_factor(0, 4, recipe.model_copy(update={"warmup_fraction": 0.0})) == 1.0
 
 
-def test_biases_and_norms_do_not_decay(tiny_model: Path):
+def test_biases_and_norms_do_not_decay(tiny_model: Path, recipe: FinetuneRecipe):
     model = models.load_classifier(tiny_model, 2, regression=False, seed=0)
-    optimizer = build_optimizer(model, 1e-3, 0.1)
+    optimizer = build_optimizer(model, 1e-3, recipe.model_copy(update={"weight_decay": 0.1}))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, kept = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
     assert (optimizer.param_groups[0]["weight_decay"], optimizer.param_groups[1]["weight_decay"]) == (0.1, 0.0)
