@@ -1,6 +1,6 @@
 """Tokenise once, then batches of similar length: little padding, in an order that is a function of the seed.
 
-Shapes: N examples, B batch, L length of the longest in the batch.
+Shapes: N examples of a split, B batch, L length of the longest in the batch.
 """
 
 from collections.abc import Iterator
@@ -10,35 +10,53 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from kd_megatron import logs
 from kd_megatron.finetune.tasks import Split, Task
+from kd_megatron.finetune.tokens import Tokens, tokenise
 
 GROUP_BATCHES = 50  # batches sorted by length together (Hugging Face's group_by_length uses the same)
+MANY = 0.1  # share of texts cut at the limit that is worth a warning
 
 
 @dataclass(frozen=True)
 class EncodedSplit:
     """N tokenised examples."""
 
-    input_ids: list[Tensor]  # N of [length] int64
-    token_types: list[Tensor] | None  # N of [length] int64, where the model has them
-    labels: Tensor  # [N] int64 classes, or float32 values; [0] of a test split
-    lengths: np.ndarray  # [N] int64
+    tokens: Tokens
+    labels: Tensor  # [N] int64 classes, or float32 values; empty for a test split
     pad_token: int
-    num_truncated: int  # examples that were longer than the limit
+    starts: np.ndarray = field(init=False)  # [N] int64, of each example in ``tokens``
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "starts", np.cumsum(self.lengths) - self.lengths)
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[N] int64, special tokens counted."""
+        return self.tokens.lengths
+
+    @property
+    def num_truncated(self) -> int:
+        """Examples that were longer than the limit."""
+        return self.tokens.num_truncated
 
     def batch(self, indices: np.ndarray, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-        """The model's inputs ([B, L] each) and labels ([B]; none of a test split) of the examples ``indices`` ([B])."""
-        ids = pad_sequence([self.input_ids[i] for i in indices], batch_first=True, padding_value=self.pad_token)
-        lengths = torch.from_numpy(self.lengths[indices])
-        inputs = {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
-        if self.token_types is not None:
-            inputs["token_type_ids"] = pad_sequence([self.token_types[i] for i in indices], batch_first=True)
-        moved = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+        """The model's inputs ([B, L] int64 each) and the labels ([B]) of the examples ``indices`` ([B])."""
+        lengths = self.lengths[indices]
+        positions = np.arange(lengths.max())
+        is_text = positions < lengths[:, None]  # [B, L]
+        places = np.where(is_text, self.starts[indices, None] + positions, 0)
+        inputs = {
+            "input_ids": np.where(is_text, self.tokens.ids[places], self.pad_token).astype(np.int64),
+            "attention_mask": is_text.astype(np.int64),
+        }
+        if self.tokens.types is not None:
+            inputs["token_type_ids"] = np.where(is_text, self.tokens.types[places], 0).astype(np.int64)
+        moved = {name: torch.from_numpy(value).to(device, non_blocking=True) for name, value in inputs.items()}
         labels = self.labels[torch.from_numpy(indices)] if len(self.labels) else self.labels
         return moved, labels.to(device, non_blocking=True)
 
@@ -53,29 +71,42 @@ class EncodedTask:
     tests: dict[str, EncodedSplit] = field(default_factory=dict)
     selection: EncodedSplit | None = None
 
+    def splits(self) -> dict[str, EncodedSplit]:
+        """All of them, by name."""
+        selection = {"selection": self.selection} if self.selection else {}
+        return {"train": self.train, **self.devs, **self.tests, **selection}
+
 
 def encode_task(task: Task, tokenizer: Any, max_length: int) -> EncodedTask:
     """Tokenise all splits, cut at ``max_length`` tokens (of a pair, the longer text first)."""
 
     def encode(split: Split) -> EncodedSplit:
-        return _encode(split, tokenizer, max_length, task.regression)
+        labels = torch.tensor(split.labels, dtype=torch.float32 if task.regression else torch.int64)
+        tokens = tokenise(split.first, split.second, tokenizer, max_length)
+        return EncodedSplit(tokens, labels, tokenizer.pad_token_id)
 
-    devs, tests = ({name: encode(split) for name, split in splits.items()} for splits in (task.devs, task.tests))
-    return EncodedTask(task, encode(task.train), devs, tests, encode(task.selection) if task.selection else None)
-
-
-def _encode(split: Split, tokenizer: Any, max_length: int, regression: bool) -> EncodedSplit:
-    encoded = tokenizer(split.first, split.second, truncation=True, max_length=max_length)
-    num_truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings or [])
-    types = encoded.get("token_type_ids")
-    return EncodedSplit(
-        input_ids=[torch.tensor(ids) for ids in encoded["input_ids"]],
-        token_types=[torch.tensor(ids) for ids in types] if types is not None else None,
-        labels=torch.tensor(split.labels, dtype=torch.float32 if regression else torch.int64),
-        lengths=np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64),
-        pad_token=tokenizer.pad_token_id,
-        num_truncated=num_truncated,
+    return EncodedTask(
+        task,
+        train=encode(task.train),
+        devs={name: encode(split) for name, split in task.devs.items()},
+        tests={name: encode(split) for name, split in task.tests.items()},
+        selection=encode(task.selection) if task.selection else None,
     )
+
+
+def warn_of_truncated(encoded: EncodedTask, max_length: int) -> None:
+    """Say how many texts of each split are cut, where they are many."""
+    splits = {name: split for name, split in encoded.splits().items() if split.num_truncated > MANY * len(split)}
+    if not splits:
+        return
+    counts = ", ".join(f"{name} {split.num_truncated} of {len(split)}" for name, split in splits.items())
+    if all(split.num_truncated == len(split) for split in encoded.splits().values()):
+        logs.warn(
+            f"{encoded.task.name}: EVERY text is longer than max_length={max_length} tokens ({counts}): the model "
+            "never sees the end of one; raise max_length, or check that the text columns are the right ones"
+        )
+    else:
+        logs.warn(f"{encoded.task.name}: texts are cut at max_length={max_length} tokens: {counts}")
 
 
 def train_batches(lengths: np.ndarray, batch_size: int, seed: int, num_steps: int) -> Iterator[np.ndarray]:

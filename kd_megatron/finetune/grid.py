@@ -14,7 +14,7 @@ import torch.distributed as torch_dist
 from kd_megatron import dist, logs, marks
 from kd_megatron.errors import KdError, OutputError, disk_full_is_clear
 from kd_megatron.finetune import model as models
-from kd_megatron.finetune.batches import EncodedTask, encode_task
+from kd_megatron.finetune.batches import EncodedTask, encode_task, warn_of_truncated
 from kd_megatron.finetune.jobs import SUMMARY, Job, claim, list_jobs, read_cell, share_out, write_cell
 from kd_megatron.finetune.summary import SELECTION, summarise_task
 from kd_megatron.finetune.tasks import Task, load_task
@@ -147,9 +147,7 @@ def _warn_of_untrained(model_path: Path) -> None:
 
 def _encode(task: Task, tokenizer: Any, max_length: int) -> EncodedTask:
     encoded = encode_task(task, tokenizer, max_length)
-    num_truncated = encoded.train.num_truncated
-    if num_truncated > len(encoded.train) // 10:
-        logs.warn(f"{task.name}: {num_truncated} of {len(encoded.train)} training texts are cut at {max_length} tokens")
+    warn_of_truncated(encoded, max_length)
     return encoded
 
 
