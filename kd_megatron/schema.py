@@ -281,17 +281,41 @@ class ValidationRecipe(Strict):
 
 
 class TaskRecipe(Strict):
-    """A GLUE task by name, or own data."""
+    """A GLUE task by name, or own data: files, or splits of a data set of the Hugging Face hub."""
 
     name: PathPart
-    train: str | None = None  # own data: a TSV/JSONL file, or 'embedded' with an embedded task's name
-    dev: str | None = None
+    train: str | None = None  # .tsv, .csv, .jsonl or .parquet; with 'dataset' its split ('train'); or 'embedded'
+    dev: str | None = None  # with 'dataset': its split ('validation')
+    test: str | None = None  # rows without labels, only predicted
+    dataset: str | None = None  # an id of the hub, or a directory in a layout that its library reads
+    subset: str | None = None  # of the data set: what the hub calls its configuration
+    revision: Revision | None = None  # the data set's commit; None: its newest, with a warning
     text: str | list[str] = "text"  # column, or two columns for pairs
     label: str = "label"
     type: Literal["classification", "regression"] = "classification"
     metric: str | None = None  # None: GLUE's metric for the task, accuracy otherwise
     max_train_examples: Count | None = None  # a fixed random subset, stated in every table
     max_dev_examples: Count | None = None
+
+    @property
+    def is_glue(self) -> bool:
+        """Whether the name is all there is: a task of GLUE, whose files and columns are known."""
+        return self.train is None and self.dataset is None
+
+    @model_validator(mode="after")
+    def _of_a_data_set(self) -> Self:
+        lone = [key for key in ("subset", "revision") if getattr(self, key) is not None and self.dataset is None]
+        if lone:
+            raise ValueError(f"{' and '.join(lone)} belong to 'dataset', which is not given")
+        return self
+
+    @model_validator(mode="after")
+    def _of_own_data(self) -> Self:
+        fields = type(self).model_fields
+        own = [key for key in ("dev", "test", "text", "label", "type") if getattr(self, key) != fields[key].default]
+        if self.is_glue and own:
+            raise ValueError(f"{', '.join(own)}: of own data, which needs 'train' or 'dataset' too")
+        return self
 
 
 class GridRecipe(Strict):

@@ -20,7 +20,7 @@ import numpy as np
 from data_prep.installed_docs import list_modules, prose, read_docstrings
 from kd_megatron import logs
 from kd_megatron.errors import DataError, disk_full_is_clear
-from kd_megatron.finetune.tables import Row, read_tsv
+from kd_megatron.finetune.tables import Columns, Row, read_tsv
 
 CACHE = Path("data/embedded_tasks")
 VERSION = 1  # of the recipe in this file; part of the cache's key
@@ -64,7 +64,7 @@ def read(name: str, cache: Path = CACHE) -> tuple[list[Row], dict[str, list[Row]
     if not directory.is_dir():
         logs.say(f"making the embedded task {name} from the installed docstrings (once)")
         _write(directory, build(name))
-    train, dev = (read_tsv(directory / f"{split}.tsv", [TEXT], LABEL) for split in SPLITS)
+    train, dev = (read_tsv(directory / f"{split}.tsv", Columns([TEXT], LABEL)) for split in SPLITS)
     return train, {"dev": dev}
 
 

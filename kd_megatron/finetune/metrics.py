@@ -53,6 +53,7 @@ class Metric:
     parts: tuple[str, ...]
     regression: bool = False
     max_classes: int | None = None
+    one_label_will_do: bool = False  # among the targets; otherwise the score says nothing of a model then
 
     def score(self, values: dict[str, float]) -> float:
         """The one number a cell is judged by."""
@@ -60,7 +61,7 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric("accuracy", accuracy, ("accuracy",)),
+    "accuracy": Metric("accuracy", accuracy, ("accuracy",), one_label_will_do=True),
     "f1_accuracy": Metric("mean of F1 and accuracy", f1_accuracy, ("f1", "accuracy"), max_classes=2),
     "matthews": Metric("Matthews correlation", matthews, ("matthews",)),
     "pearson_spearman": Metric(

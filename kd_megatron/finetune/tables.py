@@ -1,13 +1,15 @@
-"""Reading labelled texts from TSV and JSONL: every row that cannot be used is an error naming file and line.
+"""Reading labelled texts from TSV and CSV: every row that cannot be used is an error naming file and line.
 
-Fields are split at tabs and nothing else (``csv.QUOTE_NONE``): a quote mark in GLUE is part of a sentence.
+A .tsv is split at tabs and nothing else (``csv.QUOTE_NONE``): a quote mark in GLUE is part of a sentence. A .csv is
+split as RFC 4180 has it: quotes protect commas and line ends, and a quote inside quotes is doubled.
 """
 
-import json
-from collections.abc import Sequence
+import csv
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kd_megatron import logs
 from kd_megatron.errors import DataError, nearest
@@ -15,98 +17,121 @@ from kd_megatron.errors import DataError, nearest
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled text or pair of texts, and where it was read."""
+    """One text or pair of texts, its label, and where it was read."""
 
     place: str  # "path:line", for messages
     first: str
     second: str | None
-    label: str
+    label: str  # empty in a test split
 
 
-def read_rows(path: Path, text: Sequence[str], label: str) -> list[Row]:
-    """The rows of a .tsv file with a header, or of a .jsonl file; ``text`` names one column, or two of a pair."""
-    if path.suffix == ".jsonl":
-        return read_jsonl(path, text, label)
-    if path.suffix == ".tsv":
-        return read_tsv(path, text, label)
-    raise DataError(
-        given=f"{path} is of the unknown kind {path.suffix or 'without a suffix'!r}",
-        expected="a .tsv file with a header line, or a .jsonl file",
-        fix="convert the file, or correct its name",
-    )
+@dataclass(frozen=True)
+class Columns:
+    """Where a row's texts and label are."""
+
+    text: Sequence[str]  # one column, or the two of a pair
+    label: str | None  # None: a test split, whose labels are not looked at
+
+    @property
+    def names(self) -> list[str]:
+        """All columns that a file must have."""
+        return [*self.text, *([self.label] if self.label is not None else [])]
 
 
-def read_tsv(
-    path: Path,
-    text: Sequence[str],
-    label: str,
-    header: Sequence[str] | None = None,
-    max_torn_rows: int = 0,
-) -> list[Row]:
+def read_tsv(path: Path, columns: Columns, header: Sequence[str] | None = None, max_torn_rows: int = 0) -> list[Row]:
     """The rows of a tab-separated file.
 
     Args:
         path: the file.
-        text: name of the text column, or of the two columns of a pair.
-        label: name of the label column.
+        columns: which of them to read.
         header: the column names of a file that has no header line; None: its first line names them.
         max_torn_rows: so many rows with too few fields are left out with a warning, one more is an error.
+
+    Raises:
+        DataError: the file, or its first line that cannot be used.
     """
-    lines = _lines(path)
-    first_line = 1
+    hint = "correct or remove the line (quotes do not protect a tab or a line end)"
+    lines = ((number, line.split("\t")) for number, line in enumerate(_lines(path), start=1))
+    return _rows(path, lines, columns, header, max_torn_rows, hint)
+
+
+def read_csv(path: Path, columns: Columns) -> list[Row]:
+    """The rows of a comma-separated file with a header line; see `read_tsv`."""
+    return _rows(path, _csv_lines(path), columns, None, 0, "put a text with commas, quotes or line ends in quotes")
+
+
+def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number of its end, fields) of each record."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    while True:
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise DataError(
+                given=f"{path}:{reader.line_num} is not valid CSV: {error}",
+                expected="quotes around the whole field, closed, and those inside doubled",
+                fix="correct the line, or one above it whose quote is not closed",
+            ) from error
+        if fields is None:
+            return
+        yield reader.line_num, fields
+
+
+def _rows(
+    path: Path,
+    lines: Iterable[tuple[int, list[str]]],
+    columns: Columns,
+    header: Sequence[str] | None,
+    max_torn_rows: int,
+    hint: str,
+) -> list[Row]:
+    lines = iter(lines)
     if header is None:
-        header, lines, first_line = lines[0].split("\t"), lines[1:], 2
-        _check_columns(f"{path}:1", header, (*text, label))
-    text_indices, label_index = [header.index(name) for name in text], header.index(label)
+        number, header = next(lines)
+        check_columns(f"{path}:{number}", header, columns.names)
+    else:
+        first = next(lines)
+        _refuse_header_line(f"{path}:{first[0]}", first[1], header)
+        lines = itertools.chain([first], lines)
+    text_indices = [header.index(name) for name in columns.text]
+    label_index = header.index(columns.label) if columns.label is not None else None
     rows: list[Row] = []
     torn: list[int] = []
-    for number, line in enumerate(lines, start=first_line):
-        fields = line.split("\t")
+    for number, fields in lines:
         if len(fields) < len(header) and len(torn) < max_torn_rows:
             torn.append(number)
             continue
         if len(fields) != len(header):
             raise DataError(
-                given=f"{path}:{number} has {len(fields)} tab-separated fields",
+                given=f"{path}:{number} has {len(fields)} field{'s' if len(fields) != 1 else ''}",
                 expected=f"{len(header)}: {', '.join(header)}",
-                fix="correct or remove the line (quotes do not protect a tab or a line end)",
+                fix=hint,
             )
-        rows.append(_row(f"{path}:{number}", [fields[i] for i in text_indices], fields[label_index]))
+        label = fields[label_index] if label_index is not None else None
+        rows.append(make_row(f"{path}:{number}", [fields[i] for i in text_indices], label))
     if torn:
         logs.warn(f"{path}: {len(torn)} torn rows were left out, lines {torn}")
-    return _some(path, rows)
+    return some(path, rows)
 
 
-def read_jsonl(path: Path, text: Sequence[str], label: str) -> list[Row]:
-    """The rows of a file with one JSON object per line."""
-    rows = []
-    for number, line in enumerate(_lines(path), start=1):
-        place = f"{path}:{number}"
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(given=f"{place} is not valid JSON: {error}", expected="one object per line") from error
-        if not isinstance(fields, dict):
-            raise DataError(given=f"{place} holds {type(fields).__name__}", expected="a JSON object")
-        rows.append(row_from_fields(place, fields, text, label))
-    return _some(path, rows)
-
-
-def row_from_fields(place: str, fields: dict[str, Any], text: Sequence[str], label: str) -> Row:
-    """One row from a mapping of column names to values; the label may be a string, a number or a boolean."""
-    _check_columns(place, list(fields), (*text, label))
-    texts = [fields[name] for name in text]
-    if not all(isinstance(value, str) for value in texts):
-        raise DataError(given=f"{place}: {' and '.join(text)} hold {texts!r}", expected="strings")
-    if not isinstance(fields[label], str | int | float):
-        raise DataError(given=f"{place}: {label} holds {fields[label]!r}", expected="a string or a number")
-    return _row(place, texts, str(fields[label]))
+def _refuse_header_line(place: str, fields: list[str], header: Sequence[str]) -> None:
+    """CoLA's files begin with an example; a copy that was saved anew often begins with names, which are no example."""
+    if {field.strip().lower() for field in fields} & {"label", "sentence"}:
+        raise DataError(
+            given=f"{place} is a header line: {', '.join(fields)}",
+            expected=f"a file without one, each line with {', '.join(header)}",
+            fix="take GLUE's own file, or remove the line and put the columns in that order",
+        )
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file (a byte-order mark is dropped), numbered as an editor numbers them."""
-    if not path.is_file():
-        raise DataError(given=f"{path} does not exist", expected="a file", fix="correct the path")
+    """The lines of a file, numbered as an editor numbers them."""
+    return [line.removesuffix("\r") for line in read_text(path).removesuffix("\n").split("\n")]
+
+
+def read_text(path: Path) -> str:
+    """The content of a UTF-8 file (a byte-order mark is dropped), which is not empty."""
+    require_file(path)
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -116,28 +141,41 @@ def _lines(path: Path) -> list[str]:
             given=f"{path}:{number} is not UTF-8: {error.reason}", expected="UTF-8 text", fix="convert the file"
         ) from error
     if not text.strip():
-        raise DataError(given=f"{path} is empty", expected="labelled rows")
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+        raise DataError(given=f"{path} is empty", expected="rows")
+    return text
 
 
-def _check_columns(place: str, header: Sequence[str], wanted: Sequence[str]) -> None:
+def require_file(path: Path) -> None:
+    """Raise `DataError` unless ``path`` is a file."""
+    if not path.is_file():
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise DataError(given=f"{path} {what}", expected="a file", fix="correct the path")
+
+
+def check_columns(place: str, header: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise `DataError` unless every column of ``wanted`` is in ``header``, once."""
     for name in wanted:
-        if name not in header:
-            raise DataError(
-                given=f"{place} has no column {name!r}; its columns are: {', '.join(header)}",
-                expected=f"columns {', '.join(wanted)}",
-                fix=f"name the right column in the recipe (task.text, task.label), or correct the file; "
-                f"{nearest(name, header)}",
-            )
+        if header.count(name) == 1:
+            continue
+        what = f"{header.count(name)} columns {name!r}" if name in header else f"no column {name!r}"
+        raise DataError(
+            given=f"{place} has {what}; its columns are: {', '.join(header)}",
+            expected=f"columns {', '.join(wanted)}",
+            fix=f"name the right column in the recipe (task.text, task.label), or correct the file; "
+            f"{nearest(name, header)}",
+        )
 
 
-def _row(place: str, texts: list[str], label: str) -> Row:
-    if not any(text.strip() for text in texts) or not label.strip():
-        raise DataError(given=f"{place} has an empty text or label", expected="both", fix="correct or remove the line")
-    return Row(place, texts[0], texts[1] if len(texts) == 2 else None, label.strip())
+def make_row(place: str, texts: list[str], label: str | None) -> Row:
+    """A row with something to read. Raises `DataError` when its texts, or a label that was asked for, are empty."""
+    if not any(text.strip() for text in texts) or (label is not None and not label.strip()):
+        what = "text" if label is None else "text or label"
+        raise DataError(given=f"{place} has an empty {what}", expected="both", fix="correct or remove the line")
+    return Row(place, texts[0], texts[1] if len(texts) == 2 else None, (label or "").strip())
 
 
-def _some(path: Path, rows: list[Row]) -> list[Row]:
+def some(place: Path | str, rows: list[Row]) -> list[Row]:
+    """``rows``. Raises `DataError` when there are none."""
     if not rows:
-        raise DataError(given=f"{path} has no rows", expected="labelled rows below the header")
+        raise DataError(given=f"{place} has no rows", expected="rows below the header")
     return rows

@@ -5,7 +5,7 @@ import datasets
 import pytest
 
 from kd_megatron.errors import DataError, RecipeError
-from kd_megatron.finetune import glue
+from kd_megatron.finetune import glue, glue_rows
 from kd_megatron.finetune.tasks import load_task
 from kd_megatron.schema import TaskRecipe
 
@@ -52,8 +52,8 @@ def test_subsets_are_fixed_and_nested(tmp_path: Path):
 
 
 BAD_FILES = {
-    "too few fields": ("text\tlabel\nx\tyes\nlost\nz\tno\n", ROWS, r"train\.tsv:3 has 1 tab-separated"),
-    "too many fields": ("text\tlabel\nx\tyes\ty\nz\tno\n", ROWS, r"train\.tsv:2 has 3 tab-separated"),
+    "too few fields": ("text\tlabel\nx\tyes\nlost\nz\tno\n", ROWS, r"train\.tsv:3 has 1 field\n"),
+    "too many fields": ("text\tlabel\nx\tyes\ty\nz\tno\n", ROWS, r"train\.tsv:2 has 3 fields"),
     "no such column": ("body\tlabel\nx\tyes\n", ROWS, r"train\.tsv:1 has no column 'text'"),
     "only a header": ("text\tlabel\n", ROWS, "has no rows"),
     "empty": ("", ROWS, r"train\.tsv is empty"),
@@ -104,8 +104,8 @@ def test_recipes_that_name_no_task(tmp_path: Path):
         load_task(TaskRecipe(name="sst2"), str(tmp_path))
     with pytest.raises(RecipeError, match="has 'train' but no 'dev'"):
         load_task(TaskRecipe(name="mine", train="x.tsv"), None)
-    with pytest.raises(DataError, match=r"unknown kind '\.csv'"):
-        load_task(TaskRecipe(name="mine", train="x.csv", dev="y.csv"), None)
+    with pytest.raises(DataError, match=r"unknown kind '\.txt'"):
+        load_task(TaskRecipe(name="mine", train="x.txt", dev="y.txt"), None)
     with pytest.raises(DataError, match=r"absent\.tsv does not exist"):
         load_task(TaskRecipe(name="mine", train=str(tmp_path / "absent.tsv"), dev="y.tsv"), None)
 
@@ -147,12 +147,12 @@ def test_hub_rows_equal_local_rows(tmp_path: Path):
     header = "index\tsentence1\tsentence2\tlabel\n"
     for split in ("train", "dev"):
         (tmp_path / "RTE" / f"{split}.tsv").write_text(header + "0\ta\tb\tnot_entailment\n1\tc\td\tentailment\n")
-    local, _ = glue.read_local("RTE", tmp_path)
+    local = glue_rows.read_local("RTE", tmp_path, with_tests=True).train
     hub = datasets.Dataset.from_dict({"sentence1": ["a", "c"], "sentence2": ["b", "d"], "label": [1, 0]})
-    rows = glue.rows_from_hub("RTE", hub, "train")
+    rows = glue_rows.rows_from_hub("RTE", hub, "train")
     assert [(r.first, r.second, r.label) for r in rows] == [(r.first, r.second, r.label) for r in local]
     with pytest.raises(DataError, match="unknown label index -1"):
-        glue.rows_from_hub("RTE", [{"sentence1": "a", "sentence2": "b", "label": -1}], "test")
+        glue_rows.rows_from_hub("RTE", [{"sentence1": "a", "sentence2": "b", "label": -1}], "train")
 
 
 def test_the_hub_out_of_reach_is_one_clear_message(monkeypatch: pytest.MonkeyPatch):
