@@ -70,6 +70,7 @@ class EncodedTask:
     devs: dict[str, EncodedSplit]
     tests: dict[str, EncodedSplit] = field(default_factory=dict)
     selection: EncodedSplit | None = None
+    rows: np.ndarray | None = None  # [R] int64, the vocabulary's ids that ours stand for (`vocabulary.py`); None: all
 
     def splits(self) -> dict[str, EncodedSplit]:
         """All of them, by name."""

@@ -14,6 +14,7 @@ import torch.distributed as torch_dist
 from kd_megatron import dist, logs, marks
 from kd_megatron.errors import KdError, OutputError, disk_full_is_clear
 from kd_megatron.finetune import model as models
+from kd_megatron.finetune import vocabulary
 from kd_megatron.finetune.batches import EncodedTask, encode_task, warn_of_truncated
 from kd_megatron.finetune.jobs import SUMMARY, Job, claim, list_jobs, read_cell, share_out, write_cell
 from kd_megatron.finetune.summary import SELECTION, summarise_task
@@ -63,7 +64,7 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
 
     @functools.lru_cache(maxsize=1)
     def encoded(name: str) -> EncodedTask:
-        return _encode(by_name[name], tokenizer, recipe.max_length)
+        return _encode(by_name[name], model_path, tokenizer, recipe.max_length)
 
     def run(job: Job, on_step: Callable[[int], None]) -> CellResult:
         return run_cell(model_path, encoded(job.cell.task), job.cell, recipe, device, on_step)
@@ -145,10 +146,11 @@ def _warn_of_untrained(model_path: Path) -> None:
         )
 
 
-def _encode(task: Task, tokenizer: Any, max_length: int) -> EncodedTask:
+def _encode(task: Task, model_path: Path, tokenizer: Any, max_length: int) -> EncodedTask:
     encoded = encode_task(task, tokenizer, max_length)
     warn_of_truncated(encoded, max_length)
-    return encoded
+    model = models.load_classifier(model_path, max(1, len(task.label_names)), task.regression, seed=0)
+    return vocabulary.compact(encoded, model, tokenizer.all_special_ids)
 
 
 def _summarise(

@@ -23,6 +23,7 @@ from kd_megatron.finetune.batches import EncodedSplit, EncodedTask, train_batche
 from kd_megatron.finetune.evaluate import autocast, predict, require_finite, score
 from kd_megatron.finetune.model import load_classifier
 from kd_megatron.finetune.optimiser import build_optimizer, learning_rate_factor
+from kd_megatron.finetune.vocabulary import keep_rows
 from kd_megatron.schema import FinetuneRecipe
 
 CURVE_POINTS = 20  # of the learning curve; the loss is also checked there, so that no step waits for the device
@@ -105,7 +106,10 @@ def run_cell(
     """
     task = encoded.task
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        model = load_classifier(model_path, max(1, len(task.label_names)), task.regression, cell.seed).to(device)
+        model = load_classifier(model_path, max(1, len(task.label_names)), task.regression, cell.seed)
+        if encoded.rows is not None:
+            keep_rows(model, encoded.rows)
+        model.to(device)
         torch.manual_seed(cell.seed)  # of dropout
         progress = _train(model, encoded, cell, recipe, on_step)
     start = time.perf_counter()
