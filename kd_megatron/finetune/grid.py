@@ -16,12 +16,14 @@ from kd_megatron.errors import KdError, OutputError, disk_full_is_clear
 from kd_megatron.finetune import model as models
 from kd_megatron.finetune import vocabulary
 from kd_megatron.finetune.batches import EncodedTask, encode_task, warn_of_truncated
+from kd_megatron.finetune.halving import eligible, planned
 from kd_megatron.finetune.jobs import SUMMARY, Job, claim, list_jobs, read_cell, share_out, write_cell
-from kd_megatron.finetune.summary import SELECTION, summarise_task
+from kd_megatron.finetune.selection import hold_out
+from kd_megatron.finetune.summary import summarise, summarise_task
 from kd_megatron.finetune.tasks import Task, load_task
-from kd_megatron.finetune.train import CellResult, run_cell
+from kd_megatron.finetune.train import Cell, CellResult, run_cell
 from kd_megatron.hardware import multiplies_bf16, resolve_precision
-from kd_megatron.schema import FinetuneRecipe
+from kd_megatron.schema import FinetuneRecipe, TaskRecipe
 
 POLL_SECONDS = 2.0
 T = TypeVar("T")
@@ -51,15 +53,15 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     _main_first(lambda: claim(output, model_path, model_hash))
     marks.stacks_to(output)
     tokenizer = models.load_tokenizer(model_path, recipe.max_length)
-    tasks = _main_first(lambda: [load_task(task, recipe.glue_path, recipe.glue_revision) for task in recipe.tasks])
+    tasks = _main_first(lambda: [_load_task(task, recipe) for task in recipe.tasks])
     recipe = resolve_precision(recipe)
     _warn_of_emulation(recipe.precision)
     _warn_of_untrained(model_path)
 
     jobs = [job for task in tasks for job in list_jobs(task, recipe, model_hash, output)]
-    pending = dist.from_main([job for job in jobs if read_cell(job) is None])
-    if len(pending) < len(jobs):
-        logs.say(f"{len(jobs) - len(pending)} of {len(jobs)} cells are done already")
+    num_done = dist.from_main(sum(read_cell(job) is not None for job in jobs))
+    if num_done:
+        logs.say(f"{num_done} of {len(jobs)} cells are done already")
     by_name = {task.name: task for task in tasks}
 
     @functools.lru_cache(maxsize=1)
@@ -69,12 +71,27 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     def run(job: Job, on_step: Callable[[int], None]) -> CellResult:
         return run_cell(model_path, encoded(job.cell.task), job.cell, recipe, device, on_step)
 
-    if pending:
+    while pending := dist.from_main(_pending(jobs, recipe.halving)):
         with marks.stage("fine-tuning"):
             _run_pending(pending, run)
-    return dist.from_main(
-        _summarise(tasks, jobs, model_path, model_hash, recipe.precision, output) if dist.is_main() else {}
-    )
+    return dist.from_main(_summarise(tasks, jobs, model_path, model_hash, recipe, output) if dist.is_main() else {})
+
+
+def _load_task(task: TaskRecipe, recipe: FinetuneRecipe) -> Task:
+    return hold_out(load_task(task, recipe.glue_path, recipe.glue_revision), recipe.selection)
+
+
+def _pending(jobs: list[Job], halving: bool) -> list[Job]:
+    """The jobs that are not done and can run now."""
+    contents = {job.cell: content for job in jobs if (content := read_cell(job)) is not None}
+    if not halving:
+        return [job for job in jobs if job.cell not in contents]
+    scores = {cell: content["selection_score"] for cell, content in contents.items()}
+    by_task: dict[str, list[Cell]] = {}
+    for job in jobs:
+        by_task.setdefault(job.cell.task, []).append(job.cell)
+    now = {cell for cells in by_task.values() for cell in eligible(cells, scores)}
+    return [job for job in jobs if job.cell in now]
 
 
 def _run_pending(pending: list[Job], run: Callable[[Job, Callable[[int], None]], CellResult]) -> None:
@@ -154,27 +171,25 @@ def _encode(task: Task, model_path: Path, tokenizer: Any, max_length: int) -> En
 
 
 def _summarise(
-    tasks: list[Task], jobs: list[Job], model_path: Path, model_hash: str, precision: str, output: Path
+    tasks: list[Task], jobs: list[Job], model_path: Path, model_hash: str, recipe: FinetuneRecipe, output: Path
 ) -> dict[str, Any]:
     summaries = {}
     for task in tasks:
-        cells = [(job, read_cell(job)) for job in jobs if job.cell.task == task.name]
-        absent = [job.path for job, content in cells if content is None]
+        contents = {job.cell: content for job in jobs if job.cell.task == task.name and (content := read_cell(job))}
+        scores = {cell: content["selection_score"] for cell, content in contents.items()}
+        mine = [job for job in jobs if job.cell.task == task.name]
+        if recipe.halving:
+            kept = set(planned([job.cell for job in mine], scores))
+            mine = [job for job in mine if job.cell in kept]
+        absent = [job.path for job in mine if job.cell not in contents]
         if absent:
             raise OutputError(
                 given=f"{absent[0]} was finished on another rank but cannot be read here",
                 expected="one output directory that all nodes see",
                 fix="put --output on a shared file system and run the same command again",
             )
-        summaries[task.name] = summarise_task(task, [content for _, content in cells if content is not None])
-    summary = {
-        "model": str(model_path),
-        "model_hash": model_hash,
-        "precision": precision,
-        "tasks": summaries,
-        "average": sum(part["mean"] for part in summaries.values()) / len(summaries),
-        "selection": SELECTION,
-    }
+        summaries[task.name] = summarise_task(task, [contents[job.cell] for job in mine])
+    summary = {"model": str(model_path), "model_hash": model_hash, **summarise(summaries, recipe)}
     with disk_full_is_clear(output):
         logs.write_json(output / SUMMARY, summary)
     return summary
