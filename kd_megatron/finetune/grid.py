@@ -15,6 +15,7 @@ from kd_megatron import dist, logs, marks
 from kd_megatron.errors import KdError, OutputError, disk_full_is_clear
 from kd_megatron.finetune import model as models
 from kd_megatron.finetune import vocabulary
+from kd_megatron.finetune.averages import averages
 from kd_megatron.finetune.batches import EncodedTask, encode_task, warn_of_truncated
 from kd_megatron.finetune.halving import eligible, planned
 from kd_megatron.finetune.jobs import SUMMARY, Job, claim, list_jobs, read_cell, share_out, write_cell
@@ -78,7 +79,8 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
 
 
 def _load_task(task: TaskRecipe, recipe: FinetuneRecipe) -> Task:
-    return hold_out(load_task(task, recipe.glue_path, recipe.glue_revision), recipe.selection)
+    loaded = load_task(task, recipe.glue_path, recipe.glue_revision, with_tests=recipe.save_predictions)
+    return hold_out(loaded, recipe.selection)
 
 
 def _pending(jobs: list[Job], halving: bool) -> list[Job]:
@@ -190,6 +192,7 @@ def _summarise(
             )
         summaries[task.name] = summarise_task(task, [contents[job.cell] for job in mine])
     summary = {"model": str(model_path), "model_hash": model_hash, **summarise(summaries, recipe)}
+    summary["averages"] = averages(summaries)
     with disk_full_is_clear(output):
         logs.write_json(output / SUMMARY, summary)
     return summary

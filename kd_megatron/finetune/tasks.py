@@ -96,8 +96,10 @@ def load_task(
     if recipe.is_glue:
         sizes = {name: len(split) for name, split in devs.items()}
         notes.insert(0, glue.difference_to_official(recipe.name, len(train), sizes))
+    elif recipe.name in glue.GLUE:
+        notes.insert(0, f"own data under the name of GLUE's {recipe.name}")
     note = "; ".join(part for part in notes if part)
-    partial = recipe.is_glue and bool(note)
+    partial = recipe.name in glue.GLUE and bool(note)
     return Task(recipe.name, label_names, metric, subset_train, subset_devs, partial, note, tests)
 
 
