@@ -23,6 +23,7 @@ from kd_megatron.finetune.selection import hold_out
 from kd_megatron.finetune.summary import summarise, summarise_task
 from kd_megatron.finetune.tasks import Task, load_task
 from kd_megatron.finetune.train import Cell, CellResult, run_cell
+from kd_megatron.finetune.untrained import read_untrained_top
 from kd_megatron.hardware import multiplies_bf16, resolve_precision
 from kd_megatron.schema import FinetuneRecipe, TaskRecipe
 
@@ -57,9 +58,11 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     tasks = _main_first(lambda: [_load_task(task, recipe) for task in recipe.tasks])
     recipe = resolve_precision(recipe)
     _warn_of_emulation(recipe.precision)
-    _warn_of_untrained(model_path)
+    top = _main_first(lambda: read_untrained_top(model_path, recipe.untrained_top))
+    if top.names:
+        logs.warn(f"{model_path}: {top}")
 
-    jobs = [job for task in tasks for job in list_jobs(task, recipe, model_hash, output)]
+    jobs = [job for task in tasks for job in list_jobs(task, recipe, top.identity(model_hash), output)]
     num_done = dist.from_main(sum(read_cell(job) is not None for job in jobs))
     if num_done:
         logs.say(f"{num_done} of {len(jobs)} cells are done already")
@@ -156,15 +159,6 @@ def _warn_of_emulation(precision: str) -> None:
         logs.warn("this machine emulates bf16, which is many times slower than fp32; precision=auto takes the faster")
 
 
-def _warn_of_untrained(model_path: Path) -> None:
-    names = models.untrained_parameters(model_path)
-    if names:
-        logs.warn(
-            f"{len(names)} parameters of {model_path} were never trained, such as {names[0]} (its objective does not "
-            "reach them): fine-tuning starts from their initial values"
-        )
-
-
 def _encode(task: Task, model_path: Path, tokenizer: Any, max_length: int) -> EncodedTask:
     encoded = encode_task(task, tokenizer, max_length)
     warn_of_truncated(encoded, max_length)
@@ -193,6 +187,7 @@ def _summarise(
         summaries[task.name] = summarise_task(task, [contents[job.cell] for job in mine])
     summary = {"model": str(model_path), "model_hash": model_hash, **summarise(summaries, recipe)}
     summary["averages"] = averages(summaries)
+    summary["untrained_top"] = read_untrained_top(model_path, recipe.untrained_top).describe()
     with disk_full_is_clear(output):
         logs.write_json(output / SUMMARY, summary)
     return summary

@@ -1,7 +1,6 @@
 """The model to fine-tune: any Hugging Face encoder directory, with a classification head drawn from the seed alone."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ from torch import nn
 
 from kd_megatron import logs
 from kd_megatron.errors import ModelError
+from kd_megatron.finetune.untrained import UntrainedTop
 from kd_megatron.manifest import file_sha256
 
-CARD = "kd_megatron.json"  # what kd_megatron says of a model it exported
+AS_IT_IS = UntrainedTop("keep")
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
 
 
@@ -45,17 +45,6 @@ def content_hash(path: Path) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
 
 
-def untrained_parameters(path: Path) -> list[str]:
-    """The parameters that the model's card says its pretraining never changed."""
-    card = path / CARD
-    if not card.is_file():
-        return []
-    try:
-        return list(json.loads(card.read_text(encoding="utf-8")).get("untrained_parameters", []))
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
-        raise ModelError(given=f"{card} is not a valid card: {error}", fix="export the model again") from error
-
-
 def load_tokenizer(path: Path, max_length: int) -> Any:
     """The model's tokenizer, after checking that it pads, and that its ids and ``max_length`` fit the model."""
     from transformers import AutoConfig, AutoTokenizer
@@ -84,28 +73,50 @@ def load_tokenizer(path: Path, max_length: int) -> Any:
     return tokenizer
 
 
-def load_classifier(path: Path, num_outputs: int, regression: bool, seed: int) -> nn.Module:
+def load_classifier(
+    path: Path,
+    num_outputs: int,
+    regression: bool,
+    seed: int,
+    dropout: float | None = None,
+    top: UntrainedTop = AS_IT_IS,
+) -> nn.Module:
     """The encoder in fp32 with a fresh head. Weights the checkpoint lacks depend on ``seed`` and their name alone.
+
+    Args:
+        path: a directory that `check_directory` accepts.
+        num_outputs: classes, or 1.
+        regression: whether the one output is a value.
+        seed: of the head, and of untrained weights that are drawn anew.
+        dropout: of hidden states, attention and head; None: what the configuration says.
+        top: the weights that pretraining never changed, and what is done with them.
 
     Raises:
         ModelError: the checkpoint lacks weights of the encoder itself, so that it is not the model its
-            configuration describes.
+            configuration describes; or dropout cannot be set, or layers not taken off.
     """
-    import transformers
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.utils import logging
 
-    transformers.utils.logging.disable_progress_bar()
+    logging.disable_progress_bar()
     logs.quiet_libraries()
+    problem = "regression" if regression else "single_label_classification"
     try:
+        config = AutoConfig.from_pretrained(path, num_labels=num_outputs, problem_type=problem, trust_remote_code=False)
+        if dropout is not None:
+            _set_dropout(config, dropout, path)
+        if top.action == "drop":
+            config.num_hidden_layers = top.num_layers_left or config.num_hidden_layers
         model, report = AutoModelForSequenceClassification.from_pretrained(
             path,
-            num_labels=num_outputs,
-            problem_type="regression" if regression else "single_label_classification",
+            config=config,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
+    except ModelError:
+        raise
     except Exception as error:  # safetensors, configuration and shape problems each have a type of their own
         raise ModelError(
             given=f"{path} cannot be loaded as a classifier: {error}",
@@ -113,20 +124,59 @@ def load_classifier(path: Path, num_outputs: int, regression: bool, seed: int) -
             fix="export or download the model again",
         ) from error
     missing = sorted(report["missing_keys"])
-    lost = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name]
+    _require_encoder(path, model.base_model_prefix, missing)
+    if dropout is not None:
+        _require_dropout(model, dropout, path)
+    anew = top.names if top.action == "reinitialise" else ()
+    _draw(model, [*missing, *anew], seed, getattr(model.config, "initializer_range", 0.02))
+    for name in anew:  # what is not drawn: norms start as the identity
+        if (parameter := model.get_parameter(name)).ndim < 2:
+            nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+    return model
+
+
+def _require_encoder(path: Path, prefix: str, missing: list[str]) -> None:
+    lost = [name for name in missing if name.startswith(f"{prefix}.") and ".pooler." not in name]
     if lost:
         raise ModelError(
             given=f"{path} lacks {len(lost)} weights of the encoder, such as {lost[0]}",
             expected="all weights that its config.json describes",
             fix="export or download the model again",
         )
-    _draw(model, missing, seed, getattr(model.config, "initializer_range", 0.02))
-    return model
+
+
+def _set_dropout(config: Any, dropout: float, path: Path) -> None:
+    """Every probability of dropout that the configuration has, whatever this architecture calls it."""
+    values = config.to_dict()
+    names = [name for name, value in values.items() if "dropout" in name and _is_probability(value)]
+    if not names and dropout > 0:
+        raise ModelError(
+            given=f"dropout: {dropout:g}, but the configuration of {path} has no dropout",
+            expected="a model that has it, or dropout: null",
+            fix="set dropout to null, for all models of the comparison",
+        )
+    for name in names:
+        setattr(config, name, dropout)
+
+
+def _is_probability(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _require_dropout(model: nn.Module, dropout: float, path: Path) -> None:
+    """Hold the model to what its configuration was told."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and module.p != dropout:
+            raise ModelError(
+                given=f"dropout: {dropout:g}, but {name} of {path} keeps {module.p:g}",
+                expected="a model whose configuration decides all its dropout",
+                fix="set dropout to null, for all models of the comparison",
+            )
 
 
 def _draw(model: nn.Module, names: list[str], seed: int, standard_deviation: float) -> None:
-    """Redraw the named weight matrices, each from a generator of its own: the library's draws depend on how many
-    weights were missing before, which may differ between the arms of a study. Biases and norms stay at 0 and 1."""
+    """Draw the named weight matrices anew, each from a generator of its own: the library's draws depend on how many
+    weights were missing before, which may differ between the arms of a study."""
     parameters = dict(model.named_parameters())
     for name in names:
         if name in parameters and parameters[name].ndim >= 2:

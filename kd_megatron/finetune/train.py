@@ -23,6 +23,7 @@ from kd_megatron.finetune.batches import EncodedSplit, EncodedTask, train_batche
 from kd_megatron.finetune.evaluate import autocast, predict, require_finite, score
 from kd_megatron.finetune.model import load_classifier
 from kd_megatron.finetune.optimiser import build_optimizer, learning_rate_factor
+from kd_megatron.finetune.untrained import read_untrained_top
 from kd_megatron.finetune.vocabulary import keep_rows
 from kd_megatron.schema import FinetuneRecipe
 
@@ -104,9 +105,10 @@ def run_cell(
         ModelError: the model cannot be loaded, or not with the recipe's dropout or ``untrained_top``.
         NonFiniteError: the loss or an output became NaN or infinite.
     """
-    task = encoded.task
+    task, top = encoded.task, read_untrained_top(model_path, recipe.untrained_top)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        model = load_classifier(model_path, max(1, len(task.label_names)), task.regression, cell.seed)
+        num_outputs = max(1, len(task.label_names))
+        model = load_classifier(model_path, num_outputs, task.regression, cell.seed, recipe.dropout, top)
         if encoded.rows is not None:
             keep_rows(model, encoded.rows)
         model.to(device)
@@ -128,6 +130,7 @@ def run_cell(
         "selection_score": selection_score,
         "metrics": metrics,
         "precision": recipe.precision,
+        "untrained_top": top.describe(),
         "num_steps": count_steps(len(encoded.train), cell, recipe.epochs),
         "num_examples": progress.num_examples,
         "examples_per_second": progress.num_examples / progress.train_seconds,
