@@ -42,7 +42,7 @@ def read_local(name: str, directory: Path, with_tests: bool) -> Rows:
     def read(path: Path) -> list[Row]:
         return read_tsv(path, Columns(task.text, task.label), task.header, task.max_torn_rows)
 
-    tests = _test_files(task, directory, folder) if with_tests else {}
+    tests = find_tests(name, directory) if with_tests else {}
     return Rows(
         read(folder / "train.tsv"),
         {split: read(path) for split, path in devs.items()},
@@ -50,8 +50,9 @@ def read_local(name: str, directory: Path, with_tests: bool) -> Rows:
     )
 
 
-def _test_files(task: GlueTask, directory: Path, folder: Path) -> dict[str, Path]:
-    candidates = {split: [folder / f"{split}.tsv"] for split in task.num_test}
+def find_tests(name: str, directory: Path) -> dict[str, Path]:
+    """Test split -> its file, of those of the task ``name`` that are there."""
+    candidates = {split: [directory / name / f"{split}.tsv"] for split in GLUE[name].num_test}
     if AX in candidates:
         candidates[AX] = [directory / file for file in AX_FILES]
     found = {split: [path for path in paths if path.exists()] for split, paths in candidates.items()}
