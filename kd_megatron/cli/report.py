@@ -1,24 +1,53 @@
-"""Write the report of a study again, from what its runs left behind. Nothing is trained; takes seconds.
+"""Write the report of a study, or of a fine-tuning, from what its runs left behind. Nothing is trained; takes seconds.
 
-Works on an unfinished study too: the report then says what is missing. Afterwards there are, in DIRECTORY/report:
-index.html (one file, open it in a browser or mail it), report.md, results.json, tables/*.csv and figures/*.png.
+Of a study, finished or not, there are afterwards, in DIRECTORY/report: index.html (one file, open it in a browser or
+mail it), report.md, results.json, tables/*.csv and figures/*.png.
+
+Of a fine-tuning, in DIRECTORY or in the directory of --to: scores.html, scores.md, tables/*.csv and figures/*.png. With
+--to also the summary, in which paths are cut to their names: what a repository keeps.
 
   kd-megatron report studies/demo
+  kd-megatron report runs/finetune-NAME --to docs/results/NAME --published others.json
 """
 
 import argparse
+from pathlib import Path
 
-HELP = "tables, figures and the HTML page of a study"
+HELP = "tables, figures and the HTML page of a study or a fine-tuning"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("directory", help="a study's directory, such as studies/demo")
+    parser.add_argument("directory", help="a study's directory, such as studies/demo, or a fine-tuning's output")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="fine-tuning: where the page goes; default: DIRECTORY")
+    parser.add_argument(
+        "--published", type=Path, metavar="FILE", help="fine-tuning: scores that others report, shown beside these"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and print its path."""
+    if _is_finetuning(Path(args.directory)):
+        from kd_megatron.study.finetune_page import write_page
+
+        print(write_page(Path(args.directory), args.to, args.published))
+        return 0
+    if args.to or args.published:
+        from kd_megatron.errors import RecipeError
+
+        raise RecipeError(
+            given=f"--to or --published with {args.directory}, which is no output of fine-tuning",
+            expected="the --output of a finetune command",
+            fix="correct the path, or leave the options out",
+        )
     from kd_megatron.study.report import write_report
 
     print(write_report(args.directory))
     return 0
+
+
+def _is_finetuning(directory: Path) -> bool:
+    """Whether fine-tuning wrote ``directory``: it then says whose scores it holds."""
+    from kd_megatron.finetune.jobs import OWNER
+
+    return (directory / OWNER).is_file()

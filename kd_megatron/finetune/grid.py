@@ -19,6 +19,7 @@ from kd_megatron.finetune.averages import averages
 from kd_megatron.finetune.batches import EncodedTask, encode_task, warn_of_truncated
 from kd_megatron.finetune.halving import eligible, planned
 from kd_megatron.finetune.jobs import SUMMARY, Job, claim, list_jobs, read_cell, share_out, write_cell
+from kd_megatron.finetune.outputs import record_machine
 from kd_megatron.finetune.selection import hold_out
 from kd_megatron.finetune.summary import summarise, summarise_task
 from kd_megatron.finetune.tasks import Task, load_task
@@ -76,6 +77,7 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
         return run_cell(model_path, encoded(job.cell.task), job.cell, recipe, device, on_step)
 
     while pending := dist.from_main(_pending(jobs, recipe.halving)):
+        _main_first(lambda: record_machine(output) if dist.is_main() else None)
         with marks.stage("fine-tuning"):
             _run_pending(pending, run)
     return dist.from_main(_summarise(tasks, jobs, model_path, model_hash, recipe, output) if dist.is_main() else {})

@@ -1,10 +1,12 @@
 """What a finished cell leaves beside its json: its outputs on every split (.npz), and its curves for TensorBoard.
 
-Both are complete or absent, and written before the json, which alone says that the cell is finished.
+Both are complete or absent, and written before the json, which alone says that the cell is finished. And, once for the
+whole output, the machines that cells were run on.
 
 Shapes: N examples of a split, C classes.
 """
 
+import json
 import os
 import shutil
 import zipfile
@@ -14,8 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from kd_megatron import dist, logs, machine
 from kd_megatron.errors import OutputError, disk_full_is_clear
 
+MACHINES = "machines.json"
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn")  # whose versions scores depend on
 TENSORBOARD = "tensorboard"  # directory of the output
 PREDICTIONS = ".npz"
 SETTINGS = ("learning_rate", "batch_size", "seed")  # what TensorBoard's table of cells can be sorted by
@@ -97,3 +102,21 @@ def write_tensorboard(directory: Path, content: Mapping[str, Any]) -> None:
             for summary in hparams({name: content[name] for name in SETTINGS}, last):
                 board._get_file_writer().add_summary(summary)
         os.replace(aside, directory)
+
+
+def record_machine(output: Path) -> None:
+    """Add commit, versions and hardware of this start to OUTPUT/machines.json, unless they are there already.
+
+    Raises:
+        OutputError: the disk is full.
+    """
+    path = output / MACHINES
+    facts = machine.facts(PACKAGES)
+    facts["hardware"]["num_processes"] = dist.world_size()
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        recorded = []
+    if facts not in recorded:
+        with disk_full_is_clear(path):
+            logs.write_json(path, [*recorded, facts])
