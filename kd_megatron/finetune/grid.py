@@ -68,6 +68,7 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     if num_done:
         logs.say(f"{num_done} of {len(jobs)} cells are done already")
     by_name = {task.name: task for task in tasks}
+    _main_first(lambda: record_machine(output, [job.path for job in jobs]))
 
     @functools.lru_cache(maxsize=1)
     def encoded(name: str) -> EncodedTask:
@@ -77,7 +78,6 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
         return run_cell(model_path, encoded(job.cell.task), job.cell, recipe, device, on_step)
 
     while pending := dist.from_main(_pending(jobs, recipe.halving)):
-        _main_first(lambda: record_machine(output) if dist.is_main() else None)
         with marks.stage("fine-tuning"):
             _run_pending(pending, run)
     return dist.from_main(_summarise(tasks, jobs, model_path, model_hash, recipe, output) if dist.is_main() else {})

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,11 @@ def write_tensorboard(directory: Path, content: Mapping[str, Any]) -> None:
         for stale in (aside, directory):
             shutil.rmtree(stale, ignore_errors=True)
         with SummaryWriter(str(aside)) as board:
-            for point in content["learning_curve"]:
-                for name, value in point.items():
-                    if name not in ("step", "examples"):
-                        board.add_scalar(f"train/{name}", value, point["examples"])
+            points = [("train", point) for point in content["learning_curve"]]
+            points += [("dev", point) for point in content["dev_curve"]]
+            for part, point in points:
+                for name in point.keys() - {"step", "examples"}:
+                    board.add_scalar(f"{part}/{name}", point[name], point["examples"])
             for name, value in last.items():
                 board.add_scalar(name, value, content["num_examples"])
             for summary in hparams({name: content[name] for name in SETTINGS}, last):
@@ -104,13 +105,16 @@ def write_tensorboard(directory: Path, content: Mapping[str, Any]) -> None:
         os.replace(aside, directory)
 
 
-def record_machine(output: Path) -> None:
-    """Add commit, versions and hardware of this start to OUTPUT/machines.json, unless they are there already.
+def record_machine(output: Path, cell_paths: Iterable[Path]) -> None:
+    """Add commit, versions and hardware of this start to OUTPUT/machines.json, unless they are there already, or all
+    cells are. Rank 0 alone writes.
 
     Raises:
         OutputError: the disk is full.
     """
     path = output / MACHINES
+    if not dist.is_main() or all(cell.is_file() for cell in cell_paths):
+        return
     facts = machine.facts(PACKAGES)
     facts["hardware"]["num_processes"] = dist.world_size()
     try:

@@ -16,18 +16,19 @@ from kd_megatron.study.figures import COLOURS, DASHES, MARKERS, STYLE
 from kd_megatron.study.finetune_results import FinetuneResults, setting_of
 
 PANEL_COLUMNS = 3
-FORMATS_WITHOUT_DATE = {"Software": None}  # equal numbers give an equal file
+OTHERS = "#9A9A9A"  # settings that were not chosen
 
 
 def write_figures(results: FinetuneResults, directory: Path) -> dict[str, Path]:
     """Draw what there is data for: name -> PNG file."""
     written = {}
-    for name, draw in {"scores": scores, "learning_curves": learning_curves, "grid": grid}.items():
+    for draw in (scores, learning_curves, dev_curves, grid):
+        name = draw.__name__
         with matplotlib.rc_context(STYLE):
             figure = draw(results)
             if figure is not None:
                 written[name] = directory / f"{name}.png"
-                figure.savefig(written[name], metadata=FORMATS_WITHOUT_DATE)
+                figure.savefig(written[name])
                 pyplot.close(figure)
     return written
 
@@ -54,29 +55,40 @@ def scores(results: FinetuneResults) -> Figure:
 
 def learning_curves(results: FinetuneResults) -> Figure | None:
     """Per task: training loss against examples. Thin: each cell; thick: mean over the seeds of the best setting."""
-    if not any(cell.get("learning_curve") for cells in results.cells.values() for cell in cells):
+    return _curves(results, "learning_curve", "training loss (nats; of a regression: squared error)")
+
+
+def dev_curves(results: FinetuneResults) -> Figure | None:
+    """Per task: its first metric on dev, in points, where the recipe asked for it on the way."""
+    return _curves(results, "dev_curve", "first metric on dev (points)", scale=100)
+
+
+def _curves(results: FinetuneResults, part: str, label: str, scale: float = 1.0) -> Figure | None:
+    if not any(cell.get(part) for cells in results.cells.values() for cell in cells):
         return None
     figure, panels = _panels(results, 1.9)
     for axes, task in zip(panels, results.tasks, strict=True):
-        for cell in results.cells[task]:
-            chosen = setting_of(cell) == results.best(task)
-            colour = COLOURS[0] if chosen else "#9A9A9A"
-            axes.plot(*_curve(cell), color=colour, linewidth=0.6, alpha=0.6, zorder=2 if chosen else 1)
-        best = [_curve(cell) for cell in results.best_cells(task)]
-        num_points = min(len(x) for x, _ in best)
-        mean = [sum(y[i] for _, y in best) / len(best) for i in range(num_points)]
-        axes.plot(best[0][0][:num_points], mean, color=COLOURS[0], zorder=3)
+        curves = [(setting_of(cell), _curve(cell[part], scale)) for cell in results.cells[task] if cell.get(part)]
+        best = [curve for setting, curve in curves if setting == results.best(task)]
+        for setting, (x, y) in curves:
+            chosen = setting == results.best(task)
+            axes.plot(x, y, color=COLOURS[0] if chosen else OTHERS, linewidth=0.6, alpha=0.6, zorder=1 + chosen)
+        if best:
+            num_points = min(len(x) for x, _ in best)
+            mean = [sum(y[i] for _, y in best) / len(best) for i in range(num_points)]
+            axes.plot(best[0][0][:num_points], mean, color=COLOURS[0], zorder=3)
         axes.set_title(finetune_tables.heading(results, task))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlim(left=0)
     figure.supxlabel("examples trained on", fontsize=9)
-    figure.supylabel("training loss (nats; STS-B and other regressions: squared error)", fontsize=8)
+    figure.supylabel(label, fontsize=9)
     return figure
 
 
-def _curve(cell: dict) -> tuple[list[float], list[float]]:
-    points = [point for point in cell["learning_curve"] if "loss" in point]
-    return [point["examples"] for point in points], [point["loss"] for point in points]
+def _curve(points: list[dict[str, float]], scale: float) -> tuple[list[float], list[float]]:
+    """Examples, and the first quantity of a curve's points."""
+    name = next(key for key in points[0] if key not in ("step", "examples"))
+    return [point["examples"] for point in points], [scale * point[name] for point in points]
 
 
 def grid(results: FinetuneResults) -> Figure | None:

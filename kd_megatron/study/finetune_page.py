@@ -33,6 +33,7 @@ CAPTIONS = {
     "scores": "Score of each task. Filled: mean over seeds with its 95 % interval; open circles: single seeds.",
     "learning_curves": "Training loss of every cell, averaged between its points. Blue: the setting that the score is "
     "read from (thick: mean over its seeds); grey: the others.",
+    "dev_curves": "The first metric of each task on dev, as training went on; colours as above.",
     "grid": "Score of every setting, mean over its seeds with its 95 % interval where it ran with two or more.",
 }
 
@@ -96,7 +97,7 @@ def content(results: FinetuneResults, others: Published | None, drawn: dict[str,
     if table := finetune_tables.grid(results):
         blocks += [Heading("The grid"), *_figure(drawn, "grid"), Details("In numbers", [TableBlock(table)])]
     if "learning_curves" in drawn:
-        blocks += [Heading("Learning curves"), *_figure(drawn, "learning_curves")]
+        blocks += [Heading("Learning curves"), *_figure(drawn, "learning_curves"), *_figure(drawn, "dev_curves")]
     return [*blocks, Heading("How"), *_method(results)]
 
 

@@ -19,6 +19,7 @@ CONTENT = {
     "score": 0.75,
     "metrics": {"f1": 0.5, "accuracy": 1.0},
     "num_examples": 96,
+    "dev_curve": [{"step": 3, "examples": 48, "f1": 0.25}],
     "learning_curve": [{"step": 3, "examples": 48, "loss": 0.5}, {"step": 6, "examples": 96, "loss": 0.25}],
 }
 
@@ -62,7 +63,7 @@ def test_tensorboard_reads_the_curves_once(tmp_path: Path):
         outputs.write_tensorboard(directory, CONTENT)
     assert [path.name for path in directory.parent.iterdir()] == [cell.stem]
     board = EventAccumulator(str(directory)).Reload()
-    assert set(board.Tags()["scalars"]) == {"train/loss", "final/f1", "final/accuracy", "final/score"}
+    assert set(board.Tags()["scalars"]) == {"train/loss", "dev/f1", "final/f1", "final/accuracy", "final/score"}
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(48, 0.5), (96, 0.25)]
     assert [(event.step, event.value) for event in board.Scalars("final/f1")] == [(96, 0.5)]
     assert "hparams" in board.summary_metadata["_hparams_/session_start_info"].plugin_data.plugin_name
