@@ -50,6 +50,8 @@ ORDER_CHI_SQUARED_SIGMAS = 5.0
 FINETUNE_HAND_WORKED = 1e-12
 # Logits in float32 of one sequence alone and padded beside longer ones: the same sums in another order.
 FINETUNE_PADDING = 1e-5
+# float32 over 20 steps, AdamW fused and written out: 2^-24 per operation, fed back through the weights.
+FINETUNE_20_STEPS_RELATIVE = 1e-5
 # Losses of 30 steps with the embedding whole and cut: the norm that clips is a float32 sum with and without zeros, in
 # another order (1e-7 of it), and the differences grow from step to step.
 FINETUNE_FEWER_ROWS = 1e-4
