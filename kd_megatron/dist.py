@@ -96,6 +96,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def store() -> torch_dist.Store:
+    """The store that all ranks of the process group reach; whoever uses it puts a prefix of its own before its keys."""
+    return torch_dist.distributed_c10d._get_default_store()
+
+
 def barrier() -> None:
     """Wait for all ranks; they are expected within `timeout`."""
     if world_size() > 1:

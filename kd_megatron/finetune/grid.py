@@ -1,10 +1,10 @@
 """The whole stage: every task x learning rate x batch size x seed, spread over ranks, resumable cell by cell.
 
-Every rank sees the same output directory; a cell belongs to one rank, and ends as one file there.
+Every rank sees the same output directory; a cell is run by one rank (`work_queue`) and ends as one file there.
 """
 
 import functools
-import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,23 +12,30 @@ from typing import Any, TypeVar
 import torch.distributed as torch_dist
 
 from kd_megatron import dist, logs, marks
-from kd_megatron.errors import KdError, OutputError, disk_full_is_clear
+from kd_megatron.errors import KdError, NonFiniteError, OutputError, disk_full_is_clear
 from kd_megatron.finetune import model as models
 from kd_megatron.finetune import vocabulary
 from kd_megatron.finetune.averages import averages
 from kd_megatron.finetune.batches import EncodedTask, encode_task, warn_of_truncated
-from kd_megatron.finetune.halving import eligible, planned
-from kd_megatron.finetune.jobs import SUMMARY, Job, claim, list_jobs, read_cell, share_out, write_cell
-from kd_megatron.finetune.outputs import record_machine
+from kd_megatron.finetune.halving import planned
+from kd_megatron.finetune.jobs import SUMMARY, Job, claim, list_jobs, read_cell, write_cell
+from kd_megatron.finetune.outputs import (
+    predictions_path,
+    record_machine,
+    tensorboard_path,
+    write_predictions,
+    write_tensorboard,
+)
 from kd_megatron.finetune.selection import hold_out
 from kd_megatron.finetune.summary import summarise, summarise_task
 from kd_megatron.finetune.tasks import Task, load_task
 from kd_megatron.finetune.train import Cell, CellResult, run_cell
 from kd_megatron.finetune.untrained import read_untrained_top
+from kd_megatron.finetune.view import GridView
+from kd_megatron.finetune.work_queue import Ended, WorkQueue
 from kd_megatron.hardware import multiplies_bf16, resolve_precision
 from kd_megatron.schema import FinetuneRecipe, TaskRecipe
 
-POLL_SECONDS = 2.0
 T = TypeVar("T")
 
 
@@ -64,9 +71,9 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
         logs.warn(f"{model_path}: {top}")
 
     jobs = [job for task in tasks for job in list_jobs(task, recipe, top.identity(model_hash), output)]
-    num_done = dist.from_main(sum(read_cell(job) is not None for job in jobs))
-    if num_done:
-        logs.say(f"{num_done} of {len(jobs)} cells are done already")
+    scores = dist.from_main({job.cell: cell["selection_score"] for job in jobs if (cell := read_cell(job))})
+    if scores:
+        logs.say(f"{len(scores)} of {len(jobs)} cells are done already")
     by_name = {task.name: task for task in tasks}
     _main_first(lambda: record_machine(output, [job.path for job in jobs]))
 
@@ -74,12 +81,13 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     def encoded(name: str) -> EncodedTask:
         return _encode(by_name[name], model_path, tokenizer, recipe.max_length)
 
-    def run(job: Job, on_step: Callable[[int], None]) -> CellResult:
-        return run_cell(model_path, encoded(job.cell.task), job.cell, recipe, device, on_step)
+    def run(job: Job, on_step: Callable[[int], None]) -> dict[str, Any]:
+        result = run_cell(model_path, encoded(job.cell.task), job.cell, recipe, device, on_step)
+        _keep(job, result, recipe, output)
+        return result.content
 
-    while pending := dist.from_main(_pending(jobs, recipe.halving)):
-        with marks.stage("fine-tuning"):
-            _run_pending(pending, run)
+    with marks.stage("fine-tuning"):
+        _run_cells(jobs, scores, recipe.halving, run)
     return dist.from_main(_summarise(tasks, jobs, model_path, model_hash, recipe, output) if dist.is_main() else {})
 
 
@@ -88,47 +96,51 @@ def _load_task(task: TaskRecipe, recipe: FinetuneRecipe) -> Task:
     return hold_out(loaded, recipe.selection)
 
 
-def _pending(jobs: list[Job], halving: bool) -> list[Job]:
-    """The jobs that are not done and can run now."""
-    contents = {job.cell: content for job in jobs if (content := read_cell(job)) is not None}
-    if not halving:
-        return [job for job in jobs if job.cell not in contents]
-    scores = {cell: content["selection_score"] for cell, content in contents.items()}
-    by_task: dict[str, list[Cell]] = {}
-    for job in jobs:
-        by_task.setdefault(job.cell.task, []).append(job.cell)
-    now = {cell for cells in by_task.values() for cell in eligible(cells, scores)}
-    return [job for job in jobs if job.cell in now]
+def _run_cells(
+    jobs: list[Job],
+    scores: dict[Cell, float],
+    halving: bool,
+    run: Callable[[Job, Callable[[int], None]], dict[str, Any]],
+) -> None:
+    """Run with the other ranks what is not done yet, and end all of them with the first error of any.
 
-
-def _run_pending(pending: list[Job], run: Callable[[Job, Callable[[int], None]], CellResult]) -> None:
-    """Run this rank's share of ``pending``, wait for the others, and end all ranks with the first error of any."""
+    A cell that diverges is given up, and the rest goes on; any other error would meet the other cells too.
+    """
     error: KdError | None = None
-    mine = share_out(pending, dist.world_size())[dist.rank()]
-    others = [job for job in pending if job not in mine]
-    with logs.progress_bar("examples") as bar:
-        handle = bar.add_task("fine-tuning", total=sum(job.num_examples for job in pending), note="")
-        my_examples, others_examples, polled = 0, 0, time.monotonic()
-
-        def on_step(num_examples: int) -> None:
-            nonlocal my_examples, others_examples, polled
-            my_examples += num_examples
-            if others and dist.is_main() and time.monotonic() - polled > POLL_SECONDS:
-                others_examples = sum(job.num_examples for job in others if job.path.exists())
-                polled = time.monotonic()
-            bar.update(handle, completed=my_examples + others_examples)
-
-        try:
-            for number, job in enumerate(mine, start=1):
-                bar.update(handle, description=f"{number}/{len(mine)} {job.cell}")
-                content = run(job, on_step).content
-                write_cell(job, content)
+    store = torch_dist.PrefixStore(f"kd/finetune/{dist.from_main(uuid.uuid4().hex)}", dist.store())
+    queue = WorkQueue(store, dist.rank(), jobs, scores, halving, _say_ended)
+    num_done, total = queue.num_cells()
+    if num_done == total:
+        return
+    with GridView(store, queue, jobs) as view:
+        while job := queue.take(view.on_wait):
+            view.begin(job)
+            try:
+                content = run(job, view.on_step)
                 speed = f"{content['examples_per_second']:.0f} examples/s"
-                logs.say(f"{job.cell}: score {content['score']:.4f}, {speed}, {content['train_seconds']:.0f} s")
-        except KdError as caught:
-            error = caught
+                words = f"score {content['score']:.4f}, {speed}, {content['train_seconds']:.0f} s"
+                queue.end(job, content["selection_score"], words)
+            except NonFiniteError as caught:
+                error = error or caught
+                queue.end(job, None, "diverged; the other cells go on")
+            except KdError as caught:
+                error = caught
+                queue.stop()
         dist.wait_for_all()
     _raise_first(error)
+
+
+def _say_ended(ended: Ended) -> None:
+    logs.say(f"{ended.job.cell}: {ended.words}" + (f" (rank {ended.rank})" if dist.world_size() > 1 else ""))
+
+
+def _keep(job: Job, result: CellResult, recipe: FinetuneRecipe, output: Path) -> None:
+    """Write what the finished cell leaves behind; its json, which says that it is finished, comes last."""
+    if recipe.save_predictions:
+        write_predictions(predictions_path(job.path), result.predictions)
+    if recipe.tensorboard:
+        write_tensorboard(tensorboard_path(output, job.path), result.content)
+    write_cell(job, result.content)
 
 
 def _raise_first(error: KdError | None) -> None:

@@ -1,4 +1,4 @@
-"""The cells of a grid as jobs: their files, their identity, their sizes, and who does which.
+"""The cells of a grid as jobs: their files, their identity and their sizes.
 
 A finished cell is a file whose name and content carry a hash of all that determines its score: the model's files, the
 task's rows, the recipe's settings. An unchanged cell is never done twice, a changed one is never taken for an old one.
@@ -63,17 +63,6 @@ def cell_path(output: Path, cell: Cell, key: str) -> Path:
     """The file of a finished cell; its outputs lie beside it (`kd_megatron.finetune.outputs`)."""
     name = f"lr_{cell.learning_rate:g}-batch_{cell.batch_size}-seed_{cell.seed}-{key}.json"
     return output / cell.task / "cells" / name
-
-
-def share_out(jobs: list[Job], num_ranks: int) -> list[list[Job]]:
-    """The jobs of each rank: the longest first, each to the rank with least to do, then in the order of ``jobs``."""
-    shares: list[list[int]] = [[] for _ in range(num_ranks)]
-    loads = [0] * num_ranks
-    for index in sorted(range(len(jobs)), key=lambda i: -jobs[i].num_characters):
-        lightest = loads.index(min(loads))
-        shares[lightest].append(index)
-        loads[lightest] += jobs[index].num_characters
-    return [[jobs[index] for index in sorted(share)] for share in shares]
 
 
 def read_cell(job: Job) -> dict[str, Any] | None:

@@ -65,6 +65,8 @@ def test_a_grid_from_start_to_summary(tiny_model: Path, raw: dict[str, Any], tmp
     )
 
     before = files_of(tmp_path / "out")
+    assert all(path.with_suffix(".npz").is_file() for path in tmp_path.glob("out/reviews/cells/*.json"))
+    assert len(list(tmp_path.glob("out/tensorboard/reviews/*/events*"))) == 4
     assert run_grid(tiny_model, recipe_of(raw), tmp_path / "out") == summary
     assert files_of(tmp_path / "out") == before
 
@@ -110,22 +112,26 @@ def test_a_torn_cell_file_is_done_again(tiny_model: Path, raw: dict[str, Any], t
     assert run_grid(tiny_model, recipe_of(raw, seeds=[0]), output) == summary
 
 
-def test_one_diverging_cell_ends_the_stage_and_keeps_the_others(
-    tiny_model: Path, raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_diverging_cell_ends_the_stage_after_the_others(
+    tiny_model: Path, raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
-    real, done = grid.run_cell, []
+    real = grid.run_cell
 
-    def third_diverges(*args: Any) -> dict[str, Any]:
-        if len(done) == 2:
-            raise NonFiniteError(given="the loss is not finite")
-        done.append(args[2])
+    def one_diverges(*args: Any) -> CellResult:
+        if (args[2].learning_rate, args[2].seed) == (1e-3, 0):
+            raise NonFiniteError(given=f"{args[2]}: the loss is not finite")
         return real(*args)
 
-    monkeypatch.setattr(grid, "run_cell", third_diverges)
-    with pytest.raises(NonFiniteError):
+    monkeypatch.setattr(grid, "run_cell", one_diverges)
+    with pytest.raises(NonFiniteError, match=r"reviews lr 0\.001 batch 8 seed 0: the loss is not finite"):
         run_grid(tiny_model, recipe_of(raw), tmp_path / "out")
-    assert len(files_of(tmp_path / "out")) == 2
+    assert "reviews lr 0.001 batch 8 seed 0: diverged; the other cells go on" in capsys.readouterr().err
+    before = files_of(tmp_path / "out")
+    assert len(before) == 3
     assert not (tmp_path / "out" / "summary.json").exists()
+    without = recipe_of(raw, grid={"learning_rates": [3e-3], "batch_sizes": [8]})
+    assert len(run_grid(tiny_model, without, tmp_path / "out")["tasks"]["reviews"]["cells"]) == 2
+    assert files_of(tmp_path / "out") == before
 
 
 def test_a_full_disk_is_one_clear_message(
@@ -227,17 +233,6 @@ def test_errors_travel_between_ranks():
     error = OutputError(given="a", expected="b", fix="c")
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), copy.given, copy.expected, copy.fix) == (OutputError, "a", "b", "c")
-
-
-def test_shares_are_complete_disjoint_and_level(tiny_model: Path, raw: dict[str, Any], tmp_path: Path):
-    task = grid.load_task(recipe_of(raw).tasks[0], None)
-    all_jobs = jobs.list_jobs(task, recipe_of(raw, seeds=list(range(7))), "hash", tmp_path)
-    shares = jobs.share_out(all_jobs, 3)
-    assert sorted(job.key for share in shares for job in share) == sorted(job.key for job in all_jobs)
-    loads = [sum(job.num_characters for job in share) for share in shares]
-    assert max(loads) - min(loads) <= max(job.num_characters for job in all_jobs)
-    assert len({job.key for job in all_jobs}) == 14
-    assert jobs.share_out(all_jobs[:1], 3) == [[all_jobs[0]], [], []]
 
 
 def test_default_outputs():
