@@ -17,6 +17,7 @@ from kd_megatron.cli.main import main
 from kd_megatron.errors import DataError, NonFiniteError, OutputError
 from kd_megatron.finetune import grid, jobs
 from kd_megatron.finetune.grid import run_grid
+from kd_megatron.finetune.train import CellResult
 from kd_megatron.schema import FinetuneRecipe
 
 ROOT = Path(__file__).parents[2]
