@@ -2,23 +2,39 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kd_megatron.schema import FinetuneRecipe
 
 HELP = "fine-tune an encoder on GLUE or own data over a grid, and print the scores"
 DESCRIPTION = """\
 Fine-tune a Hugging Face encoder on every task x learning rate x batch size x seed of RECIPE, and print one score per
-task: that of the best cell on dev, averaged over seeds. Works for any encoder saved with safetensors and a tokenizer.
+task: that of the best setting, averaged over seeds. Works for any encoder saved with safetensors and a tokenizer.
 
 The same command again continues where it stopped; finished cells are never done twice, and a changed recipe or model
 never reuses old ones. With N processes (launch.sh --procs N) the cells are spread over them; the scores are the same.
 """
 EPILOG = """\
+recipes:
+  recipes/glue.yaml         six tasks that are small, one setting for all (preset sane), three seeds
+  recipes/glue_study.yaml   seven tasks and the grid of Bui et al. 2024
+Any key can be changed on the command line: seeds=[0,1,2,3,4], epochs=3, grid.learning_rates=[3e-5], halving=true,
+selection.on=train_slice (settings are chosen on rows held out of train), glue_path=DIRECTORY (your copy of GLUE).
+
 examples:
   finetune recipes/glue.yaml --model runs/x/export
-  finetune recipes/glue.yaml seeds=[0,1,2] grid.learning_rates=[3e-5] grid.batch_sizes=[32] --model runs/x/export
+  finetune recipes/glue.yaml --model runs/x/export --dry-run       what there is to do, and how long it takes
+  finetune recipes/glue.yaml --model runs/x/export --submission glue.zip
   finetune my_task.yaml --model DIR         with my_task.yaml:
       kind: finetune
       tasks: [{name: reviews, train: train.tsv, dev: dev.jsonl, text: body, label: stars}]
+
+what it leaves in OUTPUT:
+  scores.html, scores.md    the page: tables, learning curves, settings, versions
+  summary.json, tables/     the same for machines
+  TASK/cells/               one cell each: .json (scores, curves), .npz (predictions)
+  tensorboard/              tensorboard --logdir OUTPUT/tensorboard
 
 docs/finetuning.md has the details.
 """
@@ -32,24 +48,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as epochs=3")
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="model directory (safetensors only)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: runs/finetune-NAME, NAME from --model")
+    parser.add_argument(
+        "--submission", type=Path, metavar="FILE.zip", help="also write the predictions for GLUE's server"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what there is to do, and train nothing")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the grid and print the table."""
+    """Run the grid, print the table, write the page."""
     from kd_megatron import config, dist
-    from kd_megatron.finetune.grid import SUMMARY, run_grid
+    from kd_megatron.cli.finetune_tables import print_scores
+    from kd_megatron.finetune.grid import run_grid
+    from kd_megatron.finetune.submission import check_recipe
     from kd_megatron.launch.preflight import compare_nodes
     from kd_megatron.schema import FinetuneRecipe
 
     recipe = config.load(args.recipe, FinetuneRecipe, args.overrides)
     output = args.output or default_output(args.model)
+    if args.submission:
+        check_recipe(recipe)
+    if args.dry_run:
+        return _print_plan(args.model, recipe, output)
     with dist.joined():
         compare_nodes([args.recipe, *args.overrides])
         summary = run_grid(args.model, recipe, output)
         if dist.is_main():
-            _print_table(summary)
-            print(f"written to {output / SUMMARY}")
+            print_scores(summary)
+            _write_outputs(summary, output, recipe, args.submission)
     return 0
+
+
+def _print_plan(model: Path, recipe: "FinetuneRecipe", output: Path) -> int:
+    from kd_megatron import dist
+    from kd_megatron.cli.finetune_tables import print_plan
+    from kd_megatron.finetune.dry_run import plan_grid
+
+    if dist.is_main():
+        print_plan(plan_grid(model, recipe, output), recipe)
+    return 0
+
+
+def _write_outputs(summary: dict[str, Any], output: Path, recipe: "FinetuneRecipe", submission: Path | None) -> None:
+    """The page, and the zip for GLUE's server where one is asked for."""
+    from kd_megatron.finetune.jobs import SUMMARY
+    from kd_megatron.finetune.submission import write_submission
+    from kd_megatron.study.finetune_page import HTML, write_page
+
+    page = write_page(output)
+    print(f"written to {output / SUMMARY}, {page} and {output / HTML}")
+    if submission:
+        absent = write_submission(summary, output, recipe, submission)
+        print(f"written to {submission}" + (f"; GLUE's server also wants {', '.join(absent)}" if absent else ""))
 
 
 def default_output(model: Path) -> Path:
@@ -59,36 +108,3 @@ def default_output(model: Path) -> Path:
         path = path.parent
     name = f"{path.parent.name}-{path.name}" if path.name.startswith("seed_") else path.name
     return Path("runs") / f"finetune-{name}"
-
-
-def _print_table(summary: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from kd_megatron.finetune.summary import t_interval
-
-    table = Table(title=f"{summary['model']} ({summary['precision']})", title_justify="left")
-    for column in ("task", "metric", "train, dev", "lr, batch", "n", "mean", "95 % interval"):
-        table.add_column(column, overflow="fold")
-    for name, task in summary["tasks"].items():
-        scores, best = list(task["scores"].values()), task["best_cell"]
-        interval = t_interval(scores)
-        table.add_row(
-            name + ("*" if task["note"] else ""),
-            task["metric"],
-            f"{task['num_train']}, {task['num_dev']}",
-            f"{best['learning_rate']:g}, {best['batch_size']}",
-            str(len(scores)),
-            f"{task['mean']:.4f}",
-            f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "needs 2 seeds",
-        )
-    table.add_section()
-    table.add_row("average", "", "", "", "", f"{summary['average']:.4f}", "")
-    console = Console(highlight=False)
-    console.print(table)
-    for name, task in summary["tasks"].items():
-        if task["note"]:
-            console.print(f"* {name}: {task['note']}", soft_wrap=True)
-    console.print(
-        f"Each score is that of the {summary['selection']}, over n seeds; intervals are Student's t.", soft_wrap=True
-    )

@@ -8,8 +8,6 @@ from kd_megatron.study.finetune_results import FinetuneResults, Published
 from kd_megatron.study.statistics import Estimate, estimate
 from kd_megatron.study.tables import Column, Table
 
-AVERAGE_NAMES = {"study": "average as Bui et al. 2024 take it", "leaderboard": "average as GLUE's leaderboard takes it"}
-
 
 def heading(results: FinetuneResults, task: str) -> str:
     """The task's name, starred when there is something to know of its rows."""
@@ -67,24 +65,30 @@ def interval(value: Estimate | None) -> str:
 
 
 def averages(results: FinetuneResults) -> Table | None:
-    """The averages that others take, where the stage computed them; those of absent tasks say which are missing."""
+    """The averages that others take; one over fewer tasks than its own would be another number, so it is not shown."""
     found = results.summary.get("averages")
     if not found:
         return None
     rows = [
         {
-            "average": AVERAGE_NAMES.get(name, name),
-            "value": part.get("average"),
-            "missing": ", ".join(part.get("missing") or part.get("absent") or []),
+            "average": part["title"],
+            "value": estimate(list(part["scores"].values())),
+            "absent": ", ".join(part["absent"]),
+            "partial": ", ".join(part["partial"]),
         }
-        for name, part in found.items()
+        for part in found.values()
     ]
     columns = [
         Column("average", "average", is_text=True),
-        Column("value", "points", words.points),
-        Column("missing", "tasks that are missing for it", lambda value: value or words.NOTHING, is_text=True),
+        Column("value", "points", words.score),
+        Column("absent", "tasks it lacks", _or_dash, is_text=True),
+        Column("partial", "not on GLUE's rows", _or_dash, is_text=True),
     ]
-    return Table("averages", "", columns, rows, "An average over other tasks than its own would compare with nothing.")
+    return Table("averages", "", columns, rows)
+
+
+def _or_dash(value: str) -> str:
+    return value or words.NOTHING
 
 
 def metrics(results: FinetuneResults) -> Table:
