@@ -101,7 +101,7 @@ def load_dataset(name: str, subset: str | None, revision: str | None, split: str
     import datasets
 
     try:
-        return datasets.load_dataset(name, subset, revision=revision, split=split)
+        found = datasets.load_dataset(name, subset, revision=revision, split=split)
     except Exception as error:  # the library raises dozens of classes, from its own, requests', httpx' and pyarrow's
         local = hub.is_local(name)
         raise DataError(
@@ -112,6 +112,20 @@ def load_dataset(name: str, subset: str | None, revision: str | None, split: str
             fix="check its name, subset and splits"
             + ("" if local else "; connect, or download it and name its files or directory"),
         ) from error
+    _check_commit(name, revision, found if split else next(iter(found.values())))
+    return found
+
+
+def _check_commit(name: str, revision: str | None, found: Any) -> None:
+    """Without a connection the library takes the newest cached copy, whichever revision was asked for."""
+    files = found.cache_files
+    commit = Path(files[0]["filename"]).parent.name if files else None  # of the hub's data sets
+    if hub.is_commit(revision) and hub.is_commit(commit) and commit != revision:
+        raise DataError(
+            given=f"huggingface.co is out of reach, and the cached copy of {name} is of commit {commit}",
+            expected=f"commit {revision}",
+            fix="connect once, or give the cached commit as the revision",
+        )
 
 
 def row_from_fields(

@@ -77,7 +77,9 @@ def load_task(
     rows = _read(recipe, glue_path, glue_revision, with_tests)
     regression = not glue.GLUE[recipe.name].labels if recipe.is_glue else recipe.type == "regression"
     label_names = () if regression else _label_names(recipe, rows.train)
+    source = rows.train[0].place.rpartition(":")[0]
     train = _split(rows.train, labels.encode(rows.train, label_names))
+    labels.check_two(recipe.name, source, train.labels, label_names)
     devs = {name: _split(part, labels.encode(part, label_names)) for name, part in rows.devs.items()}
     tests = {name: _split(part, []) for name, part in rows.tests.items()}
     labels.warn_of_shared_rows(recipe.name, rows.train, rows.devs)
@@ -88,7 +90,7 @@ def load_task(
     metric = metrics.choose(recipe.metric or default_metric, recipe.name, len(label_names) or None)
     subset_train = _subset(train, recipe.max_train_examples, recipe.name)
     subset_devs = {name: _subset(split, recipe.max_dev_examples, recipe.name) for name, split in devs.items()}
-    labels.check_two(recipe.name, rows.train[0].place.rpartition(":")[0], subset_train.labels, label_names)
+    labels.check_two(recipe.name, source, subset_train.labels, label_names)
     for name, split in subset_devs.items():
         labels.warn_of_one_label(recipe.name, name, split.labels, metric)
     notes = [_subset_note("train", train, subset_train)]

@@ -1,15 +1,12 @@
 import json
 from pathlib import Path
 
-import datasets
 import pytest
 
 from kd_megatron.errors import DataError, RecipeError
-from kd_megatron.finetune import glue, glue_rows
 from kd_megatron.finetune.tasks import load_task
 from kd_megatron.schema import TaskRecipe
 
-GLUE_PATH = Path(__file__).parents[3] / "shared" / "data" / "glue"
 ROWS = "text\tlabel\ngood one\tyes\nbad one\tno\nfine\tyes\n"
 
 
@@ -110,71 +107,54 @@ def test_recipes_that_name_no_task(tmp_path: Path):
         load_task(TaskRecipe(name="mine", train=str(tmp_path / "absent.tsv"), dev="y.tsv"), None)
 
 
-def test_glue_directory_without_the_task_or_its_files(tmp_path: Path):
-    (tmp_path / "RTE").mkdir()
-    with pytest.raises(DataError, match=r"MRPC does not exist; .* holds: RTE"):
-        load_task(TaskRecipe(name="MRPC"), str(tmp_path))
-    with pytest.raises(DataError, match=r"RTE/train\.tsv does not exist"):
-        load_task(TaskRecipe(name="RTE"), str(tmp_path))
-    (tmp_path / "RTE" / "train.tsv").write_text("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n")
-    with pytest.raises(DataError, match=r"RTE/dev\.tsv does not exist"):
-        load_task(TaskRecipe(name="RTE"), str(tmp_path))
+def test_dev_rows_that_are_training_rows_too_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    dev = "text\tlabel\nbad one\tyes\nunseen\tno\nfine\tno\n"
+    load_task(own(tmp_path, ROWS, dev), None)
+    assert "warning: mine: 2 of 3 rows of dev have the text of a training row" in capsys.readouterr().err
+    load_task(own(tmp_path, ROWS, "text\tlabel\nunseen\tno\n"), None)
+    assert capsys.readouterr().err == ""
 
 
-def test_mnli_scores_matched_and_reports_mismatched(tmp_path: Path):
-    rows = "sentence1\tsentence2\tgold_label\na\tb\tneutral\nc\td\tentailment\n"
-    (tmp_path / "MNLI").mkdir()
-    for split in ("train", "dev_matched", "dev_mismatched"):
-        (tmp_path / "MNLI" / f"{split}.tsv").write_text(rows)
-    task = load_task(TaskRecipe(name="MNLI"), str(tmp_path))
-    assert list(task.devs) == ["dev_matched", "dev_mismatched"]
-    assert task.train.labels == [1.0, 0.0]
+def test_a_pair_is_shared_when_both_texts_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train, dev = "a\tb\tlabel\nx\ty\tyes\nx\tz\tno\n", "a\tb\tlabel\nx\ty\tno\ny\tx\tyes\n"
+    load_task(own(tmp_path, train, dev, text=["a", "b"]), None)
+    assert "1 of 2 rows of dev" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("metric", "warned"), [("accuracy", False), ("matthews", True), ("f1_accuracy", True)])
+def test_dev_rows_with_one_label_that_the_metric_cannot_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: str, warned: bool
+):
+    load_task(own(tmp_path, ROWS, "text\tlabel\nx\tyes\nz\tyes\n", metric=metric), None)
+    assert ("mine: all 2 rows of dev have the same label" in capsys.readouterr().err) == warned
+
+
+def test_labels_that_the_metric_cannot_take(tmp_path: Path):
+    three = "text\tlabel\nx\tyes\ny\tno\nz\tperhaps\n"
+    with pytest.raises(
+        RecipeError, match=r"metric 'f1_accuracy' with 3 classes\n.*at most 2 classes\n.*accuracy or matthews"
+    ):
+        load_task(own(tmp_path, three, three, metric="f1_accuracy"), None)
+    with pytest.raises(RecipeError, match="metric 'pearson_spearman' does not fit classification"):
+        load_task(own(tmp_path, metric="pearson_spearman"), None)
+    values = "text\tlabel\nx\t1\ny\t2\n"
+    with pytest.raises(RecipeError, match=r"metric 'matthews' does not fit regression\n.*pearson_spearman"):
+        load_task(own(tmp_path, values, values, type="regression", metric="matthews"), None)
+
+
+def test_a_regression_with_one_value_teaches_nothing(tmp_path: Path):
+    with pytest.raises(DataError, match=r"train\.tsv: all 2 training examples of mine have the label 1\.5"):
+        load_task(own(tmp_path, "text\tlabel\nx\t1.5\ny\t1.50\n", type="regression"), None)
+
+
+def test_a_subset_with_one_label_says_what_to_raise(tmp_path: Path):
+    content = "text\tlabel\n" + "".join(f"t{i}\t{'yes' if i else 'no'}\n" for i in range(100))
+    with pytest.raises(DataError, match=r"all 2 training examples .*\n.*\n.*raise max_train_examples"):
+        load_task(own(tmp_path, content, max_train_examples=2), None)
+
+
+def test_own_data_under_a_glue_name_is_marked(tmp_path: Path):
+    recipe = own(tmp_path).model_copy(update={"name": "RTE"})
+    task = load_task(recipe, None)
     assert task.partial_split
-    assert "train 2 of 392702" in task.note
-
-
-def test_torn_rows_of_the_official_qqp_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    header, good = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n", "1\t2\t3\ta\tb\t{}\n"
-    (tmp_path / "QQP").mkdir()
-    (tmp_path / "QQP" / "train.tsv").write_text(header + good.format(0) + "4\t5\ttorn\n" + good.format(1))
-    (tmp_path / "QQP" / "dev.tsv").write_text(header + good.format(0))
-    assert len(load_task(TaskRecipe(name="QQP"), str(tmp_path)).train) == 2
-    assert "1 torn rows were left out, lines [3]" in capsys.readouterr().err
-
-
-def test_hub_rows_equal_local_rows(tmp_path: Path):
-    (tmp_path / "RTE").mkdir()
-    header = "index\tsentence1\tsentence2\tlabel\n"
-    for split in ("train", "dev"):
-        (tmp_path / "RTE" / f"{split}.tsv").write_text(header + "0\ta\tb\tnot_entailment\n1\tc\td\tentailment\n")
-    local = glue_rows.read_local("RTE", tmp_path, with_tests=True).train
-    hub = datasets.Dataset.from_dict({"sentence1": ["a", "c"], "sentence2": ["b", "d"], "label": [1, 0]})
-    rows = glue_rows.rows_from_hub("RTE", hub, "train")
-    assert [(r.first, r.second, r.label) for r in rows] == [(r.first, r.second, r.label) for r in local]
-    with pytest.raises(DataError, match="unknown label index -1"):
-        glue_rows.rows_from_hub("RTE", [{"sentence1": "a", "sentence2": "b", "label": -1}], "train")
-
-
-def test_the_hub_out_of_reach_is_one_clear_message(monkeypatch: pytest.MonkeyPatch):
-    def unreachable(*_: object, **__: object) -> None:
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(DataError, match=r"could not be loaded from the hub: no route\n.*\n.*set glue_path"):
-        load_task(TaskRecipe(name="CoLA"), None)
-
-
-@pytest.mark.skipif(not GLUE_PATH.is_dir(), reason="needs the GLUE files of ../shared/data/glue")
-@pytest.mark.parametrize("name", glue.GLUE)
-def test_real_glue(name: str):
-    task = load_task(TaskRecipe(name=name), str(GLUE_PATH))
-    substitutes = {
-        "QNLI": "not GLUE's split: train 4363 of 104743, dev 1100 of 5463",
-        "QQP": "not GLUE's split: train 19878 of 363846, dev 3619 of 40430",
-        "MNLI": "not GLUE's split: train 6388 of 392702, dev 2490 of 9815",
-    }
-    assert task.note == substitutes.get(name, "")
-    assert task.partial_split == (name in substitutes)
-    if name == "CoLA":
-        assert task.train.first[0] == "Our friends won't buy this analysis, let alone the next one we propose."
-        assert task.train.labels.count(1.0) == 6023
+    assert task.note == "own data under the name of GLUE's RTE"
