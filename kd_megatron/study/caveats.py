@@ -8,6 +8,11 @@ from kd_megatron.study.fairness import Difference
 from kd_megatron.study.results import StudyResults
 from kd_megatron.study.run_checks import Finding
 
+TOPS = {  # what fine-tuning does with an untrained top
+    "keep": "starts from their initial values",
+    "drop": "leaves out the encoder's layers that they are in",
+    "reinitialise": "draws those of the encoder anew, from its own seed",
+}
 FEW_SEEDS = 3
 
 
@@ -60,12 +65,16 @@ def _finetuning(results: StudyResults) -> list[str]:
     if recipe is None:
         return ["No fine-tuning: arms are ranked by the probe's held-out loss, which favours arms that train MLM."]
     num_cells = len(recipe.grid.learning_rates) * len(recipe.grid.batch_sizes)
-    said = [
-        f"The best of {num_cells} fine-tuning settings is selected on the dev split that is also reported, alike for "
-        f"all arms, with {num_seeds(len(recipe.seeds))} of fine-tuning per setting: absolute scores are optimistic."
-        if num_cells > 1
-        else f"Scores are on the dev split, with {num_seeds(len(recipe.seeds))} of fine-tuning."
-    ]
+    seeds = f"with {'up to ' if recipe.halving and num_cells > 1 else ''}{num_seeds(len(recipe.seeds))} of fine-tuning"
+    selected = f"The best of {num_cells} fine-tuning settings is selected on"
+    if num_cells == 1:
+        said = [f"Scores are on the dev split, {seeds}."]
+    elif recipe.selection.on == "dev":
+        alike = f"alike for all arms, {seeds} per setting"
+        said = [f"{selected} the dev split that is also reported, {alike}: absolute scores are optimistic."]
+    else:
+        share = f"{recipe.selection.fraction:.0%} of the training rows, which no arm trains on"
+        said = [f"{selected} {share}, {seeds} per setting; scores are on the dev split."]
     for task, note in tables.partial_tasks(results).items():
         said.append(f"{task} is scored on a partial or substitute split{f': {note}' if note else ''}.")
     return said
@@ -115,7 +124,7 @@ def _untrained(results: StudyResults) -> list[str]:
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             said.append(
                 f"{arm} gives no gradient to {len(names)} parameter tensor{'s' if len(names) > 1 else ''} ({shown}): "
-                "fine-tuning starts from their initial values."
+                f"fine-tuning {TOPS[results.recipe.finetune.untrained_top if results.recipe.finetune else 'keep']}."
             )
     return said
 

@@ -126,6 +126,19 @@ def test_caveats_and_method(study, sentence):
     assert sentence in (study / "report" / "report.md").read_text()
 
 
+def test_caveats_follow_the_fine_tuning(tmp_path):
+    finetune = study_on_disk.recipe_data()["finetune"]
+    finetune |= {"selection": {"on": "train_slice"}, "halving": True, "seeds": [0, 1, 2], "untrained_top": "drop"}
+    directory = study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(finetune=finetune))
+    write_report(directory)
+    markdown = (directory / "report" / "report.md").read_text()
+    assert (
+        "The best of 2 fine-tuning settings is selected on 10% of the training rows, which no arm trains on" in markdown
+    )
+    assert "with up to 3 seeds of fine-tuning per setting; scores are on the dev split" in markdown
+    assert "fine-tuning leaves out the encoder's layers that they are in" in markdown
+
+
 def test_one_seed(tmp_path):
     directory = study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(num_seeds=1))
     write_report(directory)
