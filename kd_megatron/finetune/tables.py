@@ -168,7 +168,7 @@ def check_columns(place: str, header: Sequence[str], wanted: Sequence[str]) -> N
 
 def make_row(place: str, texts: list[str], label: str | None) -> Row:
     """A row with something to read. Raises `DataError` when its texts, or a label that was asked for, are empty."""
-    if not any(text.strip() for text in texts) or (label is not None and not label.strip()):
+    if not "".join(texts).strip() or (label is not None and not label.strip()):
         what = "text" if label is None else "text or label"
         raise DataError(given=f"{place} has an empty {what}", expected="both", fix="correct or remove the line")
     return Row(place, texts[0], texts[1] if len(texts) == 2 else None, (label or "").strip())

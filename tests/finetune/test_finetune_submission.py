@@ -8,8 +8,9 @@ import pytest
 
 from kd_megatron.errors import DataError, OutputError, RecipeError
 from kd_megatron.finetune.glue import GLUE
+from kd_megatron.finetune.grid import run_grid
 from kd_megatron.finetune.jobs import cell_path
-from kd_megatron.finetune.outputs import predictions_path, write_predictions
+from kd_megatron.finetune.outputs import predictions_path, read_predictions, write_predictions
 from kd_megatron.finetune.submission import FILES, check_recipe, check_submission, write_submission
 from kd_megatron.finetune.train import Cell
 from kd_megatron.schema import FinetuneRecipe
@@ -76,6 +77,30 @@ def test_every_file_is_as_the_server_wants_it(
     assert (similarities[0], similarities[-1]) == ("0.000", "5.000"), "clipped to what STS-B knows"
     assert "WNLI lr 3e-05 batch 32 seed 1, the best of 2 seeds by selection score" in capsys.readouterr().err
     assert [file.name for file in path.parent.iterdir()] == ["submission.zip"], "nothing is left aside"
+
+
+def test_from_files_to_the_zip(tmp_path: Path, tiny_model: Path):
+    """A whole run: GLUE's layout in, the cells' outputs, the zip; its lines are the best seed's own outputs."""
+    for split, size in (("train", 32), ("dev", 16), ("test", 146)):
+        rows = [f"{index}\tthe film\t{('great', 'dull')[index % 2]}" for index in range(size)]
+        labels = ["", ""] if split == "test" else ["\t0", "\t1"]
+        header = "index\tsentence1\tsentence2" + ("" if split == "test" else "\tlabel")
+        path = tmp_path / "glue" / "WNLI" / f"{split}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join([header, *(row + labels[index % 2] for index, row in enumerate(rows))]) + "\n")
+    fast = {"grid": {"learning_rates": [2e-3], "batch_sizes": [8]}, "epochs": 12, "max_length": 16, "seeds": [0, 1]}
+    recipe = recipe_of("WNLI", glue_path=str(tmp_path / "glue"), **fast)
+    summary = run_grid(tiny_model, recipe, tmp_path / "out")
+    write_submission(summary, tmp_path / "out", recipe, tmp_path / "glue.zip")
+
+    best = max(summary["tasks"]["WNLI"]["cells"], key=lambda cell: cell["selection_score"])
+    cell = Cell("WNLI", best["learning_rate"], best["batch_size"], best["seed"])
+    outputs = read_predictions(predictions_path(cell_path(tmp_path / "out", cell, best["key"])))
+    assert outputs["test"].shape == (146, 2)
+    with zipfile.ZipFile(tmp_path / "glue.zip") as archive:
+        lines = archive.read("WNLI.tsv").decode().split("\n")[1:-1]
+    assert lines == [f"{index}\t{label}" for index, label in enumerate(outputs["test"].argmax(1))]
+    assert lines[:2] == ["0\t0", "1\t1"], "the word that decides was learned"
 
 
 def test_the_same_predictions_give_the_same_bytes(
