@@ -6,9 +6,10 @@ from pathlib import Path
 
 from kd_megatron.finetune import halving
 from kd_megatron.finetune import model as models
+from kd_megatron.finetune.grid import load_split_task
 from kd_megatron.finetune.jobs import OWNER, claim, list_jobs, read_cell
-from kd_megatron.finetune.selection import hold_out
-from kd_megatron.finetune.tasks import Task, load_task
+from kd_megatron.finetune.tasks import Task
+from kd_megatron.finetune.untrained import read_untrained_top
 from kd_megatron.hardware import resolve_precision
 from kd_megatron.schema import FinetuneRecipe
 
@@ -43,14 +44,12 @@ def plan_grid(model_path: Path, recipe: FinetuneRecipe, output: Path) -> list[Ta
         claim(output, model_path, model_hash)
     models.load_tokenizer(model_path, recipe.max_length)
     recipe = resolve_precision(recipe)
-    tasks = [
-        hold_out(load_task(task, recipe.glue_path, recipe.glue_revision), recipe.selection) for task in recipe.tasks
-    ]
-    return [_plan_task(task, recipe, model_hash, output) for task in tasks]
+    identity = read_untrained_top(model_path, recipe.untrained_top).identity(model_hash)
+    return [_plan_task(load_split_task(task, recipe), recipe, identity, output) for task in recipe.tasks]
 
 
-def _plan_task(task: Task, recipe: FinetuneRecipe, model_hash: str, output: Path) -> TaskPlan:
-    jobs = list_jobs(task, recipe, model_hash, output)
+def _plan_task(task: Task, recipe: FinetuneRecipe, identity: str, output: Path) -> TaskPlan:
+    jobs = list_jobs(task, recipe, identity, output)
     done = {job.cell: content for job in jobs if (content := read_cell(job)) is not None}
     num_seeds = len(recipe.seeds)
     num_settings, num_cells = len(jobs) // num_seeds, len(jobs)

@@ -63,7 +63,7 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     _main_first(lambda: claim(output, model_path, model_hash))
     marks.stacks_to(output)
     tokenizer = models.load_tokenizer(model_path, recipe.max_length)
-    tasks = _main_first(lambda: [_load_task(task, recipe) for task in recipe.tasks])
+    tasks = _main_first(lambda: [load_split_task(task, recipe) for task in recipe.tasks])
     recipe = resolve_precision(recipe)
     _warn_of_emulation(recipe.precision)
     top = _main_first(lambda: read_untrained_top(model_path, recipe.untrained_top))
@@ -91,7 +91,8 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     return dist.from_main(_summarise(tasks, jobs, model_path, model_hash, recipe, output) if dist.is_main() else {})
 
 
-def _load_task(task: TaskRecipe, recipe: FinetuneRecipe) -> Task:
+def load_split_task(task: TaskRecipe, recipe: FinetuneRecipe) -> Task:
+    """The task with the splits that ``recipe`` asks for: rows to select by; test rows where predictions are kept."""
     loaded = load_task(task, recipe.glue_path, recipe.glue_revision, with_tests=recipe.save_predictions)
     return hold_out(loaded, recipe.selection)
 

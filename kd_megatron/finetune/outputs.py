@@ -9,10 +9,11 @@ Shapes: N examples of a split, C classes.
 import json
 import os
 import shutil
+import time
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from kd_megatron.errors import OutputError, disk_full_is_clear
 MACHINES = "machines.json"
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn")  # whose versions scores depend on
 TENSORBOARD = "tensorboard"  # directory of the output
+EVENTS = "events.out.tfevents.0"  # a name that TensorBoard looks for
 PREDICTIONS = ".npz"
 SETTINGS = ("learning_rate", "batch_size", "seed")  # what TensorBoard's table of cells can be sorted by
 
@@ -84,25 +86,39 @@ def write_tensorboard(directory: Path, content: Mapping[str, Any]) -> None:
     Raises:
         OutputError: the disk is full.
     """
-    from torch.utils.tensorboard import SummaryWriter
-    from torch.utils.tensorboard.summary import hparams
-
     aside = directory.with_name(directory.name + ".partial")
-    last = {**{f"final/{name}": value for name, value in content["metrics"].items()}, "final/score": content["score"]}
     with disk_full_is_clear(directory):
         for stale in (aside, directory):
             shutil.rmtree(stale, ignore_errors=True)
-        with SummaryWriter(str(aside)) as board:
-            points = [("train", point) for point in content["learning_curve"]]
-            points += [("dev", point) for point in content["dev_curve"]]
-            for part, point in points:
-                for name in point.keys() - {"step", "examples"}:
-                    board.add_scalar(f"{part}/{name}", point[name], point["examples"])
-            for name, value in last.items():
-                board.add_scalar(name, value, content["num_examples"])
-            for summary in hparams({name: content[name] for name in SETTINGS}, last):
-                board._get_file_writer().add_summary(summary)
+        aside.mkdir(parents=True)
+        with (aside / EVENTS).open("wb") as file:
+            _write_events(file, content)
         os.replace(aside, directory)
+
+
+def _write_events(file: BinaryIO, content: Mapping[str, Any]) -> None:
+    """TensorBoard's records, written here and now: its own writer has a thread, whose errors nobody hears."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+    from torch.utils.tensorboard.summary import hparams, scalar
+
+    last = {**{f"final/{name}": value for name, value in content["metrics"].items()}, "final/score": content["score"]}
+    values = [
+        (f"{curve}/{name}", point[name], point["examples"])
+        for curve, points in (("train", content["learning_curve"]), ("dev", content["dev_curve"]))
+        for point in points
+        for name in point
+        if name not in ("step", "examples")
+    ]
+    values += [(name, value, content["num_examples"]) for name, value in last.items()]
+    settings = hparams({name: content[name] for name in SETTINGS}, last)
+    events = [Event(file_version="brain.Event:2")]
+    events += [Event(step=step, summary=scalar(name, value)) for name, value, step in values]
+    events += [Event(summary=summary) for summary in settings]
+    writer, now = RecordWriter(file), time.time()
+    for event in events:
+        event.wall_time = now
+        writer.write(event.SerializeToString())
 
 
 def record_machine(output: Path, cell_paths: Iterable[Path]) -> None:
