@@ -45,7 +45,7 @@ def read_jsonl(path: Path, columns: Columns) -> list[Row]:
         place = f"{path}:{number}"
         try:
             fields = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, and 100,000 brackets
             raise DataError(given=f"{place} is not valid JSON: {error}", expected="one object per line") from error
         if not isinstance(fields, dict):
             raise DataError(given=f"{place} holds {type(fields).__name__}", expected="a JSON object")
@@ -143,11 +143,17 @@ def row_from_fields(
     texts = [fields[name] for name in columns.text]
     if not all(isinstance(value, str) for value in texts):
         raise DataError(given=f"{place}: {' and '.join(columns.text)} hold {texts!r}", expected="strings")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            given=f"{place} is not a text: {error.reason}", expected="whole characters", fix="write the file again"
+        ) from error
     if columns.label is None:
         return make_row(place, texts, None)
     label = fields[columns.label]
-    missing = isinstance(label, float) and math.isnan(label)
-    if missing or not isinstance(label, str | int | float):
+    no_number = isinstance(label, float) and not math.isfinite(label)
+    if no_number or not isinstance(label, str | int | float):
         raise DataError(
             given=f"{place}: {columns.label} holds {label!r}",
             expected="a string or a number",

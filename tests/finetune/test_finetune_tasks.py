@@ -75,6 +75,10 @@ def test_a_file_that_cannot_be_used_is_named_with_its_line(tmp_path: Path, case:
         ('{"text": "x"}', r"train\.jsonl:2 has no column 'label'"),
         ('{"text": 3, "label": "no"}', r"train\.jsonl:2: text hold"),
         ('{"text": "x", "label": null}', r"train\.jsonl:2: label holds None"),
+        ('{"text": "x", "label": Infinity}', r"train\.jsonl:2: label holds inf"),
+        pytest.param('{"text": "x", "label": ' + "9" * 5000 + "}", "jsonl:2 is not valid JSON", id="5,000 digits"),
+        pytest.param("[" * 100_000, "jsonl:2 is not valid JSON", id="100,000 brackets"),
+        ('{"text": "half \\ud800", "label": "no"}', r"train\.jsonl:2 is not a text: surrogates"),
     ],
 )
 def test_bad_jsonl_rows(tmp_path: Path, line: str, message: str):
