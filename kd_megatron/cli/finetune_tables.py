@@ -35,7 +35,8 @@ def print_scores(summary: dict[str, Any]) -> None:
         if task["note"]:
             console.print(f"* {name}: {task['note']}", soft_wrap=True)
     for average in summary["averages"].values():
-        console.print(_average(average), soft_wrap=True)
+        if average["tasks"]:  # someone with own data alone need not read of GLUE
+            console.print(_average(average), soft_wrap=True)
     console.print(
         f"Each score is that of the {summary['selection']}, over n seeds; intervals are Student's t.", soft_wrap=True
     )

@@ -66,7 +66,7 @@ def interval(value: Estimate | None) -> str:
 
 def averages(results: FinetuneResults) -> Table | None:
     """The averages that others take; one over fewer tasks than its own would be another number, so it is not shown."""
-    found = results.summary.get("averages")
+    found = [part for part in results.summary.get("averages", {}).values() if part["tasks"]]
     if not found:
         return None
     rows = [
@@ -76,7 +76,7 @@ def averages(results: FinetuneResults) -> Table | None:
             "absent": ", ".join(part["absent"]),
             "partial": ", ".join(part["partial"]),
         }
-        for part in found.values()
+        for part in found
     ]
     columns = [
         Column("average", "average", is_text=True),
