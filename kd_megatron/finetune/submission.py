@@ -78,6 +78,12 @@ def write_submission(summary: Mapping[str, Any], output: Path, recipe: FinetuneR
             if owner == name and split in predictions:
                 files[file] = _content(name, split, predictions[split])
         logs.say(f"submission: {chosen}, the best of {len(best_cells(task))} seeds by selection score")
+    _write_zip(path, files)
+    return [file for file in FILES if file not in files]
+
+
+def _write_zip(path: Path, files: Mapping[str, str]) -> None:
+    """Aside first, checked, then one rename."""
     aside = path.with_name(path.name + ".partial")
     with disk_full_is_clear(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +95,6 @@ def write_submission(summary: Mapping[str, Any], output: Path, recipe: FinetuneR
             os.replace(aside, path)
         finally:
             aside.unlink(missing_ok=True)
-    return [file for file in FILES if file not in files]
 
 
 def _require_splits(task: str, found: set[str], where: str) -> None:

@@ -93,16 +93,21 @@ def load_task(
     labels.check_two(recipe.name, source, subset_train.labels, label_names)
     for name, split in subset_devs.items():
         labels.warn_of_one_label(recipe.name, name, split.labels, metric)
-    notes = [_subset_note("train", train, subset_train)]
-    notes += [_subset_note(name, split, subset_devs[name]) for name, split in devs.items()]
-    if recipe.is_glue:
-        sizes = {name: len(split) for name, split in devs.items()}
-        notes.insert(0, glue.difference_to_official(recipe.name, len(train), sizes))
-    elif recipe.name in glue.GLUE:
-        notes.insert(0, f"own data under the name of GLUE's {recipe.name}")
-    note = "; ".join(part for part in notes if part)
+    note = _note(recipe, {"train": train, **devs}, {"train": subset_train, **subset_devs})
     partial = recipe.name in glue.GLUE and bool(note)
     return Task(recipe.name, label_names, metric, subset_train, subset_devs, partial, note, tests)
+
+
+def _note(recipe: TaskRecipe, whole: dict[str, Split], used: dict[str, Split]) -> str:
+    """How the rows differ from those of the task's name; ``whole`` and ``used`` are train and dev splits by name."""
+    notes = []
+    if recipe.is_glue:
+        sizes = {name: len(split) for name, split in whole.items()}
+        notes.append(glue.difference_to_official(recipe.name, sizes.pop("train"), sizes))
+    elif recipe.name in glue.GLUE:
+        notes.append(f"own data under the name of GLUE's {recipe.name}")
+    notes += [_subset_note(name, split, used[name]) for name, split in whole.items()]
+    return "; ".join(part for part in notes if part)
 
 
 def _read(recipe: TaskRecipe, glue_path: str | None, glue_revision: str | None, with_tests: bool) -> Rows:
