@@ -1,7 +1,8 @@
 """One golden run: the whole stage with a tiny model on the embedded tasks, its losses and metrics recorded beside this.
 
 The texts come from the installed packages, so it holds for the versions of requirements.txt alone. A change of numbers
-is recorded again, in a commit of its own that explains it, with: python tests/finetune/test_finetune_golden.py
+is recorded again, in a commit of its own that explains it, with:
+    PYTHONPATH=.:tests python tests/finetune/test_finetune_golden.py
 """
 
 import collections

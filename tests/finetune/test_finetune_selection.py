@@ -1,17 +1,21 @@
+import json
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kd_megatron.errors import DataError
+from kd_megatron.finetune.grid import run_grid
 from kd_megatron.finetune.halving import eligible, num_runs, planned, setting_of
 from kd_megatron.finetune.metrics import METRICS
+from kd_megatron.finetune.outputs import read_predictions
 from kd_megatron.finetune.selection import hold_out, selection_words
 from kd_megatron.finetune.summary import summarise_task, t_interval
-from kd_megatron.finetune.tasks import Split, Task
+from kd_megatron.finetune.tasks import Split, Task, load_task
 from kd_megatron.finetune.train import Cell
-from kd_megatron.schema import SelectionRecipe
+from kd_megatron.schema import FinetuneRecipe, SelectionRecipe, TaskRecipe
 
 RATES, SEEDS = (1e-5, 3e-5, 5e-5, 8e-5, 1e-4), (4, 2, 9)
 CELLS = [Cell("t", rate, 16, seed) for rate in RATES for seed in SEEDS]
@@ -174,3 +178,37 @@ def test_the_words_say_where_the_setting_was_chosen():
     assert "selected on the dev rows it is read from" in selection_words(8, SelectionRecipe())
     assert "held out of train" in selection_words(8, SelectionRecipe(on="train_slice"))
     assert "nothing was selected" in selection_words(1, SelectionRecipe())
+
+
+def test_a_grid_that_halves_and_selects_on_a_slice_of_train(
+    tiny_model: Path, review_files: tuple[Path, Path], tmp_path: Path
+):
+    train, dev = map(str, review_files)
+    raw: dict[str, Any] = {
+        "tasks": [{"name": "reviews", "train": train, "dev": dev}],
+        "grid": {"learning_rates": [1e-5, 3e-3, 1e-4], "batch_sizes": [8]},
+        "seeds": [5, 3],
+        "selection": {"on": "train_slice", "fraction": 0.25},
+        "epochs": 3,
+        "max_length": 16,
+        "precision": "fp32",
+        "tensorboard": False,
+    }
+    summary = run_grid(tiny_model, FinetuneRecipe.model_validate({**raw, "halving": True}), tmp_path / "out")
+    task = summary["tasks"]["reviews"]
+    assert (task["num_train"], task["selection"]["num_rows"], task["num_runs"]) == (72, 24, 3 + 2)
+    assert task["best_cell"]["learning_rate"] == 3e-3
+    assert list(task["scores"]) == ["5", "3"]
+    assert summary["selection"] == "best of 3 settings, selected on rows held out of train"
+    cells = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("reviews/cells/*.json")}
+    assert len(cells) == 5
+    held = hold_out(load_task(TaskRecipe(**raw["tasks"][0]), None), SelectionRecipe(**raw["selection"]))
+    assert held.selection is not None
+    for name, cell in cells.items():
+        outputs = read_predictions(tmp_path / "out" / "reviews" / "cells" / f"{name}.npz")
+        assert set(outputs) == {"dev", "selection"}
+        right = (outputs["selection"].argmax(1) == held.selection.labels).mean()
+        assert cell["selection_score"] == pytest.approx(right)
+    whole = run_grid(tiny_model, FinetuneRecipe.model_validate(raw), tmp_path / "out")["tasks"]["reviews"]
+    assert whole["num_runs"] == 6
+    assert len(list((tmp_path / "out").glob("reviews/cells/*.json"))) == 6, "what halving ran is not run again"
