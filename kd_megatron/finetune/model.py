@@ -1,6 +1,7 @@
 """The model to fine-tune: any Hugging Face encoder directory, with a classification head drawn from the seed alone."""
 
 import hashlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from kd_megatron.errors import ModelError
 from kd_megatron.finetune.untrained import UntrainedTop
 from kd_megatron.manifest import file_sha256
 
+TOKEN_TYPES = "token_type_ids"
 AS_IT_IS = UntrainedTop("keep")
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
 
@@ -46,14 +48,26 @@ def content_hash(path: Path) -> str:
 
 
 def load_tokenizer(path: Path, max_length: int) -> Any:
-    """The model's tokenizer, after checking that it pads, and that its ids and ``max_length`` fit the model."""
-    from transformers import AutoConfig, AutoTokenizer
+    """The model's tokenizer, after checking that it pads, and that its ids and ``max_length`` fit the model.
+
+    It gives what the model takes: token types only to a model that has them, whatever class the tokenizer is of.
+    """
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, AutoTokenizer
 
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(given=f"{path} cannot be read: {error}", expected="an encoder and its tokenizer") from error
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ModelError(
+            given=f"{path} is of the type {config.model_type!r}, which has no classifier in transformers",
+            expected="an encoder such as bert, roberta, distilbert, deberta-v2, electra, mpnet or modernbert",
+            fix="name a model of such a type",
+        )
+    classifier: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+    if TOKEN_TYPES not in inspect.signature(classifier.forward).parameters:
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != TOKEN_TYPES]
     if tokenizer.pad_token_id is None:
         raise ModelError(given=f"the tokenizer of {path} has no padding token", fix="give it one and save it again")
     if len(tokenizer) > config.vocab_size:

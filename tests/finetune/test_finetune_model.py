@@ -12,8 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kd_megatron.errors import ModelError
-from kd_megatron.finetune.model import load_classifier
+from kd_megatron.finetune.batches import encode_task
+from kd_megatron.finetune.model import load_classifier, load_tokenizer
+from kd_megatron.finetune.tasks import load_task
+from kd_megatron.finetune.train import Cell, run_cell
 from kd_megatron.finetune.untrained import UntrainedTop, read_untrained_top
+from kd_megatron.schema import FinetuneRecipe, TaskRecipe
 
 SIZES = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 DISTILBERT = {"vocab_size": 60, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
@@ -73,6 +77,31 @@ def test_dropout_reaches_all_of_every_architecture(name: str, tmp_path: Path):
     assert torch.equal(train, evaluation), "no dropout is left anywhere"
     model = load(tmp_path, dropout=0.3).train()
     assert not torch.equal(model(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_architecture_goes_with_a_tokenizer_of_any_class(
+    name: str, tiny_model: Path, review_files: tuple[Path, Path], tmp_path: Path
+):
+    transformers.AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
+    settings = tmp_path / "model" / "tokenizer_config.json"
+    names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | names))
+    transformers.AutoModel.from_config(ENCODERS[name]).save_pretrained(tmp_path / "model")
+    train, dev = map(str, review_files)
+    task = load_task(TaskRecipe(name="reviews", train=train, dev=dev), None)
+    encoded = encode_task(task, load_tokenizer(tmp_path / "model", 16), 16)
+    assert (encoded.train.tokens.types is None) == (name in ("distilbert", "mpnet"))
+    recipe = FinetuneRecipe(tasks=[TaskRecipe(name="reviews")], epochs=0.5, max_length=16, precision="fp32")
+    content = run_cell(tmp_path / "model", encoded, Cell("reviews", 1e-3, 8, 0), recipe, torch.device("cpu")).content
+    assert content["num_steps"] == 6
+
+
+def test_a_model_that_cannot_classify(tiny_model: Path, tmp_path: Path):
+    transformers.AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    transformers.ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="'vit', which has no classifier in transformers"):
+        load_tokenizer(tmp_path, 16)
 
 
 def test_without_a_number_the_models_own_dropout_stays(tiny_model: Path):
