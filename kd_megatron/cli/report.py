@@ -3,8 +3,8 @@
 Of a study, finished or not, there are afterwards, in DIRECTORY/report: index.html (one file, open it in a browser or
 mail it), report.md, results.json, tables/*.csv and figures/*.png.
 
-Of a fine-tuning, in DIRECTORY or in the directory of --to: scores.html, scores.md, tables/*.csv and figures/*.png. With
---to also the summary, in which paths are cut to their names: what a repository keeps.
+Of a fine-tuning there are, in DIRECTORY: scores.html, scores.md, tables/*.csv and figures/*.png. With --to they go to
+that directory, for a repository: no HTML, and a copy of the summary in which paths are cut to their names.
 
   kd-megatron report studies/demo
   kd-megatron report runs/finetune-NAME --to docs/results/NAME --published others.json

@@ -43,7 +43,8 @@ def write_page(output: Path, target: Path | None = None, published: Path | None 
 
     Args:
         output: what the stage wrote.
-        target: where the page goes, with a copy of the summary in which paths are cut to their names; None: ``output``.
+        target: a directory of a repository, which gets the page without its HTML, and a copy of the summary in which
+            paths are cut to their names; None: ``output``.
         published: a JSON file of scores that others report, to be shown beside these.
 
     Returns:
@@ -66,8 +67,9 @@ def write_page(output: Path, target: Path | None = None, published: Path | None 
             table.write_csv(aside / "tables")
         blocks, title = content(results, others, drawn), f"Fine-tuning of {results.model}"
         (aside / PAGE).write_text(to_markdown(title, subtitle(results), blocks, aside), encoding="utf-8")
-        (aside / HTML).write_text(to_html(title, subtitle(results), blocks), encoding="utf-8")
-        if target != output:
+        if target == output:
+            (aside / HTML).write_text(to_html(title, subtitle(results), blocks), encoding="utf-8")
+        else:
             logs.write_json(aside / SUMMARY, _without_places(results.summary))
             logs.write_json(aside / MACHINES, results.machines)
         _publish(aside, target)

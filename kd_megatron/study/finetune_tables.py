@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kd_megatron.schema import TaskRecipe
 from kd_megatron.study import words
 from kd_megatron.study.fairness import flatten
 from kd_megatron.study.finetune_results import FinetuneResults, Published
@@ -153,7 +154,8 @@ def published(results: FinetuneResults, others: Published) -> Table:
     for row in others.rows:
         rows.append({"model": row["model"], **row["scores"], "source": row["source"]})
         shared = [task for task in mine if task in row["scores"]]
-        rows.append({"model": "this page minus it", **{task: mine[task] - row["scores"][task] for task in shared}})
+        if shared:
+            rows.append({"model": "this page minus it", **{task: mine[task] - row["scores"][task] for task in shared}})
 
     columns = [Column("model", "model", is_text=True)]
     columns += [Column(task, heading(results, task), _points_as_given) for task in results.tasks]
@@ -169,7 +171,11 @@ def settings(results: FinetuneResults) -> Table | None:
     found = results.summary.get("settings")
     if not found:
         return None
-    rows = [{"key": key, "value": value} for key, value in flatten(found).items()]
+    tasks = {task["name"]: TaskRecipe.model_validate(task).model_dump(exclude_defaults=True) for task in found["tasks"]}
+    named = {
+        name: {key: task[key] for key in task if key != "name"} or "as GLUE has it" for name, task in tasks.items()
+    }
+    rows = [{"key": key, "value": value} for key, value in flatten({**found, "tasks": named}).items()]
     return Table("settings", "", _two_columns("setting"), rows)
 
 
