@@ -79,7 +79,7 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
 
     @functools.lru_cache(maxsize=1)
     def encoded(name: str) -> EncodedTask:
-        return _encode(by_name[name], model_path, tokenizer, recipe.max_length)
+        return encode(by_name[name], model_path, tokenizer, recipe)
 
     def run(job: Job, on_step: Callable[[int], None]) -> dict[str, Any]:
         result = run_cell(model_path, encoded(job.cell.task), job.cell, recipe, device, on_step)
@@ -174,9 +174,10 @@ def _warn_of_emulation(precision: str) -> None:
         logs.warn("this machine emulates bf16, which is many times slower than fp32; precision=auto takes the faster")
 
 
-def _encode(task: Task, model_path: Path, tokenizer: Any, max_length: int) -> EncodedTask:
-    encoded = encode_task(task, tokenizer, max_length)
-    warn_of_truncated(encoded, max_length)
+def encode(task: Task, model_path: Path, tokenizer: Any, recipe: FinetuneRecipe) -> EncodedTask:
+    """The task as cells of this model take it: tokenised, with ids of the embedding rows that it uses."""
+    encoded = encode_task(task, tokenizer, recipe.max_length)
+    warn_of_truncated(encoded, recipe.max_length)
     model = models.load_classifier(model_path, max(1, len(task.label_names)), task.regression, seed=0)
     return vocabulary.compact(encoded, model, tokenizer.all_special_ids)
 

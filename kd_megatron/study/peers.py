@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,8 +112,7 @@ def started(recipe: StudyRecipe, teacher: str | None, python: str | None) -> Ite
         recipe: with ``precision`` decided; the batch of each arm is the one it has here.
         python: the interpreter that has the peers' packages; None is this one.
     """
-    # Not resolved: the link to an interpreter is what makes an environment.
-    python = os.path.abspath(shutil.which(python) or python) if python else sys.executable
+    python = interpreter(python)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         peers = []
@@ -173,34 +173,50 @@ def _task(
 
 def _start(rival: Rival, length: int, python: str, directory: Path) -> Peer | None:
     """Start a peer and let it take its first steps; None, with a message, when it cannot run."""
-    program = PROGRAMS / f"{rival.program}.py"
-    if not program.is_file():
-        say(f"{rival.name} is left out: {program} is not there (it is in the repository, not in the package)")
+    found = launch(rival.name, rival.program, asdict(rival.task), rival.task.num_threads, python, directory)
+    return Peer(rival, length, *found) if found else None
+
+
+def launch(
+    name: str, program: str, task: dict[str, Any], num_threads: int, python: str, directory: Path
+) -> "tuple[subprocess.Popen[str], str] | None":
+    """Start ``benchmarks/peers/PROGRAM.py`` on ``task`` in ``directory`` and wait until it is ready for its turns.
+
+    Returns:
+        The process and the version of what it runs; None, with a message, when it cannot run.
+    """
+    path = PROGRAMS / f"{program}.py"
+    if not path.is_file():
+        say(f"{name} is left out: {path} is not there (it is in the repository, not in the package)")
         return None
-    threads = str(rival.task.num_threads)
     with tempfile.TemporaryFile(mode="w+", dir=directory) as messages:
         process = subprocess.Popen(
-            [python, str(program), json.dumps(asdict(rival.task))],
+            [python, str(path), json.dumps(task)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=messages,
             text=True,
             cwd=directory,
-            env=_environment(threads),
+            env=environment(num_threads),
         )
         first = process.stdout.readline().strip() if process.stdout else ""
         if first.startswith("ready "):
-            return Peer(rival, length, process, first.removeprefix("ready "))
+            return process, first.removeprefix("ready ")
         process.kill()
         process.wait()
         messages.seek(0)
         reason = first.removeprefix("absent ") or messages.read()[-TAIL_CHARACTERS:].strip() or "it ended at once"
-    say(f"{rival.name} is left out: {reason}")
+    say(f"{name} is left out: {reason}")
     return None
 
 
-def _environment(threads: str) -> dict[str, str]:
+def interpreter(python: str | None) -> str:
+    """The path of the peers' interpreter; None is this one. Not resolved: its link is what makes an environment."""
+    return os.path.abspath(shutil.which(python) or python) if python else sys.executable
+
+
+def environment(num_threads: int) -> dict[str, str]:
     """Ours, without what would make it a rank of our process group or import our packages."""
     foreign = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH")
     kept = {name: value for name, value in os.environ.items() if name not in foreign}
-    return {**kept, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**kept, "OMP_NUM_THREADS": str(num_threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
