@@ -10,6 +10,7 @@ from torch import nn
 
 from kd_megatron import logs
 from kd_megatron.errors import ModelError
+from kd_megatron.finetune.dropout import require_dropout, set_dropout
 from kd_megatron.finetune.untrained import UntrainedTop
 from kd_megatron.manifest import file_sha256
 
@@ -109,38 +110,15 @@ def load_classifier(
         ModelError: the checkpoint lacks weights of the encoder itself, so that it is not the model its
             configuration describes; or dropout cannot be set, or layers not taken off.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logs.quiet_libraries()
     problem = "regression" if regression else "single_label_classification"
-    try:
-        config = AutoConfig.from_pretrained(path, num_labels=num_outputs, problem_type=problem, trust_remote_code=False)
-        if dropout is not None:
-            _set_dropout(config, dropout, path)
-        if top.action == "drop":
-            config.num_hidden_layers = top.num_layers_left or config.num_hidden_layers
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except ModelError:
-        raise
-    except Exception as error:  # safetensors, configuration and shape problems each have a type of their own
+    model, missing = _load(path, {"num_labels": num_outputs, "problem_type": problem}, dropout, top)
+    lost = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name]
+    if lost:
         raise ModelError(
-            given=f"{path} cannot be loaded as a classifier: {error}",
-            expected="an encoder whose weights fit its config.json",
+            given=f"{path} lacks {len(lost)} weights of the encoder, such as {lost[0]}",
+            expected="all weights that its config.json describes",
             fix="export or download the model again",
-        ) from error
-    missing = sorted(report["missing_keys"])
-    _require_encoder(path, model.base_model_prefix, missing)
-    if dropout is not None:
-        _require_dropout(model, dropout, path)
+        )
     anew = top.names if top.action == "reinitialise" else ()
     _draw(model, [*missing, *anew], seed, getattr(model.config, "initializer_range", 0.02))
     for name in anew:  # what is not drawn: norms start as the identity
@@ -149,43 +127,34 @@ def load_classifier(
     return model
 
 
-def _require_encoder(path: Path, prefix: str, missing: list[str]) -> None:
-    lost = [name for name in missing if name.startswith(f"{prefix}.") and ".pooler." not in name]
-    if lost:
+def _load(path: Path, changes: dict[str, Any], dropout: float | None, top: UntrainedTop) -> tuple[Any, list[str]]:
+    """The classifier with what ``path`` has of its weights, and the names of the others."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logs.quiet_libraries()
+    options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, **changes)
+        if dropout is not None:
+            set_dropout(config, dropout, path)
+        if top.action == "drop" and top.names:
+            config.num_hidden_layers = top.num_layers_left
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            path, config=config, output_loading_info=True, **options
+        )
+        if dropout is not None:
+            require_dropout(model, dropout, path)
+    except ModelError:
+        raise
+    except Exception as error:  # safetensors, configuration and shape problems each have a type of their own
         raise ModelError(
-            given=f"{path} lacks {len(lost)} weights of the encoder, such as {lost[0]}",
-            expected="all weights that its config.json describes",
+            given=f"{path} cannot be loaded as a classifier: {error}",
+            expected="an encoder whose weights fit its config.json",
             fix="export or download the model again",
-        )
-
-
-def _set_dropout(config: Any, dropout: float, path: Path) -> None:
-    """Every probability of dropout that the configuration has, whatever this architecture calls it."""
-    values = config.to_dict()
-    names = [name for name, value in values.items() if "dropout" in name and _is_probability(value)]
-    if not names and dropout > 0:
-        raise ModelError(
-            given=f"dropout: {dropout:g}, but the configuration of {path} has no dropout",
-            expected="a model that has it, or dropout: null",
-            fix="set dropout to null, for all models of the comparison",
-        )
-    for name in names:
-        setattr(config, name, dropout)
-
-
-def _is_probability(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _require_dropout(model: nn.Module, dropout: float, path: Path) -> None:
-    """Hold the model to what its configuration was told."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and module.p != dropout:
-            raise ModelError(
-                given=f"dropout: {dropout:g}, but {name} of {path} keeps {module.p:g}",
-                expected="a model whose configuration decides all its dropout",
-                fix="set dropout to null, for all models of the comparison",
-            )
+        ) from error
+    return model, sorted(report["missing_keys"])
 
 
 def _draw(model: nn.Module, names: list[str], seed: int, standard_deviation: float) -> None:

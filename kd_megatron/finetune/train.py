@@ -9,7 +9,7 @@ Shapes: N examples, B batch, C classes (1 for a regression).
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from kd_megatron.finetune.batches import EncodedSplit, EncodedTask, train_batche
 from kd_megatron.finetune.evaluate import autocast, predict, require_finite, score
 from kd_megatron.finetune.model import load_classifier
 from kd_megatron.finetune.optimiser import build_optimizer, learning_rate_factor
-from kd_megatron.finetune.untrained import read_untrained_top
+from kd_megatron.finetune.untrained import UntrainedTop, read_untrained_top
 from kd_megatron.finetune.vocabulary import keep_rows
 from kd_megatron.schema import FinetuneRecipe
 
@@ -105,30 +105,17 @@ def run_cell(
         ModelError: the model cannot be loaded, or not with the recipe's dropout or ``untrained_top``.
         NonFiniteError: the loss or an output became NaN or infinite.
     """
-    task, top = encoded.task, read_untrained_top(model_path, recipe.untrained_top)
+    top = read_untrained_top(model_path, recipe.untrained_top)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        num_outputs = max(1, len(task.label_names))
-        model = load_classifier(model_path, num_outputs, task.regression, cell.seed, recipe.dropout, top)
-        if encoded.rows is not None:
-            keep_rows(model, encoded.rows)
-        model.to(device)
+        model = _load(model_path, encoded, cell, recipe, top).to(device)
         torch.manual_seed(cell.seed)  # of dropout
         progress = _train(model, encoded, cell, recipe, on_step)
     start = time.perf_counter()
     splits = {**encoded.devs, **encoded.tests, **({SELECTION: encoded.selection} if encoded.selection else {})}
     predictions = {name: _predict(model, split, name, cell, recipe) for name, split in splits.items()}
-    dev_score, metrics = _dev_scores(encoded, predictions)
-    selection_score = dev_score
-    if encoded.selection:
-        selection_score, _ = score(task, predictions[SELECTION], encoded.selection.labels)
     content = {
-        "task": cell.task,
-        "learning_rate": cell.learning_rate,
-        "batch_size": cell.batch_size,
-        "seed": cell.seed,
-        "score": dev_score,
-        "selection_score": selection_score,
-        "metrics": metrics,
+        **asdict(cell),
+        **_scores(encoded, predictions),
         "precision": recipe.precision,
         "untrained_top": top.describe(),
         "num_steps": count_steps(len(encoded.train), cell, recipe.epochs),
@@ -140,6 +127,16 @@ def run_cell(
         "dev_curve": progress.dev_curve,
     }
     return CellResult(content, predictions)
+
+
+def _load(model_path: Path, encoded: EncodedTask, cell: Cell, recipe: FinetuneRecipe, top: UntrainedTop) -> nn.Module:
+    """The model as the cell starts from it, on the CPU."""
+    task = encoded.task
+    num_outputs = max(1, len(task.label_names))
+    model = load_classifier(model_path, num_outputs, task.regression, cell.seed, recipe.dropout, top)
+    if encoded.rows is not None:
+        keep_rows(model, encoded.rows)
+    return model
 
 
 def _train(
@@ -202,6 +199,14 @@ def _evaluation_steps(num_steps: int, recipe: FinetuneRecipe) -> set[int]:
 
 def _predict(model: nn.Module, split: EncodedSplit, name: str, cell: Cell, recipe: FinetuneRecipe) -> np.ndarray:
     return predict(model, split, recipe.precision, f"{cell}: the {name} prediction")
+
+
+def _scores(encoded: EncodedTask, predictions: dict[str, np.ndarray]) -> dict[str, Any]:
+    dev_score, metrics = _dev_scores(encoded, predictions)
+    chosen_by = dev_score
+    if encoded.selection:
+        chosen_by, _ = score(encoded.task, predictions[SELECTION], encoded.selection.labels)
+    return {"score": dev_score, "selection_score": chosen_by, "metrics": metrics}
 
 
 def _dev_scores(encoded: EncodedTask, predictions: dict[str, np.ndarray]) -> tuple[float, dict[str, float]]:

@@ -1,6 +1,7 @@
 """What the recipe may change in the model before it is fine-tuned: dropout, and weights that were never trained."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from kd_megatron.errors import ModelError
 from kd_megatron.finetune.batches import encode_task
+from kd_megatron.finetune.dropout import require_dropout, set_dropout
 from kd_megatron.finetune.model import load_classifier, load_tokenizer
 from kd_megatron.finetune.tasks import load_task
 from kd_megatron.finetune.train import Cell, run_cell
@@ -28,6 +30,7 @@ ENCODERS = {
     "deberta-v2": transformers.DebertaV2Config(**SIZES),
     "electra": transformers.ElectraConfig(**SIZES, embedding_size=16),
     "mpnet": transformers.MPNetConfig(**SIZES),
+    "modernbert": transformers.ModernBertConfig(**SIZES, pad_token_id=0, global_attn_every_n_layers=2),
     "albert": transformers.AlbertConfig(**SIZES, embedding_size=16),
 }
 # As MiniLM leaves a student whose last relations are those of the last layer; its lost pretraining head is no matter.
@@ -91,7 +94,7 @@ def test_every_architecture_goes_with_a_tokenizer_of_any_class(
     train, dev = map(str, review_files)
     task = load_task(TaskRecipe(name="reviews", train=train, dev=dev), None)
     encoded = encode_task(task, load_tokenizer(tmp_path / "model", 16), 16)
-    assert (encoded.train.tokens.types is None) == (name in ("distilbert", "mpnet"))
+    assert (encoded.train.tokens.types is None) == (name in ("distilbert", "mpnet", "modernbert"))
     recipe = FinetuneRecipe(tasks=[TaskRecipe(name="reviews")], epochs=0.5, max_length=16, precision="fp32")
     content = run_cell(tmp_path / "model", encoded, Cell("reviews", 1e-3, 8, 0), recipe, torch.device("cpu")).content
     assert content["num_steps"] == 6
@@ -142,15 +145,15 @@ def test_drop_takes_the_layers_off(student: Path, tiny_model: Path):
     assert dropped(input_ids=torch.tensor([[2, 5, 3]])).logits.shape == (1, 2)
 
 
-@pytest.mark.parametrize("name", ["roberta", "distilbert", "deberta-v2", "electra", "mpnet"])
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "deberta-v2", "electra", "mpnet", "modernbert"])
 def test_layers_come_off_every_architecture(name: str, tmp_path: Path):
     model = transformers.AutoModel.from_config(ENCODERS[name])
     model.save_pretrained(tmp_path)
     top = [key for key, _ in model.named_parameters() if ".1." in key]
     write_card(tmp_path, top)  # as a headless encoder names them
     dropped = load(tmp_path, action="drop")
-    assert not any(".layer.1." in key for key, _ in dropped.named_parameters())
-    assert any(".layer.0." in key for key, _ in dropped.named_parameters())
+    left = {number for key, _ in dropped.named_parameters() for number in re.findall(r"layers?\.(\d)\.", key)}
+    assert left == {"0"}
     assert dropped(input_ids=torch.tensor([[5, 6, 7]])).logits.shape == (1, 2)
 
 
@@ -186,3 +189,11 @@ def test_a_card_that_cannot_be_read(student: Path, text: str):
     (student / "kd_megatron.json").write_text(text)
     with pytest.raises(ModelError, match="is not a valid card"):
         read_untrained_top(student, "keep")
+
+
+def test_dropout_that_cannot_be_set():
+    with pytest.raises(ModelError, match=r"dropout: 0\.3, but the configuration of somewhere has no dropout"):
+        set_dropout(transformers.PretrainedConfig(), 0.3, Path("somewhere"))
+    set_dropout(transformers.PretrainedConfig(), 0.0, Path("somewhere"))
+    with pytest.raises(ModelError, match=r"dropout: 0\.3, but 1 of somewhere keeps 0\.2"):
+        require_dropout(nn.Sequential(nn.Dropout(0.3), nn.Dropout(0.2)), 0.3, Path("somewhere"))
