@@ -58,6 +58,8 @@ class GridView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self.begin(None)  # the last cell is counted too
         for row in self._rows:
             self._bar.remove_task(row)
         self._bar.stop()

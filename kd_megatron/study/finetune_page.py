@@ -105,9 +105,9 @@ def content(results: FinetuneResults, others: Published | None, drawn: dict[str,
 
 def _lead(results: FinetuneResults) -> str:
     partial = [task for task, part in results.tasks.items() if part["partial_split"]]
-    text = f"Average over {len(results.tasks)} tasks: {words.score(results.average())} points"
+    text = f"Average over {_count(len(results.tasks), 'task')}: {words.score(results.average())} points"
     num_seeds = {len(part["scores"]) for part in results.tasks.values()}
-    text += f" ({' or '.join(map(str, sorted(num_seeds)))} seeds)."
+    text += f" ({_count(num_seeds.pop(), 'seed') if len(num_seeds) == 1 else 'seeds differ'})."
     return text + (f" Not GLUE's rows: {', '.join(partial)}." if partial else "")
 
 
@@ -130,7 +130,7 @@ def _cost(results: FinetuneResults) -> str:
     num_cells = sum(len(cells) for cells in results.cells.values())
     seconds = results.seconds
     spent = f"{seconds:.0f} seconds" if seconds < 600 else f"{seconds / 3600:.2f} hours"
-    return f"{num_cells} cells took {spent} of training and evaluation, summed over processes."
+    return f"{_count(num_cells, 'cell')} took {spent} of training and evaluation, summed over processes."
 
 
 def _figure(drawn: dict[str, Path], name: str) -> list[Block]:
@@ -140,7 +140,11 @@ def _figure(drawn: dict[str, Path], name: str) -> list[Block]:
 def subtitle(results: FinetuneResults) -> str:
     """What was run, in one line."""
     num_cells = sum(len(part["cells"]) for part in results.tasks.values())
-    return f"{len(results.tasks)} tasks, {num_cells} cells, {results.summary['precision']}."
+    return f"{_count(len(results.tasks), 'task')}, {_count(num_cells, 'cell')}, {results.summary['precision']}."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _csv_tables(results: FinetuneResults, others: Published | None) -> list[Table]:
