@@ -1,7 +1,7 @@
 """Who is timed at fine-tuning: our own run of one cell, Hugging Face's Trainer, and whole grids on several processes.
 
-A turn is a whole run on texts: tokenise, load the weights, train, predict the dev rows. Imports, and a first small run,
-come before.
+A turn is a whole run on texts: tokenise, load the weights, train, predict the dev rows. Imports, the tokenizer and a
+first small run come before.
 
 Shapes: N dev examples, C classes.
 """
@@ -21,7 +21,6 @@ import torch
 from kd_megatron.errors import EnvironmentFault
 from kd_megatron.finetune.evaluate import score
 from kd_megatron.finetune.grid import encode
-from kd_megatron.finetune.model import load_tokenizer
 from kd_megatron.finetune.tasks import Split, Task
 from kd_megatron.finetune.train import Cell, run_cell
 from kd_megatron.schema import FinetuneRecipe
@@ -53,6 +52,7 @@ class Ours:
     task: Task
     recipe: FinetuneRecipe
     batch_size: int
+    tokenizer: Any
     device: torch.device
 
     @property
@@ -62,9 +62,7 @@ class Ours:
 
     def run(self, seed: int) -> float:
         """One turn. Returns the dev score."""
-        encoded = encode(
-            self.task, self.model_path, load_tokenizer(self.model_path, self.recipe.max_length), self.recipe
-        )
+        encoded = encode(self.task, self.model_path, self.tokenizer, self.recipe)
         cell = Cell(self.task.name, self.recipe.grid.learning_rates[0], self.batch_size, seed)
         return float(run_cell(self.model_path, encoded, cell, self.recipe, self.device).content["score"])
 

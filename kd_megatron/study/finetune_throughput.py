@@ -40,7 +40,8 @@ def time_tasks(
     for task_recipe in recipe.tasks:
         task = load_task(task_recipe, recipe.glue_path, recipe.glue_revision, with_tests=False)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        ours = Ours(model_path, task, recipe, recipe.grid.batch_sizes[0], device)
+        tokenizer = load_tokenizer(model_path, recipe.max_length)
+        ours = Ours(model_path, task, recipe, recipe.grid.batch_sizes[0], tokenizer, device)
         replace(ours, task=_few(task)).run(0)
         with ExitStack() as stack:
             contenders: list[Contender] = []
@@ -50,7 +51,6 @@ def time_tasks(
             for contender in contenders:
                 stack.callback(contender.close)
             shape = f"{len(task.train)} train x {recipe.epochs:g}, {task.num_dev} dev"
-            tokenizer = load_tokenizer(model_path, recipe.max_length)
             num_tokens = int(encode_task(task, tokenizer, recipe.max_length).train.lengths.sum() * recipe.epochs)
             name = f"finetune/{task.name}"
             rows += _measure(name, shape, contenders, num_tokens, num_rounds, recipe.precision, scores)
