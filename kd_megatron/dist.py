@@ -10,7 +10,7 @@ import torch
 import torch.distributed as torch_dist
 
 from kd_megatron import news, rendezvous, watchdog
-from kd_megatron.errors import KdError, disk_full_is_clear
+from kd_megatron.errors import EnvironmentFault, KdError, disk_full_is_clear
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ def timeout() -> timedelta:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[torch.device]:
+def joined(share_devices: bool = False) -> Iterator[torch.device]:
     """`initialise`, and `shut_down` at the end. An error that leaves the block ends the other ranks soon, and says why.
 
     Raises:
@@ -29,7 +29,7 @@ def joined() -> Iterator[torch.device]:
     """
     try:
         with disk_full_is_clear("the output of this command"):
-            yield initialise()
+            yield initialise(share_devices)
     except BaseException as error:
         told = watchdog.last_words(error)
         _leave(in_good_order=False)
@@ -39,20 +39,24 @@ def joined() -> Iterator[torch.device]:
     shut_down()
 
 
-def initialise() -> torch.device:
+def initialise(share_devices: bool = False) -> torch.device:
     """Join the process group (environment as `deepspeed` and `torchrun` set it; alone without) and name the device.
 
     The ranks then watch each other (`watchdog`) until `shut_down`.
 
+    Args:
+        share_devices: let several ranks of a node take one GPU, where it has fewer GPUs than ranks. For stages whose
+            ranks exchange nothing on the GPU: NCCL refuses two ranks of one device.
+
     Raises:
         RankLost: not all ranks arrived.
-        EnvironmentFault: the meeting point cannot be used.
+        EnvironmentFault: the meeting point cannot be used, or a rank has no GPU of its own.
     """
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = gpu_of(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count(), share_devices)
         torch.cuda.set_device(device)
     if not torch_dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -61,6 +65,17 @@ def initialise() -> torch.device:
         watchdog.start(rank, heart)
         torch_dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout())
     return device
+
+
+def gpu_of(local_rank: int, num_gpus: int, share: bool) -> torch.device:
+    """The GPU of a rank: its own, or, where they are shared, one after the other in turn."""
+    if local_rank >= num_gpus and not share:
+        raise EnvironmentFault(
+            given=f"local rank {local_rank} on a node with {num_gpus} GPUs",
+            expected="a GPU for every process",
+            fix=f"start at most {num_gpus} processes on this node (only fine-tuning lets several share a GPU)",
+        )
+    return torch.device("cuda", local_rank % num_gpus)
 
 
 def shut_down() -> None:

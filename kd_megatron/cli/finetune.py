@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         check_recipe(recipe)
     if args.dry_run:
         return _print_plan(args.model, recipe, output)
-    with dist.joined():
+    with dist.joined(share_devices=True):
         compare_nodes([args.recipe, *args.overrides])
         summary = run_grid(args.model, recipe, output)
         if dist.is_main():

@@ -56,7 +56,7 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
         NonFiniteError: a cell diverged; the finished ones are kept.
         OutputError: ``output`` holds the scores of another model, or the disk is full.
     """
-    device, model_path, output = dist.initialise(), Path(model_path), Path(output)
+    device, model_path, output = dist.initialise(share_devices=True), Path(model_path), Path(output)
     logs.quiet_libraries()
     _main_first(lambda: models.check_directory(model_path))
     model_hash = _main_first(lambda: models.content_hash(model_path))

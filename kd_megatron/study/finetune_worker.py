@@ -18,7 +18,7 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     model, raw, warm_up = json.loads(sys.argv[1])
     recipe = FinetuneRecipe.model_validate(raw)
-    with dist.joined():
+    with dist.joined(share_devices=True):
         run_grid(model, _small(recipe), Path(warm_up))
         print("ready", file=answers, flush=True)
         for line in sys.stdin:

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as torch_dist
 
+from kd_megatron import dist
+from kd_megatron.errors import EnvironmentFault
 from kd_megatron.finetune import work_queue
 from kd_megatron.finetune.halving import num_runs, planned
 from kd_megatron.finetune.jobs import Job
@@ -125,3 +127,10 @@ def test_a_waiting_rank_gets_the_next_round_or_hears_of_a_stop(store: torch_dist
 )
 def test_words_of_time(seconds: float | None, words: str):
     assert re.search(words, words_of_left(seconds))
+
+
+def test_ranks_share_gpus_only_where_a_stage_allows_it():
+    assert [dist.gpu_of(rank, 2, share=True).index for rank in range(5)] == [0, 1, 0, 1, 0]
+    assert [dist.gpu_of(rank, 2, share=False).index for rank in range(2)] == [0, 1]
+    with pytest.raises(EnvironmentFault, match=r"local rank 2 on a node with 2 GPUs[\s\S]*at most 2 processes"):
+        dist.gpu_of(2, 2, share=False)
