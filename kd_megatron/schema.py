@@ -324,6 +324,11 @@ class GridRecipe(Strict):
     learning_rates: Annotated[list[Positive], Field(min_length=1)] = STUDY["grid"]["learning_rates"]
     batch_sizes: Annotated[list[Count], Field(min_length=1)] = STUDY["grid"]["batch_sizes"]
 
+    @property
+    def num_settings(self) -> int:
+        """Different settings: a value given twice is one."""
+        return len(set(self.learning_rates)) * len(set(self.batch_sizes))
+
 
 class SelectionRecipe(Strict):
     """The rows on which the best setting is chosen."""

@@ -26,7 +26,7 @@ from kd_megatron.finetune.outputs import (
     write_predictions,
     write_tensorboard,
 )
-from kd_megatron.finetune.selection import hold_out
+from kd_megatron.finetune.selection import hold_out, idle_settings
 from kd_megatron.finetune.summary import summarise, summarise_task
 from kd_megatron.finetune.tasks import Task, load_task
 from kd_megatron.finetune.train import Cell, CellResult, run_cell
@@ -66,6 +66,8 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     tasks = _main_first(lambda: [load_split_task(task, recipe) for task in recipe.tasks])
     recipe = resolve_precision(recipe)
     _warn_of_emulation(recipe.precision)
+    for words in idle_settings(recipe):
+        logs.warn(words)
     top = _main_first(lambda: read_untrained_top(model_path, recipe.untrained_top))
     if top.names:
         logs.warn(f"{model_path}: {top}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from kd_megatron.errors import DataError
 from kd_megatron.finetune.tasks import Split, Task
-from kd_megatron.schema import SelectionRecipe
+from kd_megatron.schema import FinetuneRecipe, SelectionRecipe
 
 SLICE_SEED = 1404  # every arm and every seed of a study holds out the same rows
 NUM_STRATA = 10  # of a regression: its labels are values, so that ranges of equal size stand for classes
@@ -54,6 +54,20 @@ def selection_words(num_settings: int, recipe: SelectionRecipe) -> str:
     if recipe.on == "dev":
         return f"best of {num_settings} settings, selected on the dev rows it is read from"
     return f"best of {num_settings} settings, selected on rows held out of train"
+
+
+def idle_settings(recipe: FinetuneRecipe) -> list[str]:
+    """What the recipe asks for that does nothing with this grid, in words."""
+    found = []
+    one_setting = recipe.grid.num_settings == 1
+    if recipe.selection.on == "train_slice" and one_setting:
+        found.append(
+            f"selection.on=train_slice holds {recipe.selection.fraction:.0%} of the training rows out, but a grid of "
+            "one setting leaves them nothing to choose; selection.on=dev trains on them"
+        )
+    if recipe.halving and (one_setting or len(recipe.seeds) == 1):
+        found.append(f"halving=true gives nothing up with one {'setting' if one_setting else 'seed'}")
+    return found
 
 
 def _slice_of(task: Task, fraction: float) -> list[int]:

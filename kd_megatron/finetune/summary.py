@@ -59,12 +59,11 @@ def summarise_task(task: Task, cells: list[dict[str, Any]]) -> dict[str, Any]:
 
 def summarise(tasks: dict[str, dict[str, Any]], recipe: FinetuneRecipe) -> dict[str, Any]:
     """The part of ``summary.json`` that is over all tasks, from what `summarise_task` gave for each."""
-    num_settings = len(set(recipe.grid.learning_rates)) * len(set(recipe.grid.batch_sizes))
     return {
         "precision": recipe.precision,
         "tasks": tasks,
         "average": sum(part["mean"] for part in tasks.values()) / len(tasks),
-        "selection": selection_words(num_settings, recipe.selection),
+        "selection": selection_words(recipe.grid.num_settings, recipe.selection),
         "settings": recipe.model_dump(mode="json"),
     }
 

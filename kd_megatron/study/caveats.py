@@ -64,7 +64,7 @@ def _finetuning(results: StudyResults) -> list[str]:
     recipe = results.recipe.finetune
     if recipe is None:
         return ["No fine-tuning: arms are ranked by the probe's held-out loss, which favours arms that train MLM."]
-    num_cells = len(recipe.grid.learning_rates) * len(recipe.grid.batch_sizes)
+    num_cells = recipe.grid.num_settings
     seeds = f"with {'up to ' if recipe.halving and num_cells > 1 else ''}{num_seeds(len(recipe.seeds))} of fine-tuning"
     selected = f"The best of {num_cells} fine-tuning settings is selected on"
     if num_cells == 1:

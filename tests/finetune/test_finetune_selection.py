@@ -11,7 +11,7 @@ from kd_megatron.finetune.grid import run_grid
 from kd_megatron.finetune.halving import eligible, num_runs, planned, setting_of
 from kd_megatron.finetune.metrics import METRICS
 from kd_megatron.finetune.outputs import read_predictions
-from kd_megatron.finetune.selection import hold_out, selection_words
+from kd_megatron.finetune.selection import hold_out, idle_settings, selection_words
 from kd_megatron.finetune.summary import summarise_task, t_interval
 from kd_megatron.finetune.tasks import Split, Task, load_task
 from kd_megatron.finetune.train import Cell
@@ -178,6 +178,22 @@ def test_the_words_say_where_the_setting_was_chosen():
     assert "selected on the dev rows it is read from" in selection_words(8, SelectionRecipe())
     assert "held out of train" in selection_words(8, SelectionRecipe(on="train_slice"))
     assert "nothing was selected" in selection_words(1, SelectionRecipe())
+
+
+@pytest.mark.parametrize(
+    ("rates", "seeds", "halving", "on", "words"),
+    [
+        ([1e-5], [0, 1], False, "train_slice", ["selection.on=train_slice holds 10% of the training rows out"]),
+        ([1e-5, 1e-5], [0, 1], True, "dev", ["gives nothing up with one setting"]),
+        ([1e-5, 3e-5], [0], True, "train_slice", ["gives nothing up with one seed"]),
+        ([1e-5, 3e-5], [0, 1], True, "train_slice", []),
+    ],
+)
+def test_what_does_nothing_is_said(rates: list[float], seeds: list[int], halving: bool, on: str, words: list[str]):
+    raw = {"tasks": [{"name": "RTE"}], "grid": {"learning_rates": rates, "batch_sizes": [8]}, "seeds": seeds}
+    found = idle_settings(FinetuneRecipe.model_validate({**raw, "halving": halving, "selection": {"on": on}}))
+    assert len(found) == len(words)
+    assert all(part in said for part, said in zip(words, found, strict=True))
 
 
 def test_a_grid_that_halves_and_selects_on_a_slice_of_train(
