@@ -79,7 +79,7 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     by_name = {task.name: task for task in tasks}
     _main_first(lambda: record_machine(output, [job.path for job in jobs]))
 
-    @functools.lru_cache(maxsize=1)
+    @functools.lru_cache(maxsize=2)
     def encoded(name: str) -> EncodedTask:
         return encode(by_name[name], model_path, tokenizer, recipe)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_megatron import logs
+from kd_megatron import logs, marks
 
 CACHE = Path("data/finetune_tokens")  # may be removed at any time
 VERSION = 1  # of the files' format
@@ -66,6 +66,7 @@ def _tokenise(first: Sequence[str], second: Sequence[str] | None, tokenizer: Any
     lengths: list[int] = []
     num_truncated = 0
     for start in range(0, len(first), CHUNK):
+        marks.beat()
         part = slice(start, start + CHUNK)
         pairs = None if second is None else list(second[part])
         encoded = tokenizer(
