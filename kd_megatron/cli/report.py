@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--published", type=Path, metavar="FILE", help="fine-tuning: scores that others report, shown beside these"
     )
+    parser.add_argument(
+        "--interval",
+        choices=("t", "bootstrap"),
+        default="t",
+        help="study: how intervals are made; bootstrap needs 10 seeds (docs/statistics.md); default: t",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         )
     from kd_megatron.study.report import write_report
 
-    print(write_report(args.directory))
+    print(write_report(args.directory, args.interval))
     return 0
 
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from kd_megatron.schema import BudgetRecipe
-from kd_megatron.study import words
+from kd_megatron.study import comparisons, words
+from kd_megatron.study.comparisons import Comparison
 from kd_megatron.study.results import StudyResults
 from kd_megatron.study.statistics import Estimate
 
@@ -42,10 +43,10 @@ def answer(results: StudyResults) -> str:
     if len(ranked) == 1:
         return f"{opening}; no other arm has a result to compare it with."
     other = results.reference if best != results.reference else ranked[1][0]
-    gap = results.difference(best, measure.quantity, to=other)
-    if gap is None:
+    found = comparisons.best_against(results, best, other, measure.quantity)
+    if found is None:
         return f"{opening}; {other} shares no seed with it, so no difference can be given."
-    return f"{opening}, {_gap_in_words(gap, best, other, measure)}."
+    return f"{opening}, {_gap_in_words(found, measure)}."
 
 
 def ranking(results: StudyResults, measure: Measure) -> list[tuple[str, float, list[int]]]:
@@ -60,17 +61,27 @@ def ranking(results: StudyResults, measure: Measure) -> list[tuple[str, float, l
     return sorted(ranked, key=lambda entry: entry[1], reverse=measure.higher_is_better)
 
 
-def _gap_in_words(gap: Estimate, best: str, other: str, measure: Measure) -> str:
+def _gap_in_words(found: Comparison, measure: Measure) -> str:
+    gap, best, other = found.difference, found.arm, found.other
     size = f"{abs(measure.scale * gap.mean):.{measure.digits}f} {measure.unit}"
-    ahead = gap.mean > 0 if measure.higher_is_better else gap.mean < 0
-    place = f"{size} {'better' if ahead else 'worse'} than {other}" if gap.mean else f"level with {other}"
+    place = f"{size} {'better' if found.is_better else 'worse'} than {other}" if gap.mean else f"level with {other}"
     if gap.low is None or gap.high is None:
         return f"{place}, in one seed: no interval can be given, so this is one observation and no evidence"
-    low, high = (words.signed(measure.scale * end, measure.digits) for end in (gap.low, gap.high))
-    interval = f"95 % interval of the difference {low} to {high}, paired over {num_seeds(gap.n)}"
-    if gap.excludes_zero:
+    interval = f"95 % interval of the difference {_ends(gap, measure)}, paired over {num_seeds(gap.n)}"
+    if not gap.excludes_zero:
+        return f"{place} ({interval}); the interval includes zero: these seeds cannot tell {best} from {other}"
+    if found.num_comparisons == 1:
         return f"{place} ({interval}); the interval excludes zero"
-    return f"{place} ({interval}); the interval includes zero: these seeds cannot tell {best} from {other}"
+    corrected = f"corrected for picking the best of {found.num_comparisons + 1} arms: {_ends(found.corrected, measure)}"
+    if found.corrected.excludes_zero:
+        return f"{place} ({interval}; {corrected}); the interval excludes zero"
+    doubt = f"zero is outside the first and inside the second: these seeds cannot tell {best} from {other}"
+    return f"{place} ({interval}; {corrected}); {doubt}"
+
+
+def _ends(gap: Estimate, measure: Measure) -> str:
+    ends = (gap.low, gap.high)
+    return " to ".join(words.signed(measure.scale * end, measure.digits) for end in ends if end is not None)
 
 
 def num_seeds(num: int) -> str:

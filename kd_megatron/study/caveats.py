@@ -4,6 +4,7 @@ from typing import Any
 
 from kd_megatron.study import tables, words
 from kd_megatron.study.answer import num_seeds
+from kd_megatron.study.certainty_tables import INTERVALS
 from kd_megatron.study.fairness import Difference
 from kd_megatron.study.results import StudyResults
 from kd_megatron.study.run_checks import Finding
@@ -51,12 +52,15 @@ def _seeds(results: StudyResults) -> list[str]:
     if num == 0:
         return []
     if num == 1:
-        said = "One seed: no interval can be given, and a difference between arms may be chance."
-    else:
-        said = f"Intervals are Student's t over {num_seeds(num)}"
-        said += ", which makes them wide." if num <= FEW_SEEDS else "."
+        return ["One seed: no interval can be given, and a difference between arms may be chance."]
+    said = f"Intervals are {INTERVALS[results.interval]} over {num_seeds(num)}"
+    said += ", which makes them wide." if num <= FEW_SEEDS else "."
     if len(results.arms) > 2:
-        said += f" They are not corrected for picking the best of {len(results.arms)} arms."
+        said += (
+            f" Those of single numbers are not corrected for picking the best of {len(results.arms)} arms; what is "
+            "claimed of a difference is."
+        )
+    said += " Pretraining seeds are what is counted: a student's score is the mean over its fine-tuning seeds."
     return [said]
 
 

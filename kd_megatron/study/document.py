@@ -101,7 +101,10 @@ def _html_table(table: Table) -> str:
         f'<th scope="col" class="{kind}">{html.escape(column.heading)}</th>'
         for column, kind in zip(table.columns, classes, strict=True)
     )
-    rows = "\n".join(f"<tr>{_html_cells(row, classes)}</tr>" for row in table.shown())
+    rows = "\n".join(
+        f"<tr>{_html_cells(row, classes, strong)}</tr>"
+        for row, strong in zip(table.shown(), _strong(table), strict=True)
+    )
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     title = f"<h3>{html.escape(table.title)}</h3>" if table.title else ""
     return (
@@ -110,8 +113,17 @@ def _html_table(table: Table) -> str:
     )
 
 
-def _html_cells(row: list[str], classes: list[str]) -> str:
-    return "".join(f'<td class="{kind}">{html.escape(cell)}</td>' for cell, kind in zip(row, classes, strict=True))
+def _html_cells(row: list[str], classes: list[str], strong: list[bool]) -> str:
+    cells = (
+        f"<strong>{html.escape(cell)}</strong>" if bold else html.escape(cell)
+        for cell, bold in zip(row, strong, strict=True)
+    )
+    return "".join(f'<td class="{kind}">{cell}</td>' for cell, kind in zip(cells, classes, strict=True))
+
+
+def _strong(table: Table) -> list[list[bool]]:
+    """For each cell of each row, whether it is bold."""
+    return [[(row, column.key) in table.strong for column in table.columns] for row in range(len(table.rows))]
 
 
 def to_markdown(title: str, subtitle: str, blocks: list[Block], directory: Path) -> str:
@@ -140,6 +152,10 @@ def _markdown_table(table: Table) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     rule = "|" + "|".join(" :-- " if column.is_text else " --: " for column in table.columns) + "|"
-    lines = [line([column.heading for column in table.columns]), rule, *map(line, table.shown())]
+    rows = [
+        [f"**{cell}**" if bold else cell for cell, bold in zip(row, strong, strict=True)]
+        for row, strong in zip(table.shown(), _strong(table), strict=True)
+    ]
+    lines = [line([column.heading for column in table.columns]), rule, *map(line, rows)]
     title = f"**{table.title}**\n\n" if table.title else ""
     return title + "\n".join(lines) + (f"\n\n{table.note}" if table.note else "")

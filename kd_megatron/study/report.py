@@ -11,7 +11,7 @@ from typing import Any
 
 from kd_megatron import __version__, logs, recipe_yaml
 from kd_megatron.errors import disk_full_is_clear
-from kd_megatron.study import fairness, figures, results, tables
+from kd_megatron.study import certainty_tables, comparisons, fairness, figures, results, tables
 from kd_megatron.study.answer import answer, budget_in_words, measure_of, num_seeds
 from kd_megatron.study.caveats import caveats
 from kd_megatron.study.document import (
@@ -28,6 +28,7 @@ from kd_megatron.study.document import (
 from kd_megatron.study.fairness import Difference
 from kd_megatron.study.results import StudyResults
 from kd_megatron.study.run_checks import Finding, run_findings
+from kd_megatron.study.statistics import Method
 from kd_megatron.study.tables import Table
 
 CAPTIONS = {
@@ -42,16 +43,22 @@ CAPTIONS = {
 }
 
 
-def write_report(directory: Path | str) -> Path:
+def write_report(directory: Path | str, interval: Method = "t") -> Path:
     """Write ``directory/report`` anew from what the study's pieces left behind.
+
+    Args:
+        directory: of a study, finished or not.
+        interval: how intervals are made.
 
     Returns:
         The path of ``index.html``.
 
     Raises:
         OutputError: ``directory`` is no study, or a summary in it is damaged.
+        RecipeError: too few seeds for this kind of interval.
     """
-    study = results.load(directory)
+    study = results.load(directory, interval)
+    comparisons.check_interval(study)
     findings, allowed = run_findings(study), fairness.check(study.recipe)
     final, aside = study.directory / "report", study.directory / "report.partial"
     shutil.rmtree(aside, ignore_errors=True)
@@ -75,7 +82,8 @@ def all_tables(study: StudyResults, findings: list[Finding], allowed: list[Diffe
     """Every table, for csv."""
     found = [tables.scores(study), tables.spending(study), tables.runs(study)]
     found += [tables.ledger(study, unit) for unit in ("seconds", "flops")]
-    found += [table] if (table := tables.teacher_cost(study)) else []
+    optional = (certainty_tables.differences(study), certainty_tables.variance(study), tables.teacher_cost(study))
+    found += [table for table in optional if table]
     return [*found, tables.fairness_checks(findings), tables.allowed_differences(allowed, list(study.recipe.arms))]
 
 
@@ -90,6 +98,7 @@ def content(
         blocks.append(Paragraph(study.recipe.description))
     if study.arms:
         blocks += [TableBlock(tables.scores(study)), *_figures(drawn, "scores", "scores_by_task")]
+        blocks += _certainty(study)
         blocks += [Heading("What the budget bought"), TableBlock(tables.spending(study))]
         blocks += _figures(drawn, "loss", "score_against_tokens")
         blocks += [Heading("Where the budget went"), *_figures(drawn, "ledger")]
@@ -99,6 +108,19 @@ def content(
             blocks += [Heading("With the teacher's own training counted"), TableBlock(table)]
     blocks += [Heading("Caveats"), Bullets(caveats(study, findings, allowed))]
     return [*blocks, Heading("Method"), *_method(study, findings, allowed)]
+
+
+def _certainty(study: StudyResults) -> list[Block]:
+    """How sure the differences are, or why that cannot be said."""
+    heading = Heading("How sure the differences are")
+    if why_not := comparisons.missing_seeds(study):
+        return [heading, Paragraph(why_not)]
+    table = certainty_tables.differences(study)
+    if table is None:
+        return []
+    scatter = certainty_tables.variance(study)
+    folded: list[Block] = [Details(scatter.title, [TableBlock(scatter)])] if scatter else []
+    return [heading, TableBlock(table), *folded]
 
 
 def _figures(drawn: dict[str, Path], *names: str) -> list[Block]:
@@ -121,7 +143,8 @@ def _method(study: StudyResults, findings: list[Finding], allowed: list[Differen
         f"{training.schedule} schedule over the budget, warm-up {100 * training.warmup_fraction:g} %, "
         f"{training.precision}, DeepSpeed {training.ds_config}.",
         f"Seeds: {', '.join(map(str, recipe.seeds))}. Arms with one seed see the same batches with the same masks.",
-        "Statistics: means over seeds with Student's t-intervals at 95 %; differences are taken seed by seed.",
+        f"Statistics: means over seeds with intervals at 95 % ({certainty_tables.INTERVALS[study.interval]}); "
+        "differences are taken seed by seed, corrected as their table says (docs/statistics.md).",
     ]
     blocks: list[Block] = [Bullets(facts)]
     if findings:

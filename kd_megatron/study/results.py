@@ -14,7 +14,7 @@ from kd_megatron import config, logs
 from kd_megatron.errors import OutputError
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study import fairness
-from kd_megatron.study.statistics import Estimate, estimate, paired_difference
+from kd_megatron.study.statistics import Estimate, Method, estimate, paired_difference
 
 RECIPE_FILE = "study.yaml"
 PREFERRED_REFERENCE = "scratch"
@@ -100,6 +100,7 @@ class StudyResults:
     runs: dict[str, dict[int, Run]]  # arm -> seed -> run, in the recipe's order; finished ones alone
     teacher: dict[str, Any] | None  # summary of the study's own teacher
     missing: list[str] = field(default_factory=list)  # pieces in words
+    interval: Method = "t"  # how intervals are made
 
     @property
     def arms(self) -> list[str]:
@@ -133,14 +134,15 @@ class StudyResults:
 
     def mean(self, arm: str, quantity: str, task: str | None = None) -> Estimate | None:
         """Mean over seeds with its interval."""
-        return estimate(list(self.by_seed(arm, quantity, task).values()))
+        return estimate(list(self.by_seed(arm, quantity, task).values()), method=self.interval)
 
     def difference(self, arm: str, quantity: str, task: str | None = None, to: str | None = None) -> Estimate | None:
         """``arm`` minus the reference arm (or ``to``), paired by seed; None for the reference itself."""
         other = to or self.reference
         if arm == other:
             return None
-        return paired_difference(self.by_seed(arm, quantity, task), self.by_seed(other, quantity, task))
+        values, reference = self.by_seed(arm, quantity, task), self.by_seed(other, quantity, task)
+        return paired_difference(values, reference, method=self.interval)
 
 
 def _read(run: Run, quantity: str, task: str | None) -> float | None:
@@ -149,7 +151,7 @@ def _read(run: Run, quantity: str, task: str | None) -> float | None:
     return run.score if quantity == "score" else run.probe_loss
 
 
-def load(directory: Path | str) -> StudyResults:
+def load(directory: Path | str, interval: Method = "t") -> StudyResults:
     """Read a study's directory, finished or not. Raises `OutputError` when it is no study."""
     directory = Path(directory)
     if not (directory / RECIPE_FILE).is_file():
@@ -173,7 +175,7 @@ def load(directory: Path | str) -> StudyResults:
                 runs[arm][seed] = run
                 if recipe.finetune and run.finetune is None:
                     missing.append(f"fine-tuning of {arm}, seed {seed}")
-    return StudyResults(directory, recipe, runs, teacher, missing)
+    return StudyResults(directory, recipe, runs, teacher, missing, interval)
 
 
 def _load_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> Run | None:

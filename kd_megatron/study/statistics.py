@@ -1,15 +1,22 @@
-"""How sure a number is: means with t-intervals, and differences paired by seed.
+"""How sure a number is: intervals of means, differences paired by seed, corrections, effect sizes, sources of variance.
 
-The interval of n values x_1..x_n is Student's: mean +- t(0.975, n - 1) * s / sqrt(n), with s the sample standard
-deviation (n - 1 in its denominator). It assumes independent, roughly normal values; with two or three seeds it is wide,
-and that is the honest answer. One value has no interval.
+The unit of replication is the pretraining seed: a student's score is the mean over its fine-tuning seeds, and the n of
+every interval counts students. Formulae, sources and what none of this can say: docs/statistics.md.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from kd_megatron.errors import RecipeError
 
 CONFIDENCE = 0.95
+Method = Literal["t", "bootstrap"]
+FEWEST_FOR_BOOTSTRAP = 10  # below it, resampled means take few values and the interval is much too narrow
+NUM_RESAMPLES = 9_999
+ROUNDING = 1e-9  # of the largest value: differences of equal scores differ by less
+RESAMPLING_SEED = 20_240_619
 
 
 @dataclass(frozen=True)
@@ -33,37 +40,153 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether there is an interval and zero lies outside it."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        """Whether there is an interval and zero lies outside it.
+
+        Values that do not vary give an interval of no width, which is no evidence: two students at chance, one that
+        always says yes and one that always says no, differ by the same amount with every seed.
+        """
+        return self.low is not None and self.high is not None and self.low < self.high and self.low * self.high > 0
 
 
-def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate | None:
-    """Mean and Student's t-interval of ``values``; None when there are none (or one of them is not finite)."""
+def estimate(values: Sequence[float], confidence: float = CONFIDENCE, method: Method = "t") -> Estimate | None:
+    """Mean of ``values`` and its interval; None when there are none (or one of them is not finite).
+
+    Args:
+        values: one for each seed.
+        confidence: of the interval.
+        method: ``"t"``: Student's, mean +- t * s / sqrt(n), for independent and roughly normal values; with two or
+            three it is wide, and that is the honest answer. ``"bootstrap"``: `scipy.stats.bootstrap`'s BCa (Efron
+            1987), which assumes no shape.
+
+    Raises:
+        RecipeError: a bootstrap interval of fewer than `FEWEST_FOR_BOOTSTRAP` values.
+    """
     if not values or not all(math.isfinite(value) for value in values):
         return None
     num = len(values)
     mean = math.fsum(values) / num
+    if method == "bootstrap":
+        return Estimate(num, mean, *_bootstrap_interval(values, confidence))
     if num == 1:
         return Estimate(1, mean)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (num - 1)
     from scipy import stats  # here: timing training steps imports this module and needs none of it
 
-    half = float(stats.t.ppf((1 + confidence) / 2, num - 1)) * math.sqrt(variance / num)
+    half = float(stats.t.ppf((1 + confidence) / 2, num - 1)) * deviation(values) / math.sqrt(num)
     return Estimate(num, mean, mean - half, mean + half)
 
 
-def paired_difference(
-    arm: Mapping[int, float], reference: Mapping[int, float], confidence: float = CONFIDENCE
-) -> Estimate | None:
-    """``arm`` minus ``reference`` over the seeds both have: pairs share data order and masks, so their noise cancels.
+def _bootstrap_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
+    if len(values) < FEWEST_FOR_BOOTSTRAP:
+        raise RecipeError(
+            given=f"a bootstrap interval of {len(values)} value{'' if len(values) == 1 else 's'}, one for each seed",
+            expected=f"at least {FEWEST_FOR_BOOTSTRAP} seeds: resampling fewer gives an interval that is too narrow",
+            fix="use Student's t (--interval t), or run more seeds",
+        )
+    if deviation(values) == 0:
+        return values[0], values[0]
+    import numpy
+    from scipy import stats
 
-    Args:
-        arm: seed -> value.
-        reference: seed -> value.
-        confidence: of the interval.
+    generator = numpy.random.default_rng(RESAMPLING_SEED)
+    found = stats.bootstrap(
+        (values,), numpy.mean, confidence_level=confidence, n_resamples=NUM_RESAMPLES, method="BCa", rng=generator
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Sample standard deviation, n - 1 in its denominator; of at least two values. Zero when rounding alone varies."""
+    if max(values) - min(values) <= ROUNDING * max(map(abs, values)):
+        return 0.0
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def paired_values(arm: Mapping[int, float], reference: Mapping[int, float]) -> list[float]:
+    """``arm`` minus ``reference`` for each seed of both: pairs share data order and masks, whose noise cancels."""
+    return [arm[seed] - reference[seed] for seed in sorted(arm.keys() & reference.keys())]
+
+
+def paired_difference(
+    arm: Mapping[int, float], reference: Mapping[int, float], confidence: float = CONFIDENCE, method: Method = "t"
+) -> Estimate | None:
+    """Mean of `paired_values` and its interval; None when they share no seed. Raises as `estimate` does."""
+    return estimate(paired_values(arm, reference), confidence, method)
+
+
+def simultaneous_confidence(num_comparisons: int, confidence: float = CONFIDENCE) -> float:
+    """What each of several intervals needs so that all hold together with ``confidence`` (Bonferroni)."""
+    return 1 - (1 - confidence) / max(num_comparisons, 1)
+
+
+def paired_p_value(differences: Sequence[float]) -> float | None:
+    """Two-sided p of the paired t-test that the mean difference is zero; None for fewer than two, or no variation."""
+    if len(differences) < 2 or deviation(differences) == 0:
+        return None
+    from scipy import stats
+
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values, in the given order (Holm 1979): the k-th smallest of m times m - k + 1, never decreasing.
+
+    Rejecting those at or below 0.05 keeps the chance of any false claim among the m below 0.05, however they depend
+    on each other.
+    """
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def hedges_g(differences: Sequence[float]) -> float | None:
+    """Paired standardised mean difference with Hedges' (1981) correction: mean / s * J(n - 1), in deviations.
+
+    s is the deviation of the differences (Lakens 2013 calls the result g_z), and
+    J(m) = Gamma(m / 2) / (sqrt(m / 2) Gamma((m - 1) / 2)) takes away the bias of small samples.
 
     Returns:
-        The estimate over the shared seeds, None when they share none.
+        None for fewer than three differences, where the correction does not exist, and where they do not vary.
     """
-    shared = sorted(arm.keys() & reference.keys())
-    return estimate([arm[seed] - reference[seed] for seed in shared], confidence)
+    degrees = len(differences) - 1
+    if degrees < 2 or deviation(differences) == 0:
+        return None
+    correction = math.exp(math.lgamma(degrees / 2) - math.lgamma((degrees - 1) / 2)) / math.sqrt(degrees / 2)
+    return math.fsum(differences) / len(differences) / deviation(differences) * correction
+
+
+@dataclass(frozen=True)
+class VarianceComponents:
+    """Where a score's noise comes from, as standard deviations in the score's unit."""
+
+    pretraining: float  # between students, beyond what fine-tuning explains
+    finetuning: float  # between fine-tuning seeds of one student
+    num_students: int
+    num_scores: int
+
+
+def variance_components(scores: Sequence[Sequence[float]]) -> VarianceComponents | None:
+    """Split the variance of scores by one-way random-effects analysis of variance (Searle, Casella, McCulloch 1992).
+
+    Args:
+        scores: for each pretraining seed, the score of each fine-tuning seed.
+
+    Returns:
+        None unless two students have two scores each. An estimate of variance below zero is given as zero.
+    """
+    groups = [list(group) for group in scores if group]
+    total, num_groups = sum(map(len, groups)), len(groups)
+    if sum(len(group) > 1 for group in groups) < 2:
+        return None
+    means = [math.fsum(group) / len(group) for group in groups]
+    grand = math.fsum(value for group in groups for value in group) / total
+    within = math.fsum((value - mean) ** 2 for group, mean in zip(groups, means, strict=True) for value in group) / (
+        total - num_groups
+    )
+    between = math.fsum(len(group) * (mean - grand) ** 2 for group, mean in zip(groups, means, strict=True)) / (
+        num_groups - 1
+    )
+    per_group = (total - sum(len(group) ** 2 for group in groups) / total) / (num_groups - 1)
+    return VarianceComponents(math.sqrt(max(0.0, between - within) / per_group), math.sqrt(within), num_groups, total)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_megatron.budget import ACCOUNTS
-from kd_megatron.study import words
+from kd_megatron.study import comparisons, words
 from kd_megatron.study.fairness import Difference
 from kd_megatron.study.results import Run, StudyResults, objective_in_words
 from kd_megatron.study.run_checks import Finding
@@ -35,6 +35,7 @@ class Table:
     columns: list[Column]
     rows: list[dict[str, Any]]
     note: str = ""
+    strong: frozenset[tuple[int, str]] = frozenset()  # (row, column's key) of cells in bold: winners beyond doubt
 
     def shown(self) -> list[list[str]]:
         """The cells as text."""
@@ -81,18 +82,31 @@ def scores(results: StudyResults) -> Table:
         Column("probe_loss", "held-out MLM loss (probe)", words.loss),
         Column("probe_loss_difference", f"its difference to {reference}", words.loss_difference),
     ]
+    interval = "t-interval" if results.interval == "t" else "bootstrap interval"
     note = (
         "Scores in points of 100 (Matthews correlation for CoLA, Pearson for STS-B, accuracy or F1 otherwise); the "
-        "average is over tasks. Mean over seeds ± half of the 95 % t-interval. Differences are paired by seed. "
+        f"average is over tasks. Mean over seeds ± half of the 95 % {interval}. Differences are paired by seed. "
         "The probe is one MLM head trained on the frozen student, alike for all arms; lower is better, in nats."
     )
     if not results.tasks:
         note = (
-            "Mean over seeds ± half of the 95 % t-interval; differences are paired by seed; lower is better, in nats."
+            f"Mean over seeds ± half of the 95 % {interval}; differences are paired by seed; lower is better, in nats."
         )
     if partial_tasks(results):
         note += " * scored on a partial or substitute split."
-    return Table("scores", "What each arm scores", columns, [_scores_row(results, arm) for arm in results.arms], note)
+    strong = _winners(results)
+    if strong:
+        note += " Bold: ahead of every other arm by a corrected interval without zero."
+    rows = [_scores_row(results, arm) for arm in results.arms]
+    return Table("scores", "What each arm scores", columns, rows, note, strong)
+
+
+def _winners(results: StudyResults) -> frozenset[tuple[int, str]]:
+    """The cells of arms that win their column beyond doubt."""
+    wanted: list[tuple[str, str, str | None]] = [(quantity, quantity, None) for quantity in comparisons.OVERALL]
+    wanted += [(f"score_{task}", "task", task) for task in results.tasks]
+    found = ((column, comparisons.winner(results, quantity, task)) for column, quantity, task in wanted)
+    return frozenset((results.arms.index(arm), column) for column, arm in found if arm)
 
 
 def _scores_row(results: StudyResults, arm: str) -> dict[str, Any]:
