@@ -1,0 +1,156 @@
+import math
+
+import numpy
+import pytest
+
+from kd_megatron.study.crossover import crossover
+from kd_megatron.study.scaling import Point, Refusal, fit, num_amounts
+
+AMOUNTS = numpy.geomspace(1e6, 1e9, 6)
+FLOOR, COEFFICIENT, EXPONENT = 2.0, 60.0, 0.28
+
+
+def planted(noise=0.0, num_seeds=3, generator=None, amounts=AMOUNTS, law=(FLOOR, COEFFICIENT, EXPONENT), **more):
+    generator = generator or numpy.random.default_rng(0)
+    floor, coefficient, exponent = law
+    return [
+        Point(tokens, (floor + coefficient * tokens**-exponent) * math.exp(generator.normal(0, noise)), seed, **more)
+        for tokens in amounts
+        for seed in range(num_seeds)
+    ]
+
+
+def test_planted_parameters_come_back_without_noise():
+    found = fit(planted())
+    # the optimizer stops when a step changes the cost by less than 1e-8 of it; parameters by its root
+    assert found.floor == pytest.approx(FLOOR, rel=1e-4)
+    assert found.exponent == pytest.approx(EXPONENT, rel=1e-4)
+    assert found.coefficient == pytest.approx(COEFFICIENT, rel=1e-3)
+    assert found.predict(numpy.array([1e12]))[0] == pytest.approx(FLOOR + COEFFICIENT * 1e12**-EXPONENT, rel=1e-4)
+
+
+def coverage(num, num_draws, num_seeds):
+    """Shares of intervals of floor, exponent and the loss at ten times the most tokens that hold what was planted."""
+    generator, held = numpy.random.default_rng(1), numpy.zeros(3)
+    for _ in range(num):
+        found = fit(planted(0.01, num_seeds, generator), num_draws=num_draws)
+        far = numpy.percentile(found.predict(numpy.array([1e10]), draws=True), [2.5, 97.5])
+        truth = (FLOOR, EXPONENT, FLOOR + COEFFICIENT * 1e10**-EXPONENT)
+        ends = (found.interval(0), found.interval(2), far)
+        held += [low < true < high for true, (low, high) in zip(truth, ends, strict=True)]
+    return held / num
+
+
+def test_intervals_hold_what_was_planted():
+    # 95 % of 24 is 23; 19 or fewer come by chance in 1 of 200 (binomial)
+    assert coverage(num=24, num_draws=60, num_seeds=1).min() >= 20 / 24
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("num_seeds", [1, 3])
+def test_intervals_are_neither_too_narrow_nor_too_wide(num_seeds):
+    found = coverage(num=200, num_draws=200, num_seeds=num_seeds)  # 0.95 +- 4 * 0.0154
+    assert found.min() > 0.888
+    assert found.max() < 1.0
+
+
+def test_huber_is_not_led_by_one_bad_run():
+    points = planted(0.0005)
+    points[0] = Point(points[0].tokens, 1.3 * points[0].loss, 0)
+    plain, robust = fit(points, num_draws=2), fit(points, loss="huber", num_draws=2)
+    assert abs(robust.exponent - EXPONENT) < 0.01 < abs(plain.exponent - EXPONENT)
+
+
+def test_sizes_too():
+    generator = numpy.random.default_rng(3)
+    points = [
+        Point(tokens, (1.5 + 60 * tokens**-0.3 + 80 * size**-0.35) * math.exp(generator.normal(0, 0.001)), seed, size)
+        for tokens in AMOUNTS
+        for size in (1e6, 4e6, 16e6, 64e6)
+        for seed in range(2)
+    ]
+    found = fit(points, with_sizes=True, num_draws=80)
+    for index, true in ((0, 1.5), (2, 0.3), (4, 0.35)):
+        low, high = found.interval(index)
+        assert low < true < high
+        assert high - low < 0.5 * true
+    assert found.predict(numpy.array([1e8]), parameters=4e6)[0] == pytest.approx(
+        1.5 + 60 * 1e8**-0.3 + 80 * 4e6**-0.35, rel=2e-3
+    )
+
+
+def test_seeds_are_resampled_whole():
+    generator = numpy.random.default_rng(4)
+    shifts = generator.normal(0, 0.02, 8)  # of a seed's whole curve: resampling points would not see it
+    points = [
+        Point(tokens, (2 + 60 * tokens**-0.28) * math.exp(shift + generator.normal(0, 1e-4)), seed)
+        for seed, shift in enumerate(shifts)
+        for tokens in AMOUNTS
+    ]
+    by_seed = fit(points, unit="seeds", num_draws=80)
+    far = by_seed.predict(numpy.array([1e9]), draws=True)
+    mean_shift = 0.02 / math.sqrt(8)
+    assert far.std() / far.mean() == pytest.approx(mean_shift, rel=0.6)  # 8 shifts tell their deviation to about 25 %
+
+
+@pytest.mark.parametrize(
+    ("points", "options", "reason"),
+    [
+        (
+            planted(amounts=AMOUNTS[:4]),
+            {},
+            "losses at 4 different amounts of text, and a power law with a floor needs 5",
+        ),
+        (planted(amounts=[1e6, 1.01e6, 1.02e6, 1.03e6, 1.04e6, 1.05e6]), {}, "at 1 different amounts"),
+        (planted(), {"with_sizes": True}, "students of 1 different sizes"),
+        (planted(), {"unit": "seeds"}, "3 seeds, and resampling them needs 5"),
+        (planted(law=(2.0, 0.0, 0.3)), {}, "does not fall with more text"),
+        (planted(law=(2.0, 1e-3, -0.3)), {}, "does not fall with more text"),
+        ([*planted(), Point(1e6, math.nan, 0)], {}, "not finite"),
+        ([], {}, "losses at 0 different amounts"),
+    ],
+)
+def test_refusals(points, options, reason):
+    found = fit(points, **options)
+    assert isinstance(found, Refusal)
+    assert reason in found.reason
+
+
+def test_amounts_that_nearly_agree_are_one():
+    assert num_amounts([Point(tokens, 1.0, 0) for tokens in (100, 101, 103, 200, 202, 400)]) == 3
+
+
+def fits(noise, second, num_seeds=3):
+    generator = numpy.random.default_rng(5)
+    first = fit(planted(noise, num_seeds, generator), num_draws=120)
+    return first, fit(planted(noise, num_seeds, generator, law=second), num_draws=120)
+
+
+def test_crossover_of_planted_laws():
+    # 2 + 60 x = 1.9 + 70.3189 x with x = D^-0.28 where x = 0.1 / 10.3189: D = 103.189^(1 / 0.28) = 1.5446e7
+    first, second = fits(1e-3, (1.9, 70.3189, EXPONENT))
+    found = crossover(("scratch", first, 1.0), ("minilm", second, 1.0))
+    assert found.better_after == "minilm"
+    assert found.at == pytest.approx(1.5446e7, rel=0.3)
+    assert found.low < 1.5446e7 < found.high
+    assert found.is_known
+    assert not found.is_extrapolated
+
+
+def test_crossover_is_at_equal_budgets():
+    first, second = fits(1e-4, (FLOOR, COEFFICIENT, EXPONENT))
+    # the same law at 1.75 times the price is behind at every budget
+    found = crossover(("scratch", first, 1.0), ("vanilla_kd", second, 1.75))
+    assert found.at is None
+    assert found.better_after == "scratch"
+    assert found.share_agreeing > 0.95
+
+
+def test_crossovers_beyond_the_data_are_rarely_claimed():
+    # 0.001 = 4.4 D^-0.28 at 1e13 tokens: 1e4 times the data, and the gaps are below the noise
+    generator, num_known, num = numpy.random.default_rng(11), 0, 6
+    for _ in range(num):
+        laws = ((FLOOR, COEFFICIENT, EXPONENT), (1.999, 64.4, EXPONENT))
+        first, second = (fit(planted(0.01, 1, generator, law=law), num_draws=60) for law in laws)
+        num_known += crossover(("scratch", first, 1.0), ("minilm", second, 1.0)).is_known
+    assert num_known <= 1
