@@ -178,3 +178,17 @@ def edit_summary(directory: Path, **changes: Any) -> None:
     path = directory / "summary.json"
     summary = json.loads(path.read_text())
     path.write_text(json.dumps(summary | changes))
+
+
+def write_losses(directory: Path, flops: list[float], losses: list[float]) -> None:
+    """Replace a run's metrics by losses of the probe at these FLOPs, the last at its end; tokens are a millionth."""
+    rows = [
+        {
+            "tokens": spent / 1e6,
+            "flops": spent,
+            "budget_fraction": spent / flops[-1],
+            "validation/probe_mlm_loss": value,
+        }
+        for spent, value in zip(flops, losses, strict=True)
+    ]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -29,6 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="t",
         help="study: how intervals are made; bootstrap needs 10 seeds (docs/statistics.md); default: t",
     )
+    parser.add_argument(
+        "--with",
+        dest="beside",
+        nargs="+",
+        default=[],
+        metavar="STUDY",
+        help="study: others of other budgets, pools or sizes, whose losses the scaling laws are fitted to as well",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         )
     from kd_megatron.study.report import write_report
 
-    print(write_report(args.directory, args.interval))
+    print(write_report(args.directory, args.interval, args.beside))
     return 0
 
 

@@ -4,6 +4,8 @@ Colours are Okabe and Ito's (2008), which people with colour-blindness can tell 
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +53,17 @@ STYLE: Any = {
 }
 
 
-def write_figures(results: StudyResults, directory: Path) -> dict[str, Path]:
-    """Draw what the study has data for: name -> PNG file."""
+def write_figures(
+    results: StudyResults, directory: Path, more: dict[str, Callable[[], Figure | None]] | None = None
+) -> dict[str, Path]:
+    """Draw what the study has data for, and ``more``: name -> PNG file."""
+    own: dict[str, Callable[[], Figure | None]] = {
+        draw.__name__: partial(draw, results) for draw in (scores, scores_by_task, loss, score_against_tokens, ledger)
+    }
     written = {}
-    for name, draw in {
-        "scores": scores,
-        "scores_by_task": scores_by_task,
-        "loss": loss,
-        "score_against_tokens": score_against_tokens,
-        "ledger": ledger,
-    }.items():
+    for name, draw in {**own, **(more or {})}.items():
         with matplotlib.rc_context(STYLE):
-            figure = draw(results)
+            figure = draw()
             if figure is not None:
                 written[name] = directory / f"{name}.png"
                 figure.savefig(written[name])

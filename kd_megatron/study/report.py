@@ -5,14 +5,28 @@ Works on an unfinished study and says what is missing. The report appears at onc
 
 import math
 import shutil
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from kd_megatron import __version__, logs, recipe_yaml
 from kd_megatron.errors import disk_full_is_clear
-from kd_megatron.study import certainty_tables, comparisons, fairness, figures, results, tables
+from kd_megatron.study import (
+    break_even,
+    certainty_tables,
+    comparisons,
+    curve_figures,
+    fairness,
+    figures,
+    results,
+    scaling_report,
+    tables,
+)
 from kd_megatron.study.answer import answer, budget_in_words, measure_of, num_seeds
+from kd_megatron.study.break_even import BreakEven
 from kd_megatron.study.caveats import caveats
 from kd_megatron.study.document import (
     Block,
@@ -28,6 +42,8 @@ from kd_megatron.study.document import (
 from kd_megatron.study.fairness import Difference
 from kd_megatron.study.results import StudyResults
 from kd_megatron.study.run_checks import Finding, run_findings
+from kd_megatron.study.scaling import Refusal
+from kd_megatron.study.scaling_report import Laws
 from kd_megatron.study.statistics import Method
 from kd_megatron.study.tables import Table
 
@@ -39,16 +55,32 @@ CAPTIONS = {
     "against the budget (right). Thin lines: single seeds; thick lines: their mean.",
     "score_against_tokens": "Score against the tokens that each arm saw within the budget. Open: single seeds; filled: "
     "their mean.",
+    "score_against_budget": "Score at each marker of the budget. Thin lines: single seeds; thick lines: their mean.",
+    "cola_against_tokens": "CoLA against the tokens seen, at each marker of the budget.",
+    "scaling": "Held-out loss against tokens, and the laws through it with their 95 % bands.",
+    "break_even": "How many students must share the teacher before an arm, teacher's training included, is the cheaper "
+    "way to what the reference reaches with a budget. Dashed: the students of this study.",
     "ledger": "Where the time (left) and the FLOPs (right) of one student went, mean over seeds.",
 }
 
 
-def write_report(directory: Path | str, interval: Method = "t") -> Path:
+@dataclass(frozen=True)
+class Analysis:
+    """What is worked out once, for text, tables and figures alike."""
+
+    findings: list[Finding]
+    allowed: list[Difference]
+    laws: Laws
+    break_evens: list[BreakEven]
+
+
+def write_report(directory: Path | str, interval: Method = "t", beside: Sequence[Path | str] = ()) -> Path:
     """Write ``directory/report`` anew from what the study's pieces left behind.
 
     Args:
         directory: of a study, finished or not.
         interval: how intervals are made.
+        beside: other studies, of other budgets, whose losses the scaling laws are fitted to as well.
 
     Returns:
         The path of ``index.html``.
@@ -59,17 +91,22 @@ def write_report(directory: Path | str, interval: Method = "t") -> Path:
     """
     study = results.load(directory, interval)
     comparisons.check_interval(study)
-    findings, allowed = run_findings(study), fairness.check(study.recipe)
+    found = Analysis(
+        run_findings(study),
+        fairness.check(study.recipe),
+        scaling_report.laws([study, *scaling_report.load_beside(study, beside)]),
+        break_even.all_break_evens(study),
+    )
     final, aside = study.directory / "report", study.directory / "report.partial"
     shutil.rmtree(aside, ignore_errors=True)
     with disk_full_is_clear(final):
         for part in ("figures", "tables"):
             (aside / part).mkdir(parents=True)
-        drawn = figures.write_figures(study, aside / "figures")
-        blocks = content(study, findings, allowed, drawn)
-        for table in all_tables(study, findings, allowed):
+        drawn = figures.write_figures(study, aside / "figures", _more_figures(study, found))
+        blocks = content(study, found, drawn)
+        for table in all_tables(study, found):
             table.write_csv(aside / "tables")
-        logs.write_json(aside / "results.json", as_data(study, findings, allowed))
+        logs.write_json(aside / "results.json", as_data(study, found))
         title, subtitle = f"Study {study.recipe.name}", _subtitle(study)
         (aside / "report.md").write_text(to_markdown(title, subtitle, blocks, aside), encoding="utf-8")
         (aside / "index.html").write_text(to_html(title, subtitle, blocks), encoding="utf-8")
@@ -78,18 +115,32 @@ def write_report(directory: Path | str, interval: Method = "t") -> Path:
     return final / "index.html"
 
 
-def all_tables(study: StudyResults, findings: list[Finding], allowed: list[Difference]) -> list[Table]:
+def _more_figures(study: StudyResults, found: Analysis) -> dict[str, Callable[[], Figure | None]]:
+    return {
+        "score_against_budget": lambda: curve_figures.score_against_budget(study),
+        "cola_against_tokens": lambda: curve_figures.cola_against_tokens(study),
+        "scaling": lambda: curve_figures.scaling(study, found.laws),
+        "break_even": lambda: curve_figures.break_even(study, found.break_evens),
+    }
+
+
+def all_tables(study: StudyResults, analysis: Analysis) -> list[Table]:
     """Every table, for csv."""
     found = [tables.scores(study), tables.spending(study), tables.runs(study)]
     found += [tables.ledger(study, unit) for unit in ("seconds", "flops")]
-    optional = (certainty_tables.differences(study), certainty_tables.variance(study), tables.teacher_cost(study))
+    optional = (
+        certainty_tables.differences(study),
+        certainty_tables.variance(study),
+        tables.teacher_cost(study),
+        break_even.table(study, analysis.break_evens),
+        scaling_report.table(study, analysis.laws),
+    )
     found += [table for table in optional if table]
-    return [*found, tables.fairness_checks(findings), tables.allowed_differences(allowed, list(study.recipe.arms))]
+    found.append(tables.fairness_checks(analysis.findings))
+    return [*found, tables.allowed_differences(analysis.allowed, list(study.recipe.arms))]
 
 
-def content(
-    study: StudyResults, findings: list[Finding], allowed: list[Difference], drawn: dict[str, Path]
-) -> list[Block]:
+def content(study: StudyResults, found: Analysis, drawn: dict[str, Path]) -> list[Block]:
     """The report, top to bottom: answer, tables, figures, teacher's cost, caveats, method."""
     blocks: list[Block] = [Paragraph(answer(study), lead=True)]
     if study.missing:
@@ -100,14 +151,29 @@ def content(
         blocks += [TableBlock(tables.scores(study)), *_figures(drawn, "scores", "scores_by_task")]
         blocks += _certainty(study)
         blocks += [Heading("What the budget bought"), TableBlock(tables.spending(study))]
-        blocks += _figures(drawn, "loss", "score_against_tokens")
+        blocks += _figures(drawn, "loss", "score_against_tokens", "score_against_budget", "cola_against_tokens")
         blocks += [Heading("Where the budget went"), *_figures(drawn, "ledger")]
         ledgers: list[Block] = [TableBlock(tables.ledger(study, unit)) for unit in ("seconds", "flops")]
         blocks.append(Details("The same in numbers", ledgers))
         if table := tables.teacher_cost(study):
             blocks += [Heading("With the teacher's own training counted"), TableBlock(table)]
-    blocks += [Heading("Caveats"), Bullets(caveats(study, findings, allowed))]
-    return [*blocks, Heading("Method"), *_method(study, findings, allowed)]
+            paid = break_even.table(study, found.break_evens)
+            blocks += [TableBlock(paid), *_figures(drawn, "break_even")] if paid else []
+        blocks += [Heading("More text, more budget"), *_laws(study, found.laws), *_figures(drawn, "scaling")]
+    blocks += [Heading("Caveats"), Bullets(caveats(study, found.findings, found.allowed))]
+    return [*blocks, Heading("Method"), *_method(study, found.findings, found.allowed)]
+
+
+def _laws(study: StudyResults, laws: Laws) -> list[Block]:
+    """The laws and what the data cannot say, or why there is none."""
+    refused: dict[str, list[str]] = {}
+    for arm, law in laws.fits.items():
+        if isinstance(law, Refusal):
+            refused.setdefault(law.reason, []).append(arm)
+    said = [f"{', '.join(arms)}: {reason}." for reason, arms in refused.items()]
+    table = scaling_report.table(study, laws)
+    blocks: list[Block] = [TableBlock(table)] if table else []
+    return blocks + ([Bullets(laws.warnings + said)] if table else [Paragraph(sentence) for sentence in said])
 
 
 def _certainty(study: StudyResults) -> list[Block]:
@@ -187,10 +253,10 @@ def _subtitle(study: StudyResults) -> str:
     return f"{arms} arms, {seeds}, {budget} for each student. kd_megatron {__version__}."
 
 
-def as_data(study: StudyResults, findings: list[Finding], allowed: list[Difference]) -> dict[str, Any]:
+def as_data(study: StudyResults, analysis: Analysis) -> dict[str, Any]:
     """``results.json``: everything the report says, as numbers in base units (scores in [0, 1], seconds, FLOPs)."""
     measure = measure_of(study)
-    found = all_tables(study, findings, allowed)
+    found = all_tables(study, analysis)
     return {
         "study": study.recipe.name,
         "answer": answer(study),
@@ -198,7 +264,8 @@ def as_data(study: StudyResults, findings: list[Finding], allowed: list[Differen
         "reference": study.reference,
         "missing": study.missing,
         "tables": {table.name: [_plain(row) for row in table.rows] for table in found},
-        "caveats": caveats(study, findings, allowed),
+        "caveats": caveats(study, analysis.findings, analysis.allowed),
+        "scaling_warnings": analysis.laws.warnings,
         "fingerprint": study.all_runs()[0].summary.get("fingerprint") if study.arms else None,
         "recipe": recipe_yaml.read((study.directory / results.RECIPE_FILE).read_text(encoding="utf-8")),
     }

@@ -24,6 +24,7 @@ FEWEST_SEEDS = 5  # to resample seeds
 SAME_AMOUNT = 1.05  # amounts of text closer than this factor are one
 NUM_DRAWS = 400
 LARGEST_EXPONENT = 5.0  # a steeper curve is a step
+MOST_STEPS = 60  # of the optimizer; a law that the points tell takes about ten
 HUBER_DELTA = 1e-3  # of log L; Hoffmann et al. 2022
 STARTS = [(floor, alpha) for floor in (0.05, 0.5, 0.9) for alpha in (0.1, 0.4, 1.0)]  # floor: share of the lowest loss
 DRAW_SEED = 20_240_619
@@ -190,7 +191,7 @@ def _solve(x: Array, z: Array, y: Array, start: Array, loss: str) -> tuple[Array
         bounds=bounds,
         loss=loss,
         f_scale=HUBER_DELTA,
-        max_nfev=200,
+        max_nfev=MOST_STEPS,
     )
     return found.x, float(found.cost)
 

@@ -1,0 +1,206 @@
+"""What the teacher's own training is worth: how many students, or how large a budget, pay it back.
+
+At a budget C, the reference reaches a quality Q(C). The arm reaches the same quality for c(C), teacher's forward passes
+included, its training not. It saves C - c(C) for each student. With T FLOPs for the teacher's training, shared by n
+students, the arm is the cheaper way to Q(C) when T / n <= C - c(C):
+
+    break-even n at C          the smallest whole n at or above T / (C - c(C))
+    break-even budget for n    the smallest C with C - c(C) >= T / n
+
+Both are read off measured curves, with straight lines between readings in (log FLOPs, quality); nothing is
+extrapolated.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy
+
+from kd_megatron.study import comparisons, curves, words
+from kd_megatron.study.curves import Reading
+from kd_megatron.study.results import StudyResults
+from kd_megatron.study.statistics import Estimate, estimate
+from kd_megatron.study.tables import Column, Table, teacher_flops
+
+NUM_PLACES = 200  # of budgets between the first reading of the reference and its last
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """One arm against the reference, in one quality, at the full budget."""
+
+    arm: str
+    quantity: str
+    budget: float  # FLOPs of the reference, mean over the seeds
+    saved: Estimate | None  # FLOPs per student, over seeds that reach the reference's quality; None: not all of them do
+    num_seeds: int
+    num_reaching: int
+    teacher_flops: float | None
+    curve: tuple[tuple[float, float], ...]  # (budget, FLOPs saved), means over the seeds, where all of them reach it
+
+    @property
+    def students(self) -> float | None:
+        """Break-even n; infinity when nothing is saved; None when it is unknown."""
+        return None if self.saved is None else self._students(self.saved.mean)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The n of the ends of the interval of what is saved; None without one."""
+        if self.saved is None or self.saved.low is None or self.saved.high is None or self.teacher_flops is None:
+            return None
+        return self._students(self.saved.high) or 1.0, self._students(self.saved.low) or math.inf
+
+    def _students(self, saved: float) -> float | None:
+        if self.teacher_flops is None:
+            return None
+        return float(math.ceil(self.teacher_flops / saved)) if saved > 0 else math.inf
+
+    def budget_for(self, num_students: int) -> float | None:
+        """Break-even budget for so many students, in FLOPs; None when no measured budget is large enough."""
+        if self.teacher_flops is None:
+            return None
+        share = self.teacher_flops / num_students
+        return next((budget for budget, saved in self.curve if saved >= share), None)
+
+    @property
+    def in_words(self) -> str:
+        """The finding, or why there is none."""
+        if self.num_reaching < self.num_seeds or self.saved is None:
+            return f"the reference's result is not reached in {self.num_seeds - self.num_reaching} of {self.num_seeds}"
+        if self.teacher_flops is None:
+            return "unknown: nobody stated what the teacher's training cost"
+        if self.saved.mean <= 0:
+            return "never: nothing is saved"
+        students = f"{self.students:,.0f} student{'' if self.students == 1 else 's'}"
+        if self.saved.low is not None and self.saved.low <= 0:
+            return f"{students}, or never: the interval of what is saved includes zero"
+        return students
+
+
+def break_even(results: StudyResults, arm: str, quantity: str, teacher_flops: float | None) -> BreakEven | None:
+    """Compare ``arm`` with the reference; None without readings of both at two points of one seed's budget."""
+    sign = -1.0 if quantity == "probe_loss" else 1.0
+    pairs = []
+    for seed in sorted(results.runs.get(arm, {}).keys() & results.runs.get(results.reference, {}).keys()):
+        both = (results.runs[name][seed] for name in (arm, results.reference))
+        own, reference = (curves.readings(results, run, quantity) for run in both)
+        if len(own) >= 2 and reference:
+            pairs.append((own, reference))
+    if not pairs:
+        return None
+    saved = []
+    for own, reference in pairs:
+        needed = flops_to_reach(own, sign * reference[-1].value, sign)
+        if needed is not None:
+            saved.append(reference[-1].flops - needed)
+    budget = math.fsum(reference[-1].flops for _, reference in pairs) / len(pairs)
+    whole = estimate(saved, method="t") if len(saved) == len(pairs) else None
+    curve = tuple(_saved_curve(pairs, sign))
+    return BreakEven(arm, quantity, budget, whole, len(pairs), len(saved), teacher_flops, curve)
+
+
+def flops_to_reach(readings: Sequence[Reading], target: float, sign: float) -> float | None:
+    """FLOPs from which a run is at least as good as ``target`` up to its end; None when its end is not.
+
+    Args:
+        readings: of the run, in order.
+        target: times ``sign``.
+        sign: 1 when higher values are better, -1 when lower ones are.
+    """
+    values = [sign * reading.value for reading in readings]
+    if values[-1] < target:
+        return None
+    last = max((index for index, value in enumerate(values) if value < target), default=None)
+    if last is None:  # reached at the first reading: no later than that
+        return readings[0].flops
+    share = (target - values[last]) / (values[last + 1] - values[last])
+    return readings[last].flops * (readings[last + 1].flops / readings[last].flops) ** share
+
+
+def _saved_curve(pairs: list[tuple[list[Reading], list[Reading]]], sign: float) -> list[tuple[float, float]]:
+    first = max(reference[0].flops for _, reference in pairs)
+    last = min(reference[-1].flops for _, reference in pairs)
+    found = []
+    for budget in numpy.geomspace(first, last, NUM_PLACES) if first < last else []:
+        saved = []
+        for own, reference in pairs:
+            places = numpy.log([reading.flops for reading in reference])
+            quality = float(numpy.interp(math.log(budget), places, [sign * reading.value for reading in reference]))
+            needed = flops_to_reach(own, quality, sign)
+            # a run whose first reading is already as good may have been so before: nothing is read off there
+            if needed is not None and needed > own[0].flops:
+                saved.append(float(budget) - needed)
+        if len(saved) == len(pairs):
+            found.append((float(budget), math.fsum(saved) / len(saved)))
+    return found
+
+
+def all_break_evens(results: StudyResults) -> list[BreakEven]:
+    """Every arm with a teacher, by score where there are scores on the way, and by held-out loss."""
+    taught = [arm for arm in results.arms if any(run.summary.get("teacher") for run in results.runs[arm].values())]
+    cost, _ = teacher_flops(results)
+    found = (
+        break_even(results, arm, quantity, cost)
+        for arm in taught
+        if arm != results.reference
+        for quantity in comparisons.OVERALL
+    )
+    return [one for one in found if one]
+
+
+def table(results: StudyResults, found: list[BreakEven]) -> Table | None:
+    """Per arm and quality: what is saved, and what pays the teacher back."""
+    if not found:
+        return None
+    num_taught = sum(bool(run.summary.get("teacher")) for run in results.all_runs())
+    columns = [
+        Column("arm", "arm", is_text=True),
+        Column("quantity", "measured by", is_text=True),
+        Column("saved", "FLOPs saved per student", _flops_with_interval),
+        Column("finding", "teacher is paid back by", is_text=True),
+        Column("interval", "95 % interval", is_text=True),
+        Column("budget_alone", "break-even budget, 1 student", _budget),
+        Column("budget_shared", f"the same, {num_taught} students", _budget),
+    ]
+    note = (
+        f"Saved: FLOPs of {results.reference} less those after which the arm is as good as {results.reference} at its "
+        "end, paired by seed. Paid back: when the teacher's training, divided by the students that share it, is no "
+        "more than what each saves. Break-even budget: the smallest at which that many students pay it back; none: not "
+        "within the budgets measured. Half-way a learning rate has not come down, so what an arm saves is understated. "
+        "The probe's loss favours arms that train MLM. See docs/statistics.md."
+    )
+    rows = [
+        {
+            "arm": one.arm,
+            "quantity": comparisons.TITLES[one.quantity],
+            "saved": one.saved,
+            "finding": one.in_words,
+            "students": one.students,
+            "interval": _interval_in_words(one.interval),
+            "teacher_flops": one.teacher_flops,
+            "budget": one.budget,
+            "budget_alone": one.budget_for(1),
+            "budget_shared": one.budget_for(num_taught),
+        }
+        for one in found
+    ]
+    return Table("break_even", "What pays the teacher's training back", columns, rows, note)
+
+
+def _flops_with_interval(value: Estimate | None) -> str:
+    if value is None:
+        return words.NOTHING
+    show = [words.signless(words.flops(end)) for end in (value.mean, value.low, value.high) if end is not None]
+    return show[0] + (f" [{show[1]}, {show[2]}]" if len(show) == 3 else "")
+
+
+def _interval_in_words(interval: tuple[float, float] | None) -> str:
+    if interval is None:
+        return words.NOTHING
+    few, many = ("never" if math.isinf(end) else f"{end:,.0f}" for end in interval)
+    return few if few == many else f"{few} to {many}"
+
+
+def _budget(value: float | None) -> str:
+    return "none" if value is None else words.flops(value)

@@ -1,0 +1,110 @@
+import json
+
+import pytest
+import study_on_disk
+
+from kd_megatron.study import break_even, results
+from kd_megatron.study.curves import Reading, marker_directory
+from kd_megatron.study.report import write_report
+
+ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
+FLOPS = [1e13, 2e13, 3e13, 4e13]
+LOSSES = {"scratch": [8.0, 7.0, 6.0, 5.0], "minilm": [7.0, 6.0, 5.0, 4.0]}  # one reading ahead: saves 1e13
+
+
+def study(tmp_path, num_seeds=3, losses=LOSSES):
+    directory = study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(arms=ARMS, num_seeds=num_seeds))
+    for arm, values in losses.items():
+        for seed in range(num_seeds):
+            study_on_disk.write_losses(directory / "arms" / arm / f"seed_{seed}", FLOPS, values)
+    return directory
+
+
+def readings(*pairs):
+    return [Reading(flops / 4e13, flops, flops, value, False) for flops, value in pairs]
+
+
+def by_loss(directory, cost=9e14):
+    return break_even.break_even(results.load(directory), "minilm", "probe_loss", cost)
+
+
+def test_hand_worked(tmp_path):
+    found = by_loss(study(tmp_path))
+    assert found.saved.mean == pytest.approx(1e13)  # minilm is at 5.0 nats after 3e13, scratch after 4e13
+    assert found.students == 90  # 9e14 / 1e13
+    assert found.in_words == "90 students"
+    assert found.budget_for(1) is None
+    assert found.budget_for(90) == pytest.approx(2e13, rel=0.01)  # from 2e13 on 1e13 is saved; before, nothing is known
+
+
+def test_interval_comes_from_the_seeds(tmp_path):
+    directory = study(tmp_path)
+    # seed 1 saves 1e13 less 4e12: 5.0 nats are reached between 3e13 and 4e13, at half of the logarithm
+    study_on_disk.write_losses(directory / "arms" / "minilm" / "seed_1", FLOPS, [7.0, 6.0, 5.5, 4.5])
+    found = by_loss(directory)
+    saved = [1e13, 4e13 - (3e13 * 4e13) ** 0.5, 1e13]
+    assert found.saved.mean == pytest.approx(sum(saved) / 3)
+    few, many = found.interval
+    assert few == -(-9e14 // found.saved.high)
+    assert few < found.students < many
+
+
+def test_teachers_cost_nobody_stated(tmp_path):
+    found = by_loss(study(tmp_path), None)
+    assert found.students is None
+    assert found.interval is None
+    assert found.budget_for(1) is None
+    assert "unknown" in found.in_words
+
+
+def test_an_arm_that_does_not_get_there(tmp_path):
+    found = by_loss(study(tmp_path, losses=LOSSES | {"minilm": [9.0, 8.0, 7.0, 6.0]}))
+    assert (found.num_reaching, found.saved, found.students) == (0, None, None)
+    assert found.in_words == "the reference's result is not reached in 3 of 3"
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    found = by_loss(study(tmp_path, num_seeds=1))
+    assert found.students == 90
+    assert found.interval is None
+
+
+def test_a_loss_that_rises_again_counts_from_the_last_time():
+    up_again = readings((1.0, 5.0), (2.0, 7.0), (4.0, 5.0))
+    assert break_even.flops_to_reach(up_again, -6.0, -1.0) == pytest.approx(2.0 * 2**0.5)
+    assert break_even.flops_to_reach(up_again, -5.0, -1.0) == pytest.approx(4.0)
+    assert break_even.flops_to_reach(up_again, -4.0, -1.0) is None
+    assert break_even.flops_to_reach(readings((1.0, 5.0), (2.0, 4.0)), -6.0, -1.0) == 1.0  # no later than that
+
+
+def test_report_has_table_and_figure(tmp_path):
+    directory = study(tmp_path)
+    write_report(directory)
+    markdown = (directory / "report" / "report.md").read_text()
+    assert "What pays the teacher's training back" in markdown
+    assert "| 90 students |" in markdown
+    assert (directory / "report" / "figures" / "break_even.png").is_file()
+    rows = json.loads((directory / "report" / "results.json").read_text())["tables"]["break_even"]
+    assert rows[0]["students"] == 90
+
+
+def test_scores_at_markers(tmp_path):
+    directory = study(tmp_path)
+    assert not (directory / "report").exists()
+    for arm, ahead in (("scratch", 0.0), ("minilm", 0.1)):
+        for seed in range(3):
+            markers = [{"fraction": 0.5, "tokens": 2e7, "flops": 2e13, "spent": 2e13}, {"fraction": 1.0, "tokens": 4e7}]
+            study_on_disk.edit_summary(
+                directory / "arms" / arm / f"seed_{seed}", markers=markers, tokens=4e7, flops=4e13
+            )
+            half = marker_directory(directory, arm, seed, 0.5)
+            study_on_disk.write_finetune(half, arm, seed)
+            study_on_disk.edit_summary(half, average=0.5 + ahead)
+            last = directory / "finetune" / arm / f"seed_{seed}"
+            study_on_disk.edit_summary(last, average=0.6 + ahead)
+    found = break_even.break_even(results.load(directory), "minilm", "score", 9e14)
+    assert found.saved.mean == pytest.approx(2e13)  # 0.6 at 2e13 already
+    assert found.students == 45
+    write_report(directory)
+    figures = {path.stem for path in (directory / "report" / "figures").glob("*.png")}
+    assert {"score_against_budget", "cola_against_tokens"} <= figures

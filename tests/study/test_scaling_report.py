@@ -1,0 +1,98 @@
+import numpy
+import pytest
+import study_on_disk
+
+from kd_megatron.errors import OutputError
+from kd_megatron.study import results, scaling_report
+from kd_megatron.study.report import write_report
+
+ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
+LAWS = {"scratch": (2.0, 60.0, 0.28), "minilm": (1.9, 70.3189, 0.28)}  # cross at 1.5446e7 tokens: test_scaling.py
+FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+
+
+def study(directory, budget, fractions=FRACTIONS, generator=None, unique=None, **changes):
+    """A study whose budget is ``budget`` tokens for each arm, at one FLOP a token... times a million."""
+    generator = generator or numpy.random.default_rng(7)
+    recipe = study_on_disk.study_recipe(arms=ARMS, budget={"flops": 1e6 * budget}, **changes)
+    study_on_disk.write_study(directory, recipe)
+    for arm, (floor, coefficient, exponent) in LAWS.items():
+        for seed in range(3):
+            tokens = [budget * fraction for fraction in fractions]
+            losses = [(floor + coefficient * n**-exponent) * (1 + 0.001 * generator.normal()) for n in tokens]
+            run = directory / "arms" / arm / f"seed_{seed}"
+            study_on_disk.write_losses(run, [1e6 * n for n in tokens], losses)
+            spent = {"unit": "flops", "limit": 1e6 * budget, "spent": 1e6 * budget, "charge": []}
+            study_on_disk.edit_summary(
+                run, tokens=budget, unique_tokens=unique or budget, flops=1e6 * budget, budget=spent
+            )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def budgets(tmp_path_factory):
+    generator, root = numpy.random.default_rng(8), tmp_path_factory.mktemp("budgets")
+    sizes = (1e6, 4e6, 16e6, 64e6, 256e6)
+    return [study(root / f"b{number}", size, generator=generator) for number, size in enumerate(sizes)]
+
+
+def test_final_losses_of_five_budgets(budgets):
+    first = results.load(budgets[0])
+    found = scaling_report.laws([first, *scaling_report.load_beside(first, budgets[1:])])
+    assert {len(law.points) for law in found.fits.values()} == {15}
+    for arm, (floor, _, exponent) in LAWS.items():
+        for true, (low, high) in zip((floor, exponent), map(found.fits[arm].interval, (0, 2)), strict=True):
+            assert low < true < high
+    change = found.crossovers["minilm"]
+    assert change.low < 1e6 * 1.5446e7 < change.high  # in FLOPs
+    assert change.better_after == "minilm"
+    assert found.warnings == ["Few points: 5 amounts of text for three unknowns."]
+
+
+def test_report_with_other_budgets(budgets):
+    write_report(budgets[0], beside=budgets[1:])
+    markdown = (budgets[0] / "report" / "report.md").read_text()
+    assert "minilm is lower beyond" in markdown
+    assert (budgets[0] / "report" / "figures" / "scaling.png").is_file()
+
+
+def test_losses_on_the_way_are_no_losses_of_smaller_budgets(tmp_path):
+    directory = study(tmp_path / "s", 64e6)
+    found = scaling_report.laws([results.load(directory)])
+    assert set(found.fitted) == {"scratch", "minilm"}
+    assert "these are not losses of smaller budgets" in found.warnings[0]
+    write_report(directory)
+    assert "these are not losses of smaller budgets" in (directory / "report" / "report.md").read_text()
+
+
+def test_repetition_is_warned_of(tmp_path):
+    directory = study(tmp_path / "s", 64e6, unique=8e6)
+    said = " ".join(scaling_report.laws([results.load(directory)]).warnings)
+    assert "Data is repeated, up to 8.0 times: the law is one for text without repetition; beyond about four" in said
+
+
+def test_short_reach_is_warned_of(tmp_path):
+    directory = study(tmp_path / "s", 64e6, fractions=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0))
+    said = " ".join(scaling_report.laws([results.load(directory)]).warnings)
+    assert "over a factor of 2.0 of text alone" in said
+
+
+def test_too_few_points_are_a_refusal_and_no_table(tmp_path):
+    directory = study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe())
+    write_report(directory)
+    markdown = (directory / "report" / "report.md").read_text()
+    said = "scratch, vanilla_kd, minilm, tinybert: no fit: losses at 4 different amounts of text"
+    assert said in markdown
+    assert not (directory / "report" / "tables" / "scaling.csv").exists()
+
+
+def test_a_study_that_differs_in_more_lends_nothing(tmp_path, budgets):
+    other = study(tmp_path / "o", 2e6, training={"global_batch_size": 32})
+    with pytest.raises(OutputError, match=r"differ in training\.global_batch_size"):
+        scaling_report.load_beside(results.load(budgets[0]), [other])
+
+
+def test_numbers_are_the_same_twice(tmp_path):
+    study_directory = study(tmp_path / "s", 64e6)
+    first, second = (scaling_report.laws([results.load(study_directory)]) for _ in range(2))
+    assert first.fits["scratch"].interval(0) == second.fits["scratch"].interval(0)
