@@ -1,7 +1,36 @@
-"""Puts this directory on the import path: every test can write ``from tolerances import NAME``."""
+"""Puts this directory on the import path, and holds that every test leaves the process as it found it."""
 
 import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 
 # Triton reads it when a kernel is decorated: every kernel of this process runs in its interpreter, on CPU tensors.
 # Compiling for a GPU is tested in processes of their own.
 os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _shared_by_all_tests() -> dict[str, Any]:
+    """What decides how torch computes in the whole process: left changed, it would be another test that fails."""
+    if "torch" not in sys.modules:
+        return {}
+    import torch
+
+    return {
+        "torch.nn.functional.linear": torch.nn.functional.linear,
+        "number of threads": torch.get_num_threads(),
+        "default dtype": torch.get_default_dtype(),
+        "gradients on": torch.is_grad_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "dispatch modes": torch._C._len_torch_dispatch_stack(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def process_is_left_as_it_was() -> Iterator[None]:
+    before = _shared_by_all_tests()
+    yield
+    after = _shared_by_all_tests()
+    assert {name: after[name] for name in before} == before

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kd_megatron import dist
+from kd_megatron.engine import confine
 from kd_megatron.engine.optimizer import MasterAdamW
 from kd_megatron.errors import RecipeError, nearest
 from kd_megatron.schema import TrainingRecipe
@@ -138,13 +138,13 @@ class Engine:
             for parameter in module.parameters():
                 parameter.data = parameter.data.bfloat16()
         groups = parameter_groups(module, recipe.weight_decay)
-        self._linear = functional.linear
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=module,
-            model_parameters=groups,
-            optimizer=MasterAdamW(groups, **_adam_options(recipe)) if masters else None,
-            config=config,
-        )
+        with confine.linear_confined_to(module):
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=module,
+                model_parameters=groups,
+                optimizer=MasterAdamW(groups, **_adam_options(recipe)) if masters else None,
+                config=config,
+            )
         dist.bound_timeouts()
         self._deepspeed_clips = _deepspeed_clips(config["zero_optimization"])
         self._adam = self.deepspeed.basic_optimizer
@@ -240,9 +240,7 @@ class Engine:
     def close(self) -> None:
         """Free what DeepSpeed holds; an engine is not used after this."""
         self.deepspeed.destroy()
-        # ZeRO-3 puts a function of its own in its place, for the whole process: it keeps no gathered weights for the
-        # backward pass, and rounds otherwise. What runs next, such as fine-tuning, must not depend on what ran before.
-        functional.linear = self._linear
+        confine.release(self.module)
 
 
 def _mark_unless_finite(bad: Tensor, value: Tensor) -> None:

@@ -10,6 +10,7 @@ from tolerances import PARITY_FLOAT32_RELATIVE
 
 from kd_megatron import dist
 from kd_megatron.training.run import pretrain
+from kd_megatron.training.setup import prepare_run
 
 
 @pytest.mark.parametrize("objective", ARMS)
@@ -31,13 +32,18 @@ def test_a_whole_run_in_pieces_ends_as_in_one(objective: str, tmp_path: Path) ->
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_a_run_in_pieces_leaves_nothing_behind_for_the_next_one(tmp_path: Path) -> None:
-    """DeepSpeed replaces `linear` for the whole process."""
+def test_a_student_in_pieces_changes_nothing_but_itself(tmp_path: Path) -> None:
+    """DeepSpeed replaces `linear` for the whole process: a teacher beside this student would round otherwise."""
     inputs = write_inputs(tmp_path / "inputs")
     before = torch.nn.functional.linear
     study = tiny_study(inputs, training={"ds_config": "zero3"}, budget={"tokens": 8 * 16})
-    pretrain(study, "scratch", 0, tmp_path / "run", None)
+    run = prepare_run(study, "minilm", 0, tmp_path / "run", str(inputs / "teacher"))
     assert torch.nn.functional.linear is before
+    layers = [layer for layer in run.module.modules() if isinstance(layer, torch.nn.Linear)]
+    assert layers
+    assert all("forward" in vars(layer) for layer in layers)  # the student's own keep no gathered weights
+    run.close()
+    assert not any("forward" in vars(layer) for layer in layers)
 
 
 def test_a_process_that_leaves_its_group_and_joins_another_trains_again(tmp_path: Path) -> None:
