@@ -38,6 +38,7 @@ def progress_bar(unit: str = "") -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
+        auto_refresh=console.is_terminal,  # elsewhere its last state is written, once; no thread is needed for that
         disable=not dist.is_main(),
     )
 
