@@ -12,14 +12,16 @@ extrapolated.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy
 
 from kd_megatron.study import comparisons, curves, words
+from kd_megatron.study.crossover import paid_back
 from kd_megatron.study.curves import Reading
 from kd_megatron.study.results import StudyResults
+from kd_megatron.study.scaling import Fit
 from kd_megatron.study.statistics import Estimate, estimate
 from kd_megatron.study.tables import Column, Table, teacher_flops
 
@@ -67,7 +69,8 @@ class BreakEven:
     def in_words(self) -> str:
         """The finding, or why there is none."""
         if self.num_reaching < self.num_seeds or self.saved is None:
-            return f"the reference's result is not reached in {self.num_seeds - self.num_reaching} of {self.num_seeds}"
+            missed = self.num_seeds - self.num_reaching
+            return f"the reference's result is not reached in {missed} of {self.num_seeds} seeds"
         if self.teacher_flops is None:
             return "unknown: nobody stated what the teacher's training cost"
         if self.saved.mean <= 0:
@@ -149,8 +152,8 @@ def all_break_evens(results: StudyResults) -> list[BreakEven]:
     return [one for one in found if one]
 
 
-def table(results: StudyResults, found: list[BreakEven]) -> Table | None:
-    """Per arm and quality: what is saved, and what pays the teacher back."""
+def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit] | None = None) -> Table | None:
+    """Per arm and quality: what is saved, and what pays the teacher back; by ``laws`` of the loss too, where given."""
     if not found:
         return None
     num_taught = sum(bool(run.summary.get("teacher")) for run in results.all_runs())
@@ -163,6 +166,9 @@ def table(results: StudyResults, found: list[BreakEven]) -> Table | None:
         Column("budget_alone", "break-even budget, 1 student", _budget),
         Column("budget_shared", f"the same, {num_taught} students", _budget),
     ]
+    by_laws = {one.arm: words_of for one in found if (words_of := _by_laws(results, one, laws or {}))}
+    if by_laws:
+        columns.append(Column("budget_by_laws", "break-even budget by the laws, 1 student", is_text=True))
     note = (
         f"Saved: FLOPs of {results.reference} less those after which the arm is as good as {results.reference} at its "
         "end, paired by seed. Paid back: when the teacher's training, divided by the students that share it, is no "
@@ -182,10 +188,31 @@ def table(results: StudyResults, found: list[BreakEven]) -> Table | None:
             "budget": one.budget,
             "budget_alone": one.budget_for(1),
             "budget_shared": one.budget_for(num_taught),
+            "budget_by_laws": by_laws.get(one.arm) if one.quantity == "probe_loss" else None,
         }
         for one in found
     ]
     return Table("break_even", "What pays the teacher's training back", columns, rows, note)
+
+
+def _by_laws(results: StudyResults, one: BreakEven, laws: Mapping[str, Fit]) -> str | None:
+    """The break-even budget of one student by the laws of the arm and of the reference; None without these."""
+    if one.arm not in laws or results.reference not in laws or one.teacher_flops is None:
+        return None
+    arm, reference = ((laws[name], _price(results, name)) for name in (one.arm, results.reference))
+    paid = paid_back(arm, reference, one.teacher_flops)
+    high = "none" if math.isinf(paid.high) else words.flops(paid.high)
+    if paid.at is None:
+        low = "" if math.isinf(paid.low) else f" (interval from {words.flops(paid.low)})"
+        return f"none up to 100 times the budgets measured{low}"
+    far = ", extrapolated" if paid.is_extrapolated else ""
+    return f"{words.flops(paid.at)} [{words.flops(paid.low)} to {high}]{far}"
+
+
+def _price(results: StudyResults, arm: str) -> float:
+    """FLOPs that a token costs."""
+    runs = results.runs[arm].values()
+    return math.fsum(run.summary["flops"] for run in runs) / math.fsum(run.summary["tokens"] for run in runs)
 
 
 def _flops_with_interval(value: Estimate | None) -> str:

@@ -1,4 +1,4 @@
-"""Where one arm's law falls below another's, at equal budgets, and how sure that is."""
+"""What two arms' laws say of budgets: where one falls below the other, and where a teacher is paid back."""
 
 import math
 from dataclasses import dataclass
@@ -82,3 +82,44 @@ def _last_change(gap: Array, budgets: Array) -> float:
     last = int(above[-1])
     share = float(gap[last] / (gap[last] - gap[last + 1]))
     return float(budgets[last] * (budgets[last + 1] / budgets[last]) ** share)
+
+
+@dataclass(frozen=True)
+class PaidBack:
+    """The smallest budget at which an arm saves its share of the teacher; None: none up to the end of the search."""
+
+    at: float | None
+    low: float
+    high: float  # infinity: beyond the search
+    is_extrapolated: bool
+
+
+def paid_back(arm: tuple[Fit, float], reference: tuple[Fit, float], share: float) -> PaidBack:
+    """Break-even budget by the laws (docs/statistics.md): C less what the arm needs for the reference's loss at C.
+
+    Args:
+        arm: its law, and the FLOPs of a token, the teacher's forward pass included.
+        reference: the same.
+        share: FLOPs of the teacher's training for one student.
+
+    Returns:
+        In FLOPs, with the 95 % interval over draws, which are paired at random.
+    """
+    ends = [price * end for fit, price in (arm, reference) for end in fit.token_range]
+    budgets = numpy.geomspace(min(ends), FARTHEST * max(ends), NUM_PLACES)
+    at = float(_paid_at(arm, reference, share, budgets, draws=False)[0])
+    found = numpy.sort(_paid_at(arm, reference, share, budgets, draws=True))
+    low, high = found[int(0.025 * (len(found) - 1))], found[math.ceil(0.975 * (len(found) - 1))]
+    return PaidBack(
+        None if math.isinf(at) else at, float(low), float(high), at > reference[0].token_range[1] * reference[1]
+    )
+
+
+def _paid_at(arm: tuple[Fit, float], reference: tuple[Fit, float], share: float, budgets: Array, draws: bool) -> Array:
+    """[draws] (or [1]) smallest budgets at which enough is saved, infinity where none is."""
+    (own, own_price), (other, price) = arm, reference
+    target = numpy.atleast_2d(other.predict(budgets / price, draws=draws))
+    num = min(len(target), len(own.draws))
+    needed = own.tokens_for(target[:num], draws) * own_price
+    enough = budgets - needed >= share
+    return numpy.where(enough.any(axis=1), budgets[enough.argmax(axis=1)], numpy.inf)

@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter
 from kd_megatron.study import curves
 from kd_megatron.study.break_even import BreakEven
 from kd_megatron.study.curves import Reading
-from kd_megatron.study.figures import look
+from kd_megatron.study.figures import look, power_unit
 from kd_megatron.study.results import StudyResults
 from kd_megatron.study.scaling_report import Laws
 
@@ -101,11 +101,12 @@ def break_even(results: StudyResults, found: Sequence[BreakEven]) -> Figure | No
     if not shown:
         return None
     figure, axes = pyplot.subplots(figsize=(5.2, 3.2))
+    scale, unit = power_unit(max(budget for _, curve in shown for budget, _ in curve))
     for one, curve in shown:
         colour, marker, dash = look(results, one.arm)
         quality = "score" if one.quantity == "score" else "held-out loss"
         axes.plot(
-            [budget for budget, _ in curve],
+            [budget / scale for budget, _ in curve],
             [students for _, students in curve],
             color=colour,
             linestyle=dash if one.quantity == "score" else ":",
@@ -116,10 +117,9 @@ def break_even(results: StudyResults, found: Sequence[BreakEven]) -> Figure | No
         )
     num_taught = sum(bool(run.summary.get("teacher")) for run in results.all_runs())
     axes.axhline(num_taught, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_ylim(top=min(axes.get_ylim()[1], MOST_STUDENTS))
-    axes.set_xlabel(f"budget of {results.reference} for each student (FLOPs)")
+    axes.set_xlabel(f"budget of {results.reference} for each student ({unit})")
     axes.set_ylabel("students that must share the teacher")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
     return figure

@@ -197,7 +197,7 @@ def ledger(results: StudyResults) -> Figure | None:
     for axes, unit in zip(panels, ("seconds", "flops"), strict=True):
         spent = {arm: tables.activities(list(results.runs[arm].values()), unit) for arm in results.arms}
         longest = max(sum(parts.values()) for parts in spent.values())
-        scale, name = _clock_unit(longest) if unit == "seconds" else _power_unit(longest)
+        scale, name = _clock_unit(longest) if unit == "seconds" else power_unit(longest)
         left = [0.0] * len(results.arms)
         for activity, (colour, hatch) in ACTIVITY_STYLE.items():
             widths = [spent[arm][activity] / scale for arm in results.arms]
@@ -222,7 +222,8 @@ def _clock_unit(seconds: float) -> tuple[float, str]:
     return (60.0, "minutes") if seconds < 3 * 3600 else (3600.0, "hours")
 
 
-def _power_unit(flops: float) -> tuple[float, str]:
+def power_unit(flops: float) -> tuple[float, str]:
+    """(a power of ten near ``flops``, its name for an axis)."""
     power = math.floor(math.log10(flops)) if flops > 0 else 0
     return 10.0**power, rf"$10^{{{power}}}$ FLOPs"
 

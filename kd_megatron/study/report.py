@@ -132,7 +132,7 @@ def all_tables(study: StudyResults, analysis: Analysis) -> list[Table]:
         certainty_tables.differences(study),
         certainty_tables.variance(study),
         tables.teacher_cost(study),
-        break_even.table(study, analysis.break_evens),
+        break_even.table(study, analysis.break_evens, analysis.laws.fitted),
         scaling_report.table(study, analysis.laws),
     )
     found += [table for table in optional if table]
@@ -157,7 +157,7 @@ def content(study: StudyResults, found: Analysis, drawn: dict[str, Path]) -> lis
         blocks.append(Details("The same in numbers", ledgers))
         if table := tables.teacher_cost(study):
             blocks += [Heading("With the teacher's own training counted"), TableBlock(table)]
-            paid = break_even.table(study, found.break_evens)
+            paid = break_even.table(study, found.break_evens, found.laws.fitted)
             blocks += [TableBlock(paid), *_figures(drawn, "break_even")] if paid else []
         blocks += [Heading("More text, more budget"), *_laws(study, found.laws), *_figures(drawn, "scaling")]
     blocks += [Heading("Caveats"), Bullets(caveats(study, found.findings, found.allowed))]

@@ -19,11 +19,13 @@ Array = NDArray[numpy.float64]
 Unit = Literal["points", "seeds"]  # what is resampled
 
 FEWEST_AMOUNTS = 5  # of text: three unknowns, and two to spare
+LEAST_REACH = 3.0  # most tokens / fewest: over less, any curve is a straight line
 FEWEST_SIZES = 3  # of students, to fit B and beta
 FEWEST_SEEDS = 5  # to resample seeds
 SAME_AMOUNT = 1.05  # amounts of text closer than this factor are one
 NUM_DRAWS = 400
 LARGEST_EXPONENT = 5.0  # a steeper curve is a step
+MOST_LOG_TOKENS = 300.0  # beyond it: never
 MOST_STEPS = 60  # of the optimizer; a law that the points tell takes about ten
 HUBER_DELTA = 1e-3  # of log L; Hoffmann et al. 2022
 STARTS = [(floor, alpha) for floor in (0.05, 0.5, 0.9) for alpha in (0.1, 0.4, 1.0)]  # floor: share of the lowest loss
@@ -102,6 +104,19 @@ class Fit:
             found = found + numpy.exp(thetas[:, 3:4] - thetas[:, 4:5] * z)
         return found if draws else found[0]
 
+    def tokens_for(self, losses: Array, draws: bool = False) -> Array:
+        """Text that the law needs for ``losses`` [R, T]; infinity at or below its floor.
+
+        Args:
+            losses: R is 1, or the number of draws to use when ``draws``.
+            draws: whether row r is asked of draw r.
+        """
+        thetas = self.draws[: len(losses)] if draws else self.parameters[None]
+        floor = thetas[:, :1] + (numpy.exp(thetas[:, 3:4]) if thetas.shape[1] == 5 else 0.0)
+        above = losses - floor
+        x = (thetas[:, 1:2] - numpy.log(numpy.where(above > 0, above, 1.0))) / thetas[:, 2:3]
+        return numpy.where(above > 0, numpy.exp(numpy.minimum(x + self.centre[0], MOST_LOG_TOKENS)), numpy.inf)
+
 
 def fit(
     points: Sequence[Point],
@@ -154,6 +169,12 @@ def _why_not(points: Sequence[Point], with_sizes: bool, unit: Unit) -> str | Non
         return (
             f"no fit: losses at {amounts} different amounts of text, and a power law with a floor needs "
             f"{FEWEST_AMOUNTS}; run the study at more budgets, or add fractions to validation.at"
+        )
+    reach = max(point.tokens for point in points) / min(point.tokens for point in points)
+    if reach < LEAST_REACH:
+        return (
+            f"no fit: the amounts of text reach over a factor of {reach:.1f}, and a law needs {LEAST_REACH:.0f}; "
+            "run smaller or larger budgets, or validate earlier (validation.at)"
         )
     if with_sizes and sizes < FEWEST_SIZES:
         return f"no fit over sizes: students of {sizes} different sizes, and their term needs {FEWEST_SIZES}"

@@ -60,7 +60,7 @@ def test_teachers_cost_nobody_stated(tmp_path):
 def test_an_arm_that_does_not_get_there(tmp_path):
     found = by_loss(study(tmp_path, losses=LOSSES | {"minilm": [9.0, 8.0, 7.0, 6.0]}))
     assert (found.num_reaching, found.saved, found.students) == (0, None, None)
-    assert found.in_words == "the reference's result is not reached in 3 of 3"
+    assert found.in_words == "the reference's result is not reached in 3 of 3 seeds"
 
 
 def test_one_seed_has_no_interval(tmp_path):

@@ -3,7 +3,7 @@ import math
 import numpy
 import pytest
 
-from kd_megatron.study.crossover import crossover
+from kd_megatron.study.crossover import crossover, paid_back
 from kd_megatron.study.scaling import Point, Refusal, fit, num_amounts
 
 AMOUNTS = numpy.geomspace(1e6, 1e9, 6)
@@ -44,6 +44,11 @@ def coverage(num, num_draws, num_seeds):
 def test_intervals_hold_what_was_planted():
     # 95 % of 24 is 23; 19 or fewer come by chance in 1 of 200 (binomial)
     assert coverage(num=24, num_draws=60, num_seeds=1).min() >= 20 / 24
+
+
+def test_draws_are_the_same_twice():
+    first, second = (fit(planted(0.01), num_draws=10) for _ in range(2))
+    assert (first.draws == second.draws).all()
 
 
 @pytest.mark.long
@@ -102,6 +107,7 @@ def test_seeds_are_resampled_whole():
             "losses at 4 different amounts of text, and a power law with a floor needs 5",
         ),
         (planted(amounts=[1e6, 1.01e6, 1.02e6, 1.03e6, 1.04e6, 1.05e6]), {}, "at 1 different amounts"),
+        (planted(amounts=[1e6, 1.2e6, 1.4e6, 1.6e6, 2e6]), {}, "over a factor of 2.0, and a law needs 3"),
         (planted(), {"with_sizes": True}, "students of 1 different sizes"),
         (planted(), {"unit": "seeds"}, "3 seeds, and resampling them needs 5"),
         (planted(law=(2.0, 0.0, 0.3)), {}, "does not fall with more text"),
@@ -154,3 +160,24 @@ def test_crossovers_beyond_the_data_are_rarely_claimed():
         first, second = (fit(planted(0.01, 1, generator, law=law), num_draws=60) for law in laws)
         num_known += crossover(("scratch", first, 1.0), ("minilm", second, 1.0)).is_known
     assert num_known <= 1
+
+
+def test_tokens_for_a_loss_undo_the_law():
+    found = fit(planted(0.01), num_draws=10)
+    tokens = numpy.geomspace(1e7, 1e9, 5)
+    assert found.tokens_for(found.predict(tokens)[None]) == pytest.approx(tokens[None])
+    assert found.tokens_for(found.predict(tokens, draws=True), draws=True) == pytest.approx(numpy.tile(tokens, (10, 1)))
+    assert numpy.isinf(found.tokens_for(numpy.array([[found.floor]]))).all()
+
+
+def test_budget_that_pays_a_teacher_back():
+    # the arm needs half the tokens for each loss, at 1.2 times the price: c = 0.6 C, 0.4 C is saved
+    first, second = fits(1e-4, (FLOOR, COEFFICIENT * 0.5**EXPONENT, EXPONENT))
+    found = paid_back((second, 1.2), (first, 1.0), share=4e7)
+    assert found.at == pytest.approx(1e8, rel=0.05)  # the search's places are 3 % apart, and noise
+    assert found.low <= 1e8 * 1.05
+    assert found.high >= 1e8 * 0.97
+    assert not found.is_extrapolated
+    assert paid_back((second, 1.2), (first, 1.0), share=4e9).is_extrapolated
+    assert paid_back((second, 1.2), (first, 1.0), share=1e15).at is None
+    assert paid_back((first, 1.2), (first, 1.0), share=1.0).at is None  # nothing is saved at any budget
