@@ -38,6 +38,8 @@ class BreakEven:
     saved: Estimate | None  # FLOPs per student, over seeds that reach the reference's quality; None: not all of them do
     num_seeds: int
     num_reaching: int
+    num_readings: int  # of the arm's curve, in the seed with the fewest
+    is_ahead: bool  # whether its lead at the end is beyond doubt (`Comparison.verdict`)
     teacher_flops: float | None
     curve: tuple[tuple[float, float], ...]  # (budget, FLOPs saved), means over the seeds, where all of them reach it
 
@@ -76,6 +78,8 @@ class BreakEven:
         if self.saved.mean <= 0:
             return "never: nothing is saved"
         students = f"{self.students:,.0f} student{'' if self.students == 1 else 's'}"
+        if not self.is_ahead:  # seeds in which it is ahead by chance save something, the others count as not reaching
+            return f"{students}, if it is ahead at all: undecided"
         if self.saved.low is not None and self.saved.low <= 0:
             return f"{students}, or never: the interval of what is saved includes zero"
         return students
@@ -100,7 +104,9 @@ def break_even(results: StudyResults, arm: str, quantity: str, teacher_flops: fl
     budget = math.fsum(reference[-1].flops for _, reference in pairs) / len(pairs)
     whole = estimate(saved, method="t") if len(saved) == len(pairs) else None
     curve = tuple(_saved_curve(pairs, sign))
-    return BreakEven(arm, quantity, budget, whole, len(pairs), len(saved), teacher_flops, curve)
+    fewest = min(len(own) for own, _ in pairs)
+    ahead = any(one.arm == arm and one.verdict == "better" for one in comparisons.overall(results, quantity))
+    return BreakEven(arm, quantity, budget, whole, len(pairs), len(saved), fewest, ahead, teacher_flops, curve)
 
 
 def flops_to_reach(readings: Sequence[Reading], target: float, sign: float) -> float | None:
@@ -160,6 +166,7 @@ def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit]
     columns = [
         Column("arm", "arm", is_text=True),
         Column("quantity", "measured by", is_text=True),
+        Column("readings", "readings a run"),
         Column("saved", "FLOPs saved per student", _flops_with_interval),
         Column("finding", "teacher is paid back by", is_text=True),
         Column("interval", "95 % interval", is_text=True),
@@ -180,6 +187,7 @@ def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit]
         {
             "arm": one.arm,
             "quantity": comparisons.TITLES[one.quantity],
+            "readings": one.num_readings,
             "saved": one.saved,
             "finding": one.in_words,
             "students": one.students,

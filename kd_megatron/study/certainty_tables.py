@@ -11,13 +11,20 @@ from kd_megatron.study.tables import Column, Table
 INTERVALS = {"t": "Student's t", "bootstrap": "BCa bootstrap over seeds"}
 
 
-def differences(results: StudyResults) -> Table | None:
-    """Every arm against the reference; None where no interval can be given (`comparisons.missing_seeds` says why)."""
+def differences(results: StudyResults) -> list[Table]:
+    """Every arm against the reference: overall, then task by task.
+
+    Empty where no interval can be given; `comparisons.missing_seeds` says why.
+    """
     if comparisons.missing_seeds(results):
-        return None
-    found = comparisons.all_comparisons(results)
-    if not found:
-        return None
+        return []
+    overall = [one for quantity in comparisons.OVERALL for one in comparisons.overall(results, quantity)]
+    by_task = [one for arm in results.arms for one in comparisons.by_task(results, arm)]
+    named = (("differences", "", overall), ("differences_by_task", "The same, task by task", by_task))
+    return [_differences(results, name, title, found) for name, title, found in named if found]
+
+
+def _differences(results: StudyResults, name: str, title: str, found: list[Comparison]) -> Table:
     columns = [
         Column("arm", "arm", is_text=True),
         Column("quantity", "in", is_text=True),
@@ -40,7 +47,7 @@ def differences(results: StudyResults) -> Table | None:
     )
     rows = [_difference_row(one) for one in found]
     strong = {(row, "shown") for row, one in enumerate(found) if one.verdict == "better"}
-    return Table("differences", "", columns, rows, note, frozenset(strong))
+    return Table(name, title, columns, rows, note, frozenset(strong))
 
 
 def p_value(value: float | None) -> str:

@@ -6,7 +6,7 @@ Works on an unfinished study and says what is missing. The report appears at onc
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def all_tables(study: StudyResults, analysis: Analysis) -> list[Table]:
     found = [tables.scores(study), tables.spending(study), tables.runs(study)]
     found += [tables.ledger(study, unit) for unit in ("seconds", "flops")]
     optional = (
-        certainty_tables.differences(study),
+        *certainty_tables.differences(study),
         certainty_tables.variance(study),
         tables.teacher_cost(study),
         break_even.table(study, analysis.break_evens, analysis.laws.fitted),
@@ -181,12 +181,13 @@ def _certainty(study: StudyResults) -> list[Block]:
     heading = Heading("How sure the differences are")
     if why_not := comparisons.missing_seeds(study):
         return [heading, Paragraph(why_not)]
-    table = certainty_tables.differences(study)
-    if table is None:
+    found = certainty_tables.differences(study)
+    if not found:
         return []
     scatter = certainty_tables.variance(study)
-    folded: list[Block] = [Details(scatter.title, [TableBlock(scatter)])] if scatter else []
-    return [heading, TableBlock(table), *folded]
+    folded = found[1:] + ([scatter] if scatter else [])
+    details = [Details(table.title, [TableBlock(replace(table, title=""))]) for table in folded]
+    return [heading, TableBlock(found[0]), *details]
 
 
 def _figures(drawn: dict[str, Path], *names: str) -> list[Block]:

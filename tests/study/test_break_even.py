@@ -12,11 +12,16 @@ FLOPS = [1e13, 2e13, 3e13, 4e13]
 LOSSES = {"scratch": [8.0, 7.0, 6.0, 5.0], "minilm": [7.0, 6.0, 5.0, 4.0]}  # one reading ahead: saves 1e13
 
 
+LEADS = (0.01, 0.0, -0.01)  # nats by seed, so that the lead has a deviation
+
+
 def study(tmp_path, num_seeds=3, losses=LOSSES):
     directory = study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(arms=ARMS, num_seeds=num_seeds))
     for arm, values in losses.items():
         for seed in range(num_seeds):
-            study_on_disk.write_losses(directory / "arms" / arm / f"seed_{seed}", FLOPS, values)
+            run = directory / "arms" / arm / f"seed_{seed}"
+            study_on_disk.write_losses(run, FLOPS, values)
+            study_on_disk.edit_summary(run, validation={"probe_mlm_loss": values[-1] + LEADS[seed] * (arm == "minilm")})
     return directory
 
 
@@ -61,6 +66,15 @@ def test_an_arm_that_does_not_get_there(tmp_path):
     found = by_loss(study(tmp_path, losses=LOSSES | {"minilm": [9.0, 8.0, 7.0, 6.0]}))
     assert (found.num_reaching, found.saved, found.students) == (0, None, None)
     assert found.in_words == "the reference's result is not reached in 3 of 3 seeds"
+
+
+def test_a_lead_that_may_be_chance_pays_nothing_back_for_certain(tmp_path):
+    directory = study(tmp_path)
+    for seed, last in enumerate((4.9, 4.0, 3.0)):
+        run = directory / "arms" / "minilm" / f"seed_{seed}"
+        study_on_disk.edit_summary(run, validation={"probe_mlm_loss": last})
+    # leads of 0.1, 1.0 and 2.0 nats: mean 1.03, s = 0.95, half = 4.30 * 0.95 / sqrt(3) = 2.4
+    assert by_loss(directory).in_words == "90 students, if it is ahead at all: undecided"
 
 
 def test_one_seed_has_no_interval(tmp_path):
