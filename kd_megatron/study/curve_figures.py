@@ -113,7 +113,7 @@ def break_even(results: StudyResults, found: Sequence[BreakEven]) -> Figure | No
             marker=marker,
             markevery=max(1, len(curve) // 6),
             markersize=4.5,
-            label=f"{one.arm}, by {quality}",
+            label=f"{one.arm}, by {quality}" + ("" if one.is_ahead else "\n(lead undecided)"),
         )
     num_taught = sum(bool(run.summary.get("teacher")) for run in results.all_runs())
     axes.axhline(num_taught, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)))
