@@ -134,7 +134,6 @@ def _load(path: Path, changes: dict[str, Any], dropout: float | None, top: Untra
 
     logging.disable_progress_bar()
     logs.quiet_libraries()
-    options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, **changes)
         if dropout is not None:
@@ -142,7 +141,12 @@ def _load(path: Path, changes: dict[str, Any], dropout: float | None, top: Untra
         if top.action == "drop" and top.names:
             config.num_hidden_layers = top.num_layers_left
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, output_loading_info=True, **options
+            path,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
         if dropout is not None:
             require_dropout(model, dropout, path)
