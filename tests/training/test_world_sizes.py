@@ -17,6 +17,7 @@ from kd_megatron.training.run import pretrain
 WORKER = str(Path(__file__).parent / "interrupted_worker.py")
 ARM = "vanilla_kd"
 NUM_STEPS = 40
+NO_STOP = NUM_STEPS + 1
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +38,13 @@ def study(inputs: Path, ds_config: str) -> StudyRecipe:
 
 
 def stretch(inputs: Path, output: Path, world_size: int, ds_config: str, stop_step: int) -> str:
-    """Go on with ``output`` until ``stop_step``, on so many processes; rank 0's words."""
+    """Go on with ``output`` until a stop at ``stop_step``, or to the end, on so many processes; rank 0's words."""
     recipe = inputs / f"{ds_config}.yaml"
     recipe.write_text(yaml.safe_dump(study(inputs, ds_config).model_dump(mode="json")), encoding="utf-8")
     program = [WORKER, str(recipe), ARM, str(output), str(inputs / "teacher"), str(stop_step)]
     ranks = processes.start(program, world_size)
     said = [rank.communicate(timeout=300)[0] for rank in ranks]
-    expected = 75 if stop_step < NUM_STEPS else 0
+    expected = 0 if stop_step == NO_STOP else 75
     assert [rank.returncode for rank in ranks] == [expected] * world_size, said
     return said[0]
 
@@ -87,7 +88,7 @@ def test_two_processes_at_stage_2_then_one_at_stage_3(inputs: Path, reference: P
 @pytest.mark.long
 def test_1_then_2_then_4_then_1_process(inputs: Path, reference: Path, tmp_path: Path) -> None:
     output = tmp_path / "moved"
-    places = [(1, "zero1", 10), (2, "zero2_offload", 20), (4, "zero3", 30), (1, "zero0", NUM_STEPS)]
+    places = [(1, "zero1", 10), (2, "zero2_offload", 20), (4, "zero3", 30), (1, "zero0", NO_STOP)]
     for world_size, ds_config, stop_step in places:
         said = stretch(inputs, output, world_size, ds_config, stop_step)
     assert "written by 4 processes at ZeRO stage 3, here 1 at stage 0" in said.replace("\n", " ")
