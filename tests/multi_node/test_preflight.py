@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from cluster import Cluster, cluster
 from small_job import commit, launch, losses, make_checkout, one_process, write_recipe
@@ -46,7 +47,9 @@ def test_a_port_in_use_a_full_disk_and_a_node_that_is_off(
     assert code == 7
     assert "nodea cannot open port 29500" in output
     assert launch(two_nodes, checkout, *preflight, MASTER_PORT="29501")[0] == 0
-    listener.kill()
+    for process in psutil.Process(listener.pid).children():  # nsenter's own end would leave it on the port
+        process.kill()
+    listener.wait()
 
     code, output = launch(two_nodes, checkout, *preflight, KD_MIN_FREE_GIB="1e9")
     assert code == 7
