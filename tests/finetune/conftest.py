@@ -1,7 +1,7 @@
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from tiny_encoder import make_model, sentences, write_tsv
@@ -21,9 +21,7 @@ def review_files(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    return processes.free_port()
 
 
 @pytest.fixture(autouse=True)
