@@ -79,7 +79,9 @@ class Ledger:
         return sum(entry.seconds for entry in accounts) / 3600.0
 
     def fraction(self, budget: BudgetRecipe) -> float:
-        """Share of the budget that is spent; 1.0 or more ends the run."""
+        """Share of the budget that is spent; 1.0 or more ends the run. Of calibrated budgets, by the steps they fix."""
+        if budget.calibrated is not None:
+            return self.steps / budget.calibrated.steps
         return self.spent(budget) / budget.limit
 
     def seconds(self, *names: str) -> float:

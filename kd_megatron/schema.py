@@ -159,6 +159,20 @@ Account = Literal[
 TRAINING_ACCOUNTS: set[Account] = {"student", "teacher", "loss", "data_wait"}  # of a step
 
 
+class CalibrateRecipe(Strict):
+    """Measure every arm's speed before training, in turn on the machine at hand, and fix its steps by it."""
+
+    rounds: Annotated[int, Field(ge=2, le=10_000)] = 5  # every arm has its turn in each
+    steps: Count = 4  # training steps of an arm's turn
+
+
+class CalibratedSteps(Strict):
+    """What a calibration made of a budget in time for one run. Written by `study`, never by hand."""
+
+    steps: Count
+    tokens_per_second: Positive  # the median that they were computed with
+
+
 class BudgetRecipe(Strict):
     """What ends a run (exactly one unit) and which accounts of the ledger count towards it."""
 
@@ -167,6 +181,8 @@ class BudgetRecipe(Strict):
     flops: Positive | None = None
     tokens: Positive | None = None
     charge: list[Account] = ["student", "teacher", "loss", "data_wait"]
+    calibrate: CalibrateRecipe | None = None  # of a study's budget in time: noise does not choose the winner
+    calibrated: CalibratedSteps | None = None
 
     @model_validator(mode="after")
     def _one_unit(self) -> Self:
@@ -174,6 +190,21 @@ class BudgetRecipe(Strict):
         if len(given) != 1:
             raise ValueError(f"a budget has exactly one unit of {', '.join(BUDGET_UNITS)}; given: {given or 'none'}")
         return self
+
+    @model_validator(mode="after")
+    def _calibration_measures_what_is_charged(self) -> Self:
+        if self.calibrate is None:
+            return self
+        if not self.is_time:
+            raise ValueError(f"calibrate is for budgets in hours or gpu_hours; {self.unit} are counted, not measured")
+        if unmeasured := sorted(set(self.charge) - TRAINING_ACCOUNTS):
+            raise ValueError(f"calibrate times training steps alone, but {', '.join(unmeasured)} is charged as well")
+        return self
+
+    @property
+    def is_time(self) -> bool:
+        """Whether a clock measures it."""
+        return self.unit in ("hours", "gpu_hours")
 
     @property
     def unit(self) -> str:
@@ -183,7 +214,7 @@ class BudgetRecipe(Strict):
     @property
     def splits_training_time(self) -> bool:
         """Whether it is time and some accounts of a training step count while others do not."""
-        return self.unit in ("hours", "gpu_hours") and len(TRAINING_ACCOUNTS & set(self.charge)) in (1, 2, 3)
+        return self.is_time and len(TRAINING_ACCOUNTS & set(self.charge)) in (1, 2, 3)
 
     @property
     def limit(self) -> float:
@@ -227,6 +258,12 @@ class TeacherTrainingRecipe(Strict):
     budget: Budget
     seed: Seed = 0
     learning_rate: Positive | None = None  # None: the study's
+
+    @model_validator(mode="after")
+    def _is_not_calibrated(self) -> Self:
+        if self.budget.calibrate is not None:
+            raise ValueError("calibrate belongs to the study's budget: there is one teacher, compared with nothing")
+        return self
 
 
 class TeacherCacheRecipe(Strict):
@@ -275,6 +312,51 @@ class ValidationRecipe(Strict):
     num_samples: Count = 256
     probe_steps: Annotated[int, Field(ge=0, le=10**9)] = 100  # steps of the probe head on the frozen student
     probe_learning_rate: Positive = 1e-3
+
+
+class TuningRecipe(Strict):
+    """Trials before training, as many for every arm at the same small budget (docs/fairness.md, clause 16).
+
+    A trial is a learning rate, with a value of one option of the objective where the arm has a list of those. In lists
+    that may hold it, null stands for a trial that an arm gives up.
+    """
+
+    learning_rates: Annotated[list[Positive], Field(min_length=1)]
+    weights: dict[
+        PathPart, dict[str, Annotated[list[float | None], Field(min_length=1)]]
+    ] = {}  # arm -> option -> values
+    learning_rates_alone: list[Positive | None] | None = None  # of arms without a weight, where other arms have one
+    budget: Budget  # of each trial
+    seed: Seed = 1000  # of all trials, and of no run that is reported
+    measure: Literal["probe_mlm_loss"] = "probe_mlm_loss"  # held out; the lowest is chosen
+    charged: bool = False  # whether what an arm's trials spent is taken off that arm's budget
+
+    def num_trials(self, arm: str) -> int:
+        """How many trials ``arm`` is given, those it gives up included."""
+        if arm in self.weights:
+            return len(self.learning_rates) * len(next(iter(self.weights[arm].values())))
+        return len(self.learning_rates if self.learning_rates_alone is None else self.learning_rates_alone)
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Self:
+        for arm, options in self.weights.items():
+            if len(options) != 1:
+                raise ValueError(
+                    f"weights.{arm} names {len(options)} options: one for each arm, so that effort is equal"
+                )
+        if self.budget.calibrate is not None:
+            raise ValueError("calibrate belongs to the study's budget, and then holds for the trials as well")
+        return self
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Self:
+        lists: list[list[Any]] = [self.learning_rates, self.learning_rates_alone or []]
+        lists += [values for options in self.weights.values() for values in options.values()]
+        for values in lists:
+            given = [value for value in values if value is not None]
+            if len(set(given)) != len(given) or (values and not given):
+                raise ValueError(f"{values}: different values, at least one (null stands for a trial that is given up)")
+        return self
 
 
 # --- fine-tuning ------------------------------------------------------------------------------------------
@@ -402,6 +484,7 @@ class StudyRecipe(Strict):
     budget: Budget
     training: TrainingRecipe = TrainingRecipe()
     validation: ValidationRecipe = ValidationRecipe()
+    tuning: TuningRecipe | None = None
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     finetune: FinetuneRecipe | None = None
     allow_difference: list[str] = []  # dotted keys that arms may override beside their objective's options
@@ -424,4 +507,41 @@ class StudyRecipe(Strict):
                 "teacher.cache needs data.mask_seed: what a teacher says of a window is kept for one mask of it. To "
                 "fix: write data.mask_seed: 1 (any whole number; all arms then see each window with one mask)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_cache_is_not_calibrated(self) -> Self:
+        if self.teacher and self.teacher.cache and self.budget.calibrate is not None:
+            raise ValueError(
+                "budget.calibrate does not go with teacher.cache: a window's first visit costs more than its later "
+                "ones, and a few steps cannot tell how many there will be of each; remove one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _arms_are_tuned_alike(self) -> Self:
+        tuning = self.tuning
+        if tuning is None:
+            return self
+        if unknown := sorted(tuning.weights.keys() - self.arms.keys()):
+            raise ValueError(f"tuning.weights names {', '.join(unknown)}, which is no arm of {', '.join(self.arms)}")
+        numbers = {arm: tuning.num_trials(arm) for arm in self.arms}
+        if len(set(numbers.values())) > 1:
+            listed = ", ".join(f"{arm} {number}" for arm, number in numbers.items())
+            raise ValueError(
+                f"tuning gives arms unequal numbers of trials ({listed}). To fix: give every arm in tuning.weights as "
+                f"many values, and {max(numbers.values())} learning rates in tuning.learning_rates_alone to arms "
+                "without a weight; null in place of a value is a trial that an arm gives up"
+            )
+        if tuning.seed in self.seeds:
+            raise ValueError(
+                f"tuning.seed {tuning.seed} is one of seeds: what is chosen on a run must not be reported of it"
+            )
+        if tuning.charged and (tuning.budget.unit, tuning.budget.charge) != (self.budget.unit, self.budget.charge):
+            raise ValueError(
+                "tuning.charged takes trials off the budget, so both have one unit and charge the same accounts; "
+                f"given: {tuning.budget.unit} {tuning.budget.charge} and {self.budget.unit} {self.budget.charge}"
+            )
+        if tuning.charged and tuning.budget.limit * max(numbers.values()) >= self.budget.limit:
+            raise ValueError("tuning.charged: the trials would use up the whole budget; make tuning.budget smaller")
         return self

@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.launch.preflight import compare_nodes
     from kd_megatron.schema import StudyRecipe
     from kd_megatron.study import runner
+    from kd_megatron.study.effective import run_recipe
+    from kd_megatron.study.piece import teacher_path
     from kd_megatron.training.run import pretrain
 
     recipe = config.load(args.recipe, StudyRecipe, args.overrides)
@@ -45,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
         compare_nodes([args.recipe, *args.overrides])
         recipe = resolve_precision(recipe)
         runner.prepare_inputs(recipe, root)
-        study = runner.run_recipe(recipe, args.arm, seed)
-        pretrain(study, args.arm, seed, directory, runner.teacher_path(recipe, root))
+        study = run_recipe(recipe, args.arm, seed)
+        pretrain(study, args.arm, seed, directory, teacher_path(recipe, root))
         if dist.is_main():
             print(directory / "export")
     return 0

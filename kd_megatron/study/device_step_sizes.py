@@ -7,9 +7,9 @@ from typing import Any
 
 from kd_megatron import config
 from kd_megatron.schema import StudyRecipe
+from kd_megatron.study.effective import run_recipe
 from kd_megatron.study.levers import STUDY, STUDY_LEVERS, Levers, carried_out
 from kd_megatron.study.made_up_inputs import MADE_UP
-from kd_megatron.study.runner import run_recipe
 from kd_megatron.study.timed_run import Variant
 
 GLOBAL_BATCHES = 2  # in the pool: the teacher cache is warm from the third step on

@@ -16,7 +16,9 @@ from kd_megatron.kernels.door import AUTO
 from kd_megatron.schema import StudyRecipe
 
 BACKEND = "backend"  # the one option of an objective that changes its speed alone
-STUDY_ONLY = frozenset({"kind", "name", "description", "arms", "seeds", "allow_difference", "output", "notes"})
+STUDY_ONLY = frozenset(
+    {"kind", "name", "description", "arms", "seeds", "allow_difference", "output", "notes", "tuning"}
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def resolve_arm(study: StudyRecipe, arm: str) -> StudyRecipe:
         )
     options, overrides = split_arm(study.arms[arm])
     raw = study.model_dump(mode="json")
-    raw["arms"] = {arm: options}
+    raw["arms"], raw["tuning"] = {arm: options}, None  # what tuning chose is an override like any other
     for key, value in overrides.items():
         _refuse_unless_allowed(study, arm, key)
         _set(raw, key, value)

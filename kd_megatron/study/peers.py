@@ -27,7 +27,7 @@ from kd_megatron.models.build import student_config
 from kd_megatron.objectives import registry
 from kd_megatron.objectives.minilm import MiniLmOptions
 from kd_megatron.schema import StudyRecipe
-from kd_megatron.study.runner import run_recipe
+from kd_megatron.study.effective import run_recipe
 from kd_megatron.study.timed_run import batch_shape
 from kd_megatron.training.setup import special_ids
 

@@ -14,6 +14,7 @@ from kd_megatron import config, logs
 from kd_megatron.errors import OutputError
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study import fairness
+from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, read, with_tuning
 from kd_megatron.study.statistics import Estimate, Method, estimate, paired_difference
 
 RECIPE_FILE = "study.yaml"
@@ -96,11 +97,13 @@ class StudyResults:
     """Everything a study has found so far."""
 
     directory: Path
-    recipe: StudyRecipe
+    recipe: StudyRecipe  # the effective one: with what tuning chose
     runs: dict[str, dict[int, Run]]  # arm -> seed -> run, in the recipe's order; finished ones alone
     teacher: dict[str, Any] | None  # summary of the study's own teacher
     missing: list[str] = field(default_factory=list)  # pieces in words
     interval: Method = "t"  # how intervals are made
+    tuning: dict[str, Any] | None = None  # tuning.json of a tuned study
+    calibration: dict[str, Any] | None = None  # calibration.json of a calibrated one
 
     @property
     def arms(self) -> list[str]:
@@ -161,6 +164,9 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
             fix="check the path, or run the study first",
         )
     recipe = config.load(directory / RECIPE_FILE, StudyRecipe)
+    tuning = read(directory / TUNING_FILE) if recipe.tuning else None
+    calibration = read(directory / CALIBRATION_FILE) if recipe.budget.calibrate else None
+    recipe = with_tuning(recipe, tuning)
     runs: dict[str, dict[int, Run]] = {arm: {} for arm in recipe.arms}
     missing = []
     teacher = finished_run(teacher_directory(directory))
@@ -175,7 +181,7 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
                 runs[arm][seed] = run
                 if recipe.finetune and run.finetune is None:
                     missing.append(f"fine-tuning of {arm}, seed {seed}")
-    return StudyResults(directory, recipe, runs, teacher, missing, interval)
+    return StudyResults(directory, recipe, runs, teacher, missing, interval, tuning, calibration)
 
 
 def _load_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> Run | None:

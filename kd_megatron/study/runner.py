@@ -4,10 +4,7 @@ A study is a list of pieces, each with one file that says it is finished, so tha
 last one stopped. Arms alternate within a seed: an interrupted study has compared every arm with the seeds it reached.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kd_megatron import config, dist, logs, marks, recipe_yaml
 from kd_megatron.errors import DataError, OutputError, disk_full_is_clear
@@ -16,18 +13,8 @@ from kd_megatron.paths import refuse_file_or_links_out
 from kd_megatron.schema import CorpusRecipe, StudyRecipe
 from kd_megatron.study import fairness, results
 from kd_megatron.study.clock import Clock
-
-WITHOUT_WORDS: dict[str, Any] = {"description": "", "notes": [], "output": None}  # no number depends on these
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One resumable part of a study."""
-
-    kind: str  # "data", "teacher", "pretrain", "finetune": pieces of a kind take about as long as each other
-    label: str
-    is_finished: Callable[[], bool]
-    run: Callable[[], Any]
+from kd_megatron.study.effective import WITHOUT_WORDS, effective_recipe, recipe_of_run
+from kd_megatron.study.piece import Piece, teacher_path
 
 
 def run_study(recipe: StudyRecipe, directory: Path) -> None:
@@ -84,19 +71,6 @@ def pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
     return found
 
 
-def teacher_path(recipe: StudyRecipe, directory: Path) -> str | None:
-    """The teacher of all arms: the given one, or the export of the study's own."""
-    if recipe.teacher is None:
-        return None
-    return recipe.teacher.path or str(results.teacher_directory(directory) / "export")
-
-
-def run_recipe(recipe: StudyRecipe, arm: str, seed: int) -> StudyRecipe:
-    """What one run depends on, and nothing else: other seeds, fine-tuning and notes may change without staling it."""
-    resolved = fairness.resolve_arm(recipe, arm)
-    return resolved.model_copy(update={"seeds": [seed], "finetune": None, **WITHOUT_WORDS})
-
-
 def _data_piece(recipe: StudyRecipe) -> Piece:
     shards = [Path(entry.path) for entry in recipe.data.shards]
 
@@ -125,7 +99,7 @@ def _teacher_piece(recipe: StudyRecipe, directory: Path) -> Piece:
     def run() -> None:
         from kd_megatron.training.run import train_teacher
 
-        train_teacher(recipe.model_copy(update=WITHOUT_WORDS), where)
+        train_teacher(recipe.model_copy(update={"tuning": None, **WITHOUT_WORDS}), where)
 
     return Piece("teacher", "teacher: train", lambda: results.finished_run(where) is not None, run)
 
@@ -136,7 +110,8 @@ def _pretrain_piece(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -
     def run() -> None:
         from kd_megatron.training.run import pretrain
 
-        pretrain(run_recipe(recipe, arm, seed), arm, seed, where, teacher_path(recipe, directory))
+        study = recipe_of_run(recipe, directory, arm, seed)
+        pretrain(study, arm, seed, where, teacher_path(recipe, directory))
 
     return Piece("pretrain", f"{arm} seed {seed}: pretrain", lambda: results.finished_run(where) is not None, run)
 
@@ -147,7 +122,7 @@ def _finetune_piece(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -
     def run() -> None:
         from kd_megatron.finetune.grid import run_grid
 
-        section = fairness.resolve_arm(recipe, arm).finetune
+        section = fairness.resolve_arm(effective_recipe(recipe, directory), arm).finetune
         assert section is not None  # pieces() makes this piece only when there is one
         run_grid(results.arm_directory(directory, arm, seed) / "export", section, where)
 

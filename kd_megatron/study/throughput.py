@@ -17,9 +17,9 @@ from kd_megatron.kernels.bench.rows import Row, percentile, timing_figures
 from kd_megatron.kernels.bench.timing import Steps, time_round
 from kd_megatron.logs import progress_bar, say
 from kd_megatron.schema import StudyRecipe
+from kd_megatron.study.effective import run_recipe
 from kd_megatron.study.ladder import rungs
 from kd_megatron.study.peers import Peer
-from kd_megatron.study.runner import run_recipe
 from kd_megatron.study.timed_run import TimedRun, Variant
 
 SEARCH_STEPS = 3  # of each micro-batch size, when the best one is looked for

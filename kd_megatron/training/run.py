@@ -194,6 +194,7 @@ def summarise(run: Run, teacher_path: str | None, scores: dict[str, float], fact
             "spent": ledger.spent(budget),
             "overshoot": ledger.overshoot,
             "charge": list(budget.charge),
+            "calibrated": budget.calibrated.model_dump() if budget.calibrated else None,
         },
         "hours": run.charged_seconds() / 3600.0,
         "flops": ledger.flops(*budget.charge),

@@ -15,7 +15,8 @@ from tiny_study import tiny_study
 
 from kd_megatron import config, dist
 from kd_megatron.schema import StudyRecipe
-from kd_megatron.study import runner
+from kd_megatron.study.effective import run_recipe
+from kd_megatron.study.piece import teacher_path
 from kd_megatron.training.run import pretrain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +85,7 @@ def one_process(checkout: Path, recipe: str, arm: str, output: Path) -> Path:
     """The same run in one process, this one; returns its directory."""
     study = config.load(checkout / recipe, StudyRecipe, ["training.micro_batch_size=8", "training.ds_config=zero0"])
     try:
-        pretrain(runner.run_recipe(study, arm, 0), arm, 0, output, runner.teacher_path(study, output))
+        pretrain(run_recipe(study, arm, 0), arm, 0, output, teacher_path(study, output))
     finally:
         dist.shut_down()
     return output

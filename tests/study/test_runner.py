@@ -12,7 +12,9 @@ from kd_megatron.errors import OutputError, RecipeError
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study import results
 from kd_megatron.study.clock import Clock, duration
-from kd_megatron.study.runner import claim, pieces, run_recipe, run_study, teacher_path
+from kd_megatron.study.effective import run_recipe
+from kd_megatron.study.piece import teacher_path
+from kd_megatron.study.runner import claim, pieces, run_study
 
 
 def write_task(directory):

@@ -13,7 +13,7 @@ from kd_megatron.engine.flops import sequence_cost
 from kd_megatron.kernels.bench import bounds
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study import ladder, made_up_inputs, throughput
-from kd_megatron.study.runner import run_recipe
+from kd_megatron.study.effective import run_recipe
 from kd_megatron.study.timed_run import TimedRun, batch_shape
 
 ROOT = Path(__file__).resolve().parents[2]

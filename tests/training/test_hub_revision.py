@@ -26,7 +26,8 @@ from pathlib import Path
 from kd_megatron import hub
 from kd_megatron.errors import ModelError
 from kd_megatron.training.run import pretrain
-from kd_megatron.study.runner import run_recipe, teacher_path
+from kd_megatron.study.effective import run_recipe
+from kd_megatron.study.piece import teacher_path
 from tiny_study import tiny_study
 
 inputs, old, new = Path(sys.argv[1]), sys.argv[2], sys.argv[3]

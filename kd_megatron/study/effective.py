@@ -1,0 +1,112 @@
+"""The recipe that really runs: what the file says, with what tuning chose and the steps that calibration fixed.
+
+Both are pieces of the study that leave one file each, ``tuning.json`` and ``calibration.json``; before they are there,
+the recipe is as the file says. What tuning chose is written into the arms as overrides, so that the fairness check and
+the report name it like any other difference.
+"""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from kd_megatron.errors import OutputError
+from kd_megatron.schema import BudgetRecipe, CalibratedSteps, StudyRecipe
+from kd_megatron.study import fairness
+
+TUNING_FILE, CALIBRATION_FILE = "tuning.json", "calibration.json"
+LEARNING_RATE = "training.learning_rate"
+WITHOUT_WORDS: dict[str, Any] = {"description": "", "notes": [], "output": None}  # no number depends on these
+
+
+def effective_recipe(recipe: StudyRecipe, directory: Path) -> StudyRecipe:
+    """``recipe`` with what tuning chose in ``directory``; as it is where nothing was chosen (yet)."""
+    return with_tuning(recipe, read(directory / TUNING_FILE)) if recipe.tuning else recipe
+
+
+def recipe_of_run(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> StudyRecipe:
+    """What one run of the study is given: the effective recipe, this arm and seed alone, calibrated steps in it."""
+    run = run_recipe(effective_recipe(recipe, directory), arm, seed)
+    if recipe.budget.calibrate is None:
+        return run
+    return with_steps(run, arm, read(directory / CALIBRATION_FILE))
+
+
+def run_recipe(recipe: StudyRecipe, arm: str, seed: int) -> StudyRecipe:
+    """What one run depends on, and nothing else: other seeds, fine-tuning and notes may change without staling it."""
+    resolved = fairness.resolve_arm(recipe, arm)
+    budget = resolved.budget.model_copy(update={"calibrate": None})
+    return resolved.model_copy(
+        update={"seeds": [seed], "finetune": None, "tuning": None, "budget": budget, **WITHOUT_WORDS}
+    )
+
+
+def with_tuning(recipe: StudyRecipe, tuning: dict[str, Any] | None) -> StudyRecipe:
+    """``recipe`` with the choices of a ``tuning.json``. Doing it twice changes nothing more."""
+    if not tuning:
+        return recipe
+    arms, allowed = dict(recipe.arms), list(recipe.allow_difference)
+    for arm, chosen in tuning["chosen"].items():
+        if arm in arms:
+            arms[arm] = with_setting(arms[arm], chosen)
+    keys = [LEARNING_RATE]
+    for arm, spent in (tuning.get("charged") or {}).items():
+        key = f"budget.{recipe.budget.unit}"
+        keys.append(key)
+        if arm in arms:
+            arms[arm] = {**arms[arm], key: recipe.budget.limit - spent}
+    allowed += [key for key in dict.fromkeys(keys) if key not in allowed]
+    return recipe.model_copy(update={"arms": arms, "allow_difference": allowed})
+
+
+def with_setting(options: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
+    """An arm as written, with the learning rate and the option of one trial in it.
+
+    Args:
+        options: of the arm.
+        setting: `LEARNING_RATE` and, where a weight is tuned, the path of an option -> its value. The path goes down
+            by dots through mappings and, by number, through lists (``parts.1.weight``).
+    """
+    found = copy.deepcopy(options)
+    for path, value in setting.items():
+        if path == LEARNING_RATE:
+            found[path] = value
+            continue
+        *parents, leaf = path.split(".")
+        place: Any = found
+        for parent in parents:
+            place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
+        place[int(leaf) if isinstance(place, list) else leaf] = value
+    return found
+
+
+def with_steps(run: StudyRecipe, arm: str, calibration: dict[str, Any] | None) -> StudyRecipe:
+    """One run's recipe with the steps that ``calibration`` makes of its budget; as it is without a calibration."""
+    if calibration is None or arm not in calibration["arms"]:
+        return run
+    speed = float(calibration["arms"][arm]["tokens_per_second"]["p50"])
+    steps = steps_within(run.budget, speed, calibration["tokens_per_step"], calibration["num_processes"])
+    budget = run.budget.model_copy(update={"calibrated": CalibratedSteps(steps=steps, tokens_per_second=speed)})
+    return run.model_copy(update={"budget": budget})
+
+
+def steps_within(budget: BudgetRecipe, tokens_per_second: float, tokens_per_step: int, num_processes: int) -> int:
+    """Whole steps that a budget in time is good for at this speed of the whole job; 0 where it is too small for one."""
+    hours = budget.limit / (num_processes if budget.unit == "gpu_hours" else 1)
+    return math.floor(hours * 3600.0 * tokens_per_second / tokens_per_step)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """A file that a finished piece left; None when there is none yet. Raises `OutputError` when it is not JSON."""
+    if not path.is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise OutputError(
+            given=f"{path} is not valid JSON: {error}",
+            expected="what the study wrote there",
+            fix="remove the file and run the study again: that piece alone is repeated",
+        ) from error
+    return found

@@ -1,0 +1,26 @@
+"""The parts a study is made of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_megatron.schema import StudyRecipe
+from kd_megatron.study import results
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One resumable part of a study, with one file that says it is finished."""
+
+    kind: str  # "data", "teacher", "pretrain", "finetune": pieces of a kind take about as long as each other
+    label: str
+    is_finished: Callable[[], bool]
+    run: Callable[[], Any]
+
+
+def teacher_path(recipe: StudyRecipe, directory: Path) -> str | None:
+    """The teacher of all arms: the given one, or the export of the study's own."""
+    if recipe.teacher is None:
+        return None
+    return recipe.teacher.path or str(results.teacher_directory(directory) / "export")
