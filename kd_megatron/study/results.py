@@ -158,11 +158,7 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
     """Read a study's directory, finished or not. Raises `OutputError` when it is no study."""
     directory = Path(directory)
     if not (directory / RECIPE_FILE).is_file():
-        raise OutputError(
-            given=f"{directory} is not a study: it has no {RECIPE_FILE}",
-            expected="a directory that `./launch.sh study RECIPE` wrote, such as studies/demo",
-            fix="check the path, or run the study first",
-        )
+        raise no_study(directory)
     recipe = config.load(directory / RECIPE_FILE, StudyRecipe)
     tuning = read(directory / TUNING_FILE) if recipe.tuning else None
     calibration = read(directory / CALIBRATION_FILE) if recipe.budget.calibrate else None
@@ -182,6 +178,15 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
                 if recipe.finetune and run.finetune is None:
                     missing.append(f"fine-tuning of {arm}, seed {seed}")
     return StudyResults(directory, recipe, runs, teacher, missing, interval, tuning, calibration)
+
+
+def no_study(directory: Path) -> OutputError:
+    """The error that ``directory`` is no study."""
+    return OutputError(
+        given=f"{directory} is not a study: it has no {RECIPE_FILE}",
+        expected="a directory that `./launch.sh study RECIPE` wrote, such as studies/demo",
+        fix="check the path, or run the study first",
+    )
 
 
 def _load_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> Run | None:
