@@ -13,22 +13,25 @@ RESUMES = "run the same command again: it resumes from the last checkpoint (laun
 
 def lost_seconds() -> float:
     """``KD_LOST_SECONDS``: a rank that is silent for so long is lost."""
-    return _seconds("KD_LOST_SECONDS", 60.0)
+    return seconds_of("KD_LOST_SECONDS", 60.0)
 
 
 def hang_seconds() -> float:
     """``KD_HANG_SECONDS``: no step or other progress for so long is a hang."""
-    return _seconds("KD_HANG_SECONDS", 600.0)
+    return seconds_of("KD_HANG_SECONDS", 600.0)
 
 
-def _seconds(name: str, default: float) -> float:
+def seconds_of(name: str, default: float, least: float = 1.0) -> float:
+    """Seconds as the environment variable ``name`` says. Raises `EnvironmentFault` when it says no such number."""
     given = os.environ.get(name, "")
     try:
         seconds = float(given or default)
     except ValueError:
         seconds = -1.0
-    if not 1.0 <= seconds < 1e7:
-        raise EnvironmentFault(given=f"{name}={given}", expected="seconds, 1 or more", fix=f"{name}={default:g}")
+    if not least <= seconds < 1e7:
+        raise EnvironmentFault(
+            given=f"{name}={given}", expected=f"seconds, {least:g} or more", fix=f"{name}={default:g}"
+        )
     return seconds
 
 

@@ -30,6 +30,7 @@ from kd_megatron.finetune.selection import hold_out, idle_settings
 from kd_megatron.finetune.summary import summarise, summarise_task
 from kd_megatron.finetune.tasks import Task, load_task
 from kd_megatron.finetune.train import Cell, CellResult, run_cell
+from kd_megatron.finetune.unfinished import Unfinished
 from kd_megatron.finetune.untrained import read_untrained_top
 from kd_megatron.finetune.view import GridView
 from kd_megatron.finetune.work_queue import Ended, WorkQueue
@@ -76,6 +77,9 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     scores = dist.from_main({job.cell: cell["selection_score"] for job in jobs if (cell := read_cell(job))})
     if scores:
         logs.say(f"{len(scores)} of {len(jobs)} cells are done already")
+    for job in jobs:
+        if job.cell in scores and dist.is_main():
+            Unfinished(job.path).remove()  # of a cell that was killed between its json and here
     by_name = {task.name: task for task in tasks}
     _main_first(lambda: record_machine(output, [job.path for job in jobs]))
 
@@ -84,8 +88,14 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
         return encode(by_name[name], model_path, tokenizer, recipe)
 
     def run(job: Job, on_step: Callable[[int], None]) -> dict[str, Any]:
-        result = run_cell(model_path, encoded(job.cell.task), job.cell, recipe, device, on_step)
+        unfinished = Unfinished(job.path)
+        try:
+            result = run_cell(model_path, encoded(job.cell.task), job.cell, recipe, device, on_step, unfinished)
+        except NonFiniteError:
+            unfinished.remove()
+            raise
         _keep(job, result, recipe, output)
+        unfinished.remove()
         return result.content
 
     with marks.stage("fine-tuning"):

@@ -6,10 +6,11 @@ random is a function of the seed: head, data order and dropout agree between mod
 Shapes: N examples, B batch, C classes (1 for a regression).
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kd_megatron import marks
+from kd_megatron import logs, marks
 from kd_megatron.finetune.batches import EncodedSplit, EncodedTask, train_batches
-from kd_megatron.finetune.evaluate import autocast, predict, require_finite, score
+from kd_megatron.finetune.evaluate import autocast, predict, score
 from kd_megatron.finetune.model import load_classifier
 from kd_megatron.finetune.optimiser import build_optimizer, learning_rate_factor
+from kd_megatron.finetune.progress import Progress
+from kd_megatron.finetune.unfinished import Unfinished
 from kd_megatron.finetune.untrained import UntrainedTop, read_untrained_top
 from kd_megatron.finetune.vocabulary import keep_rows
 from kd_megatron.schema import FinetuneRecipe
@@ -52,37 +55,6 @@ class CellResult:
     predictions: dict[str, np.ndarray]  # split -> float32 logits [N, C], or values [N] of a regression, in its order
 
 
-@dataclass
-class _Progress:
-    """What training one cell came to so far."""
-
-    device: torch.device
-    curve: list[dict[str, float]] = field(default_factory=list)
-    dev_curve: list[dict[str, float]] = field(default_factory=list)
-    num_examples: int = 0
-    train_seconds: float = 0.0
-    dev_seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._start_point()
-
-    def add(self, loss: Tensor, num_examples: int) -> None:
-        """Count a step with the mean ``loss`` of ``num_examples``; waits for nothing."""
-        self._loss_sum += loss * num_examples
-        self._num_since += num_examples
-        self.num_examples += num_examples
-
-    def end_point(self, cell: Cell, step: int, learning_rate: float) -> None:
-        """A point of the learning curve: the mean loss since the last one. Waits for the device."""
-        loss = require_finite(self._loss_sum / self._num_since, f"{cell}: the loss", f" by step {step}").item()
-        point = {"step": step, "examples": self.num_examples, "loss": loss, "learning_rate": learning_rate}
-        self.curve.append(point)
-        self._start_point()
-
-    def _start_point(self) -> None:
-        self._loss_sum, self._num_since = torch.zeros((), device=self.device), 0
-
-
 def count_steps(num_train: int, cell: Cell, epochs: float) -> int:
     """Optimizer steps of a cell; the last batch of an epoch may be smaller."""
     return max(1, round(epochs * math.ceil(num_train / cell.batch_size)))
@@ -95,8 +67,11 @@ def run_cell(
     recipe: FinetuneRecipe,
     device: torch.device,
     on_step: Callable[[int], None] = lambda num_examples: None,
+    unfinished: Unfinished | None = None,
 ) -> CellResult:
     """Train and score one cell; ``on_step`` hears the number of examples of each step.
+
+    With ``unfinished`` the cell goes on from that file where it is there, and keeps itself there on its way.
 
     The recipe's precision is decided already (`kd_megatron.hardware.resolve_precision`). bf16 is autocast over fp32
     weights: the optimizer and the outputs are always fp32.
@@ -109,7 +84,7 @@ def run_cell(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         model = _load(model_path, encoded, cell, recipe, top).to(device)
         torch.manual_seed(cell.seed)  # of dropout
-        progress = _train(model, encoded, cell, recipe, on_step)
+        progress = _train(model, encoded, cell, recipe, on_step, unfinished)
     start = time.perf_counter()
     splits = {**encoded.devs, **encoded.tests, **({SELECTION: encoded.selection} if encoded.selection else {})}
     predictions = {name: _predict(model, split, name, cell, recipe) for name, split in splits.items()}
@@ -140,38 +115,54 @@ def _load(model_path: Path, encoded: EncodedTask, cell: Cell, recipe: FinetuneRe
 
 
 def _train(
-    model: nn.Module, encoded: EncodedTask, cell: Cell, recipe: FinetuneRecipe, on_step: Callable[[int], None]
-) -> _Progress:
+    model: nn.Module,
+    encoded: EncodedTask,
+    cell: Cell,
+    recipe: FinetuneRecipe,
+    on_step: Callable[[int], None],
+    unfinished: Unfinished | None,
+) -> Progress:
     """Train ``model`` in place."""
     num_steps = count_steps(len(encoded.train), cell, recipe.epochs)
     evaluated = _evaluation_steps(num_steps, recipe)
     optimizer = build_optimizer(model, cell.learning_rate, recipe)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, num_steps, recipe))
-    progress = _Progress(next(model.parameters()).device)
-    start = time.perf_counter()
+    progress = Progress(next(model.parameters()).device)
+    kept = unfinished.restore(model, optimizer) if unfinished else None
+    if kept:
+        progress.restore(kept)
+        on_step(progress.num_examples)
+        logs.say(f"{cell}: goes on at step {progress.step} of {num_steps}")
     model.train()
     batches = train_batches(encoded.train.lengths, cell.batch_size, cell.seed, num_steps)
-    for step, indices in enumerate(batches, start=1):
-        progress.add(_step(model, optimizer, encoded.train, indices, recipe), len(indices))
+    for indices in itertools.islice(batches, progress.step, None):
+        rate = cell.learning_rate * learning_rate_factor(progress.step, num_steps, recipe)
+        progress.add(_step(model, optimizer, rate, encoded.train, indices, recipe), len(indices))
         on_step(len(indices))
         marks.beat()
-        if step * CURVE_POINTS // num_steps > (step - 1) * CURVE_POINTS // num_steps:
-            progress.end_point(cell, step, float(schedule.get_last_lr()[0]))
-        schedule.step()
-        if step in evaluated:
-            progress.dev_seconds -= time.perf_counter()
-            outputs = {name: _predict(model, split, name, cell, recipe) for name, split in encoded.devs.items()}
-            point = {"step": step, "examples": progress.num_examples}
-            progress.dev_curve.append({**point, **_dev_scores(encoded, outputs)[1]})
-            model.train()
-            progress.dev_seconds += time.perf_counter()
-    progress.train_seconds = time.perf_counter() - start - progress.dev_seconds
+        if progress.step * CURVE_POINTS // num_steps > (progress.step - 1) * CURVE_POINTS // num_steps:
+            progress.end_point(str(cell), rate)
+        if progress.step in evaluated:
+            _evaluate(model, encoded, cell, recipe, progress)
+        if unfinished and unfinished.is_due and progress.step < num_steps:
+            unfinished.save(model, optimizer, progress.to_dict())
+    progress.end()
     return progress
+
+
+def _evaluate(model: nn.Module, encoded: EncodedTask, cell: Cell, recipe: FinetuneRecipe, progress: Progress) -> None:
+    """A point of the dev curve."""
+    start = time.perf_counter()
+    outputs = {name: _predict(model, split, name, cell, recipe) for name, split in encoded.devs.items()}
+    point = {"step": progress.step, "examples": progress.num_examples}
+    progress.dev_curve.append({**point, **_dev_scores(encoded, outputs)[1]})
+    model.train()
+    progress.dev_seconds += time.perf_counter() - start
 
 
 def _step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    learning_rate: float,
     split: EncodedSplit,
     indices: np.ndarray,
     recipe: FinetuneRecipe,
@@ -184,6 +175,8 @@ def _step(
     loss.backward()
     if recipe.gradient_clipping is not None:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clipping)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()

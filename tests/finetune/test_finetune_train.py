@@ -21,6 +21,7 @@ from kd_megatron.finetune.train import (
     loss_of,
     run_cell,
 )
+from kd_megatron.finetune.unfinished import Unfinished
 from kd_megatron.schema import FinetuneRecipe, TaskRecipe
 
 CPU = torch.device("cpu")
@@ -62,6 +63,40 @@ def test_it_learns_and_repeats_to_the_last_digit(tiny_model: Path, encoded: Enco
     assert curve[-1]["loss"] < curve[0]["loss"]
     other_seed = run_cell(tiny_model, encoded, dataclasses.replace(CELL, seed=2), recipe, CPU).content
     assert other_seed["learning_curve"] != curve
+
+
+@pytest.mark.parametrize("stop_at", [1, 17, 35])
+def test_a_cell_that_was_stopped_goes_on_to_the_same_last_digit(
+    tiny_model: Path, encoded: EncodedTask, recipe: FinetuneRecipe, tmp_path: Path, stop_at: int
+):
+    recipe = recipe.model_copy(update={"dropout": 0.1, "evaluate_every_epochs": 1.0})
+    whole = run_cell(tiny_model, encoded, CELL, recipe, CPU)
+    heard: list[int] = []
+
+    def stop(num_examples: int) -> None:
+        heard.append(num_examples)
+        if len(heard) == stop_at + 1:
+            raise KeyboardInterrupt
+
+    kept = Unfinished(tmp_path / "cell.json", every_seconds=0)
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(tiny_model, encoded, CELL, recipe, CPU, stop, kept)
+    told: list[int] = []
+    resumed = run_cell(tiny_model, encoded, CELL, recipe, CPU, told.append, kept)
+    assert without_times(resumed) == without_times(whole)
+    assert all(resumed.predictions[name].tobytes() == part.tobytes() for name, part in whole.predictions.items())
+    assert told[0] == sum(heard[:stop_at])
+    assert len(told) == 1 + 36 - stop_at
+
+
+def test_a_damaged_file_of_an_unfinished_cell_is_said_and_left_out(
+    tiny_model: Path, encoded: EncodedTask, recipe: FinetuneRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    kept = Unfinished(tmp_path / "cell.json")
+    kept.path.write_bytes(b"half a file")
+    whole = run_cell(tiny_model, encoded, CELL, recipe, CPU)
+    assert without_times(run_cell(tiny_model, encoded, CELL, recipe, CPU, unfinished=kept)) == without_times(whole)
+    assert "the cell starts anew" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_cell_leaves_the_random_state_alone(tiny_model: Path, encoded: EncodedTask, recipe: FinetuneRecipe):
