@@ -4,7 +4,7 @@ import argparse
 
 TAKES = {
     "file", "overrides", "json", "compare", "tolerance", "markdown", "model", "rounds", "processes", "peers",
-    "peer_python",
+    "peer_python", "skip_full_length",
 }  # fmt: skip
 NEEDS_FILE = "a fine-tuning recipe, such as benchmarks/recipes/finetune.yaml"
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
@@ -15,6 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("bench finetune")
     group.add_argument("--model", metavar="DIR", help="the encoder to fine-tune")
     group.add_argument("--rounds", type=int, help="how often each one runs, with another seed each time (default: 2)")
+    group.add_argument(
+        "--skip-full-length",
+        action="store_true",
+        help="leave out the Trainer that pads to the full length: it learns the same, in much more time",
+    )
     group.add_argument(
         "--processes", metavar="NUMBERS", help="time a grid on so many processes instead of single runs, such as 1,2"
     )
@@ -45,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
             rows, scores = finetune_throughput.time_grid(model, recipe, num_rounds, processes)
         else:
             with_peers = args.peers or args.peer_python is not None
-            rows, scores = finetune_throughput.time_tasks(model, recipe, num_rounds, with_peers, args.peer_python)
+            rows, scores = finetune_throughput.time_tasks(
+                model, recipe, num_rounds, with_peers, args.peer_python, full_length=not args.skip_full_length
+            )
     timed = "Whole runs: texts to dev score. Tokens are those of the training texts, without padding."
     record = as_json(rows, machine.facts(PACKAGES) | {"timed": timed, "scores": scores})
     bench_output.present(args, source, rows, record)

@@ -96,15 +96,18 @@ class Trainer:
 
 
 def trainers(
-    model_path: Path, task: Task, recipe: FinetuneRecipe, python: str | None, directory: Path
+    model_path: Path, task: Task, recipe: FinetuneRecipe, python: str | None, directory: Path, full_length: bool
 ) -> list[Trainer]:
-    """The Trainer at its defaults, with dynamic padding, and with that and our batch size; those that can run."""
+    """The Trainer at its example's defaults (``full_length``), with dynamic padding, and with that and our batch size;
+
+    those that can run.
+    """
     examples = directory / f"{task.name}.json"
     splits = {"train": task.train, "dev": next(iter(task.devs.values()))}
     examples.write_text(json.dumps({name: _as_dict(split, task) for name, split in splits.items()}), encoding="utf-8")
     ours = recipe.grid.batch_sizes[0]
     found: list[Trainer] = []
-    for pads, size in ((True, TRAINER_BATCH), (False, TRAINER_BATCH), (False, ours)):
+    for pads, size in [(True, TRAINER_BATCH)] * full_length + [(False, TRAINER_BATCH), (False, ours)]:
         name = f"Trainer, batch {size}" + (" padded to full length" if pads else "")
         if name in [trainer.name for trainer in found]:
             continue

@@ -24,7 +24,12 @@ GRID_CELLS = 8  # at least, so that two processes end at nearly the same time
 
 
 def time_tasks(
-    model_path: Path, recipe: FinetuneRecipe, num_rounds: int, with_peers: bool, python: str | None
+    model_path: Path,
+    recipe: FinetuneRecipe,
+    num_rounds: int,
+    with_peers: bool,
+    python: str | None,
+    full_length: bool = True,
 ) -> tuple[list[Row], dict[str, list[float]]]:
     """Rows of every task of ``recipe``, and the dev scores of every row, one for each round, which is the seed too.
 
@@ -34,6 +39,7 @@ def time_tasks(
         num_rounds: how often each contender runs.
         with_peers: whether Hugging Face's Trainer runs beside us.
         python: the interpreter that has it; None is this one.
+        full_length: whether the Trainer that pads every text to the full length is one of them.
     """
     rows: list[Row] = []
     scores: dict[str, list[float]] = {}
@@ -46,7 +52,7 @@ def time_tasks(
         with ExitStack() as stack:
             contenders: list[Contender] = []
             if with_peers:
-                contenders += trainers(model_path, task, recipe, python, _directory(stack))
+                contenders += trainers(model_path, task, recipe, python, _directory(stack), full_length)
             contenders.append(ours)
             for contender in contenders:
                 stack.callback(contender.close)
