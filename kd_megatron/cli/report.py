@@ -1,12 +1,15 @@
 """Write the report of a study, or of a fine-tuning, from what its runs left behind. Nothing is trained; takes seconds.
 
 Of a study, finished or not, there are afterwards, in DIRECTORY/report: index.html (one file, open it in a browser or
-mail it), report.md, results.json, tables/*.csv and figures/*.png.
+mail it), report.md, results.json, tables/*.csv and figures/*.png. With --to they go to that directory, for a
+repository: no HTML, and raw.json, which the same report is written from again on any machine. Of raw.json (or the
+directory it is in) the report goes beside it, with the HTML.
 
 Of a fine-tuning there are, in DIRECTORY: scores.html, scores.md, tables/*.csv and figures/*.png. With --to they go to
 that directory, for a repository: no HTML, and a copy of the summary in which paths are cut to their names.
 
   kd-megatron report studies/demo
+  kd-megatron report studies/wiki_small --to docs/results/wiki_small
   kd-megatron report runs/finetune-NAME --to docs/results/NAME --published others.json
 """
 
@@ -18,16 +21,17 @@ HELP = "tables, figures and the HTML page of a study or a fine-tuning"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("directory", help="a study's directory, such as studies/demo, or a fine-tuning's output")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="fine-tuning: where the page goes; default: DIRECTORY")
+    parser.add_argument(
+        "directory", help="a study's directory, such as studies/demo, its raw.json, or a fine-tuning's output"
+    )
+    parser.add_argument("--to", type=Path, metavar="DIR", help="where a report for a repository goes")
     parser.add_argument(
         "--published", type=Path, metavar="FILE", help="fine-tuning: scores that others report, shown beside these"
     )
     parser.add_argument(
         "--interval",
         choices=("t", "bootstrap"),
-        default="t",
-        help="study: how intervals are made; bootstrap needs 10 seeds (docs/statistics.md); default: t",
+        help="study: how intervals are made; bootstrap needs 10 seeds (docs/statistics.md); default: t, or as packed",
     )
     parser.add_argument(
         "--with",
@@ -41,23 +45,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and print its path."""
-    if _is_finetuning(Path(args.directory)):
+    directory = Path(args.directory)
+    if _is_finetuning(directory):
         from kd_megatron.study.finetune_page import write_page
 
-        print(write_page(Path(args.directory), args.to, args.published))
+        print(write_page(directory, args.to, args.published))
         return 0
-    if args.to or args.published:
+    if args.published:
         from kd_megatron.errors import RecipeError
 
         raise RecipeError(
-            given=f"--to or --published with {args.directory}, which is no output of fine-tuning",
+            given=f"--published with {args.directory}, which is no output of fine-tuning",
             expected="the --output of a finetune command",
-            fix="correct the path, or leave the options out",
+            fix="correct the path, or leave the option out",
         )
+    print(_of_study(directory, args))
+    return 0
+
+
+def _of_study(directory: Path, args: argparse.Namespace) -> Path:
+    from kd_megatron.study import raw
+    from kd_megatron.study.publish import publish
     from kd_megatron.study.report import write_report
 
-    print(write_report(args.directory, args.interval, args.beside))
-    return 0
+    if args.to or raw.find(directory):
+        return publish(directory, args.to, args.interval, args.beside)
+    return write_report(directory, args.interval or "t", args.beside)
 
 
 def _is_finetuning(directory: Path) -> bool:
