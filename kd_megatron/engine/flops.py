@@ -16,7 +16,7 @@ from kd_megatron.models.known import config_or_known
 from kd_megatron.objectives import registry
 from kd_megatron.objectives.base import Objective
 from kd_megatron.schema import StudyRecipe
-from kd_megatron.teacher_cache.contents import kept_needs
+from kd_megatron.teacher_cache.contents import kept_needs, refuse_dropout
 from kd_megatron.tensors import Needs
 
 
@@ -134,6 +134,7 @@ def sequence_cost(
     if teacher is not None and needs is not None:
         first = again = teacher_flops(teacher, needs, length, num_masked)
         if cache is not None:
+            refuse_dropout(objective.teacher_dropout)
             first, again = cached_teacher_flops(teacher, needs, length, num_masked, cache.num_students)
     return SequenceCost(
         student=student_flops(

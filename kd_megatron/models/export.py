@@ -51,8 +51,8 @@ def card(facts: dict[str, Any]) -> str:
         "---",
         f"# {facts['name']}",
         "",
-        f"Trained by kd_megatron: objective `{facts['objective']}`, seed {facts['seed']}, {facts['tokens']:,} tokens, "
-        f"{facts['flops']:.3e} charged FLOPs, budget {facts['budget']}.",
+        f"Trained by kd_megatron: objective {facts.get('objective_in_words', facts['objective'])}, seed "
+        f"{facts['seed']}, {facts['tokens']:,} tokens, {facts['flops']:.3e} charged FLOPs, budget {facts['budget']}.",
         "",
         f"Data: {facts['data']}.",
         "",

@@ -27,11 +27,13 @@ class Objective(nn.Module):
         needs_student: outputs the student must return.
         needs_teacher: outputs the teacher must return; None: no teacher runs.
         weights: the factor of each term in the total loss, after its sum is divided by its count.
+        teacher_dropout: whether the teacher runs in training mode. A mistake of the study's code; see `as_coded`.
     """
 
     needs_student: Needs
     needs_teacher: Needs | None
     weights: dict[str, float]
+    teacher_dropout: bool = False
 
     def __init__(self, options: ObjectiveOptions, student: ModelShape, teacher: ModelShape | None) -> None:
         super().__init__()

@@ -7,10 +7,10 @@ query rows, summed over X. No MLM term: the student's own head is not trained.
 Shapes: B batch, L length, D hidden size, R relation heads.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
 from kd_megatron.kernels import relation_kl as kernel
@@ -27,11 +27,22 @@ class MiniLmOptions(ObjectiveOptions):
     """Options of objective ``minilm``. Usual: 48 relation heads for hidden size 768, 64 for 1024."""
 
     objective: Literal["minilm"]
-    num_relation_heads: Count  # divides both hidden sizes; independent of attention heads
+    num_relation_heads: Count | None = None  # divides both hidden sizes; independent of attention heads
     teacher_layer: Count | None = None  # 1-based; None: `default_teacher_layer`
     student_layer: Count | None = None  # 1-based; None: the last
     relations: Annotated[dict[Relation, Positive], Field(min_length=1)] = {"queries": 1.0, "keys": 1.0, "values": 1.0}
+    as_coded: bool = False  # as the study's code computes it, `MiniLmAsCoded`: the teacher's attention heads
     backend: Backend = AUTO
+
+    @model_validator(mode="after")
+    def _heads_are_known(self) -> Self:
+        if self.num_relation_heads is None and not self.as_coded:
+            raise ValueError("missing key num_relation_heads")
+        if self.num_relation_heads is not None and self.as_coded:
+            raise ValueError(
+                "with as_coded the relation heads are the teacher's attention heads; leave num_relation_heads out"
+            )
+        return self
 
 
 class MiniLm(Objective):
@@ -42,7 +53,9 @@ class MiniLm(Objective):
     def __init__(self, options: MiniLmOptions, student: ModelShape, teacher: ModelShape | None) -> None:
         super().__init__(options, student, teacher)
         self.teacher_shape = checks.require_teacher("minilm", teacher)
-        checks.require_heads_divide("minilm", options.num_relation_heads, student, self.teacher_shape)
+        assert options.num_relation_heads is not None  # the validator's promise; `MiniLmAsCoded` fills it in
+        self.num_heads = options.num_relation_heads
+        checks.require_heads_divide("minilm", self.num_heads, student, self.teacher_shape)
         self.student_layer = options.student_layer or student.num_layers
         self.teacher_layer = options.teacher_layer or default_teacher_layer(self.teacher_shape.num_layers)
         checks.require_layer("minilm", "student_layer", self.student_layer, "student", student)
@@ -59,7 +72,7 @@ class MiniLm(Objective):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Every term: valid query rows times relation heads."""
-        num_rows = batch.valid().sum(dtype=torch.float64) * self.options.num_relation_heads
+        num_rows = batch.valid().sum(dtype=torch.float64) * self.num_heads
         return dict.fromkeys(self.weights, num_rows)
 
     def forward(self, student: Taps, teacher: Taps | None, batch: Batch) -> dict[str, Tensor]:
@@ -68,7 +81,7 @@ class MiniLm(Objective):
         sums = kernel.relation_kl(
             [getattr(student, relation)[self.student_layer] for relation in self.weights],
             [getattr(teacher_taps, relation)[self.teacher_layer] for relation in self.weights],
-            self.options.num_relation_heads,
+            self.num_heads,
             batch.attention_mask,
             self.options.backend,
         )
@@ -77,7 +90,7 @@ class MiniLm(Objective):
     def flops(self, length: int, num_masked: int) -> float:
         """`relation_kl_flops` once per relation."""
         return len(self.weights) * kernel.relation_kl_flops(
-            length, self.options.num_relation_heads, self.student.hidden_size, self.teacher_shape.hidden_size
+            length, self.num_heads, self.student.hidden_size, self.teacher_shape.hidden_size
         )
 
 

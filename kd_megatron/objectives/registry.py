@@ -4,6 +4,7 @@ from typing import Any
 
 from kd_megatron.config import validate
 from kd_megatron.errors import RecipeError, nearest
+from kd_megatron.objectives.as_coded import MiniLmAsCoded, TinyBertAsCoded, VanillaKdAsCoded
 from kd_megatron.objectives.base import Objective, ObjectiveOptions
 from kd_megatron.objectives.minilm import MiniLm, MiniLmOptions
 from kd_megatron.objectives.scratch import Scratch, ScratchOptions
@@ -16,6 +17,11 @@ OBJECTIVES: dict[str, tuple[type[ObjectiveOptions], type[Objective]]] = {
     "vanilla_kd": (VanillaKdOptions, VanillaKd),
     "minilm": (MiniLmOptions, MiniLm),
     "tinybert": (TinyBertOptions, TinyBert),
+}
+AS_CODED: dict[str, type[Objective]] = {
+    "vanilla_kd": VanillaKdAsCoded,
+    "minilm": MiniLmAsCoded,
+    "tinybert": TinyBertAsCoded,
 }
 
 
@@ -45,4 +51,6 @@ def build(options: ObjectiveOptions, student: ModelShape, teacher: ModelShape | 
         ModelError: the two models do not fit each other or the options.
     """
     _, objective = OBJECTIVES[options.objective]
+    if getattr(options, "as_coded", False):
+        objective = AS_CODED[options.objective]
     return objective(options, student, teacher)

@@ -12,10 +12,10 @@ one). No MLM or logit term: the student's own head is not trained.
 Shapes: B batch, L length, D_s and D_t hidden sizes, H heads.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import AfterValidator
+from pydantic import AfterValidator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,7 +38,17 @@ class TinyBertOptions(ObjectiveOptions):
     objective: Literal["tinybert"]
     num_relation_heads: Count | None = None  # an extension: re-split projections into as many heads; None: heads agree
     projection: Literal["auto", "always"] = "auto"  # auto: only when hidden sizes differ
+    as_coded: bool = False  # as the study's code computes it: `TinyBertAsCoded`
     backend: Backend = AUTO
+
+    @model_validator(mode="after")
+    def _as_coded_is_plain(self) -> Self:
+        if self.as_coded and (self.num_relation_heads is not None or self.projection != "auto"):
+            raise ValueError(
+                "with as_coded scores and hidden states are compared as they are; leave num_relation_heads and "
+                "projection out"
+            )
+        return self
 
 
 class TinyBert(Objective):

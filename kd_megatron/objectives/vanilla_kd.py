@@ -39,11 +39,14 @@ class VanillaKdOptions(ObjectiveOptions):
     weight_mlm: Weight = 2.0
     weight_cosine: Weight = 0.0  # over all real tokens, whatever `positions` says: it needs no head
     positions: Literal["masked", "all"] = "masked"  # of the divergence; "all" runs both heads at every position
+    as_coded: bool = False  # as the study's code computes it, `VanillaKdAsCoded`: temperature and weights 1
     backend: Backend = AUTO
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
         refuse_clean_inputs(self)
+        if self.as_coded and (self.positions != "masked" or self.weight_cosine):
+            raise ValueError("with as_coded logits are compared at masked positions, without a cosine term")
         if not self.weight_kd > 0:
             raise ValueError("weight_kd is 0, so nothing is distilled from the logits; use objective scratch")
         return self

@@ -12,6 +12,7 @@ from typing import Any
 
 from kd_megatron import config, logs
 from kd_megatron.errors import OutputError
+from kd_megatron.objectives.words import in_words
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study import fairness
 from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, read, with_tuning
@@ -201,5 +202,4 @@ def _load_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> Run 
 def objective_in_words(recipe: StudyRecipe, arm: str) -> str:
     """The objective with the options the recipe gives it, such as ``minilm (num_relation_heads 48)``."""
     options, _ = fairness.split_arm(recipe.arms[arm])
-    name = str(options.pop("objective", arm))
-    return name + (f" ({', '.join(f'{key} {value}' for key, value in options.items())})" if options else "")
+    return in_words({"objective": arm} | options)

@@ -36,6 +36,16 @@ def kept_needs(needs: Needs) -> Needs:
     return Needs(hidden=tuple(sorted({*needs.hidden, *(n - 1 for n in needs.attention_layers)})), logits=needs.logits)
 
 
+def refuse_dropout(teacher_dropout: bool) -> None:
+    """Refuse a teacher whose dropout is active: kept, one draw of it would stand for all visits of a window."""
+    if teacher_dropout:
+        raise RecipeError(
+            given="teacher.cache is given, but an arm has as_coded, whose teacher drops out anew at every visit",
+            expected="arms whose teacher gives a window the same outputs each time",
+            fix="remove teacher.cache from the recipe, or as_coded from the arm",
+        )
+
+
 @dataclass(frozen=True)
 class Part:
     """One tensor of a row."""

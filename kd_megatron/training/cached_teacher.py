@@ -24,7 +24,7 @@ from kd_megatron.models.layers import layers_of, project
 from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.objectives.base import Objective
 from kd_megatron.schema import StudyRecipe
-from kd_megatron.teacher_cache.contents import Contents, kept_needs
+from kd_megatron.teacher_cache.contents import Contents, kept_needs, refuse_dropout
 from kd_megatron.teacher_cache.identity import identity_of
 from kd_megatron.teacher_cache.opening import GIB, OpenStore
 from kd_megatron.tensors import Batch, Relation, Taps, TopLogits
@@ -217,6 +217,7 @@ def open_cached_teacher(
     assert study.teacher is not None
     recipe = study.teacher.cache
     assert recipe is not None
+    refuse_dropout(objective.teacher_dropout)
     encoder = teacher.encoder
     contents = Contents(
         kept_needs(encoder.needs),

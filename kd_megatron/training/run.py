@@ -12,6 +12,7 @@ from kd_megatron import dist, hub, marks, memory, recipe_yaml
 from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.logs import quiet_libraries, say, write_json, write_text
 from kd_megatron.models.export import export
+from kd_megatron.objectives.words import in_words
 from kd_megatron.paths import refuse_file_or_links_out
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.training.cached_teacher import CachedTeacher
@@ -162,6 +163,7 @@ def _finish(run: Run, teacher_path: str | None, facts: dict[str, Any]) -> dict[s
         card = {key: summary[key] for key in ("objective", "seed", "tokens", "flops", "untrained_parameters")}
         card |= {
             "name": f"{run.study.name}: {run.arm}, seed {run.seed}",
+            "objective_in_words": in_words(run.study.arms[run.arm]),
             "budget": f"{run.study.budget.limit:g} {run.study.budget.unit}",
             "data": ", ".join(shards.path for shards in run.study.data.shards),
         }

@@ -198,11 +198,11 @@ def _teacher(
     on = torch.device("cpu") if study.teacher.partition else device  # pieces go to the device one by one
     encoder = load_teacher(path, dtype, objective.needs_teacher, on, execution(study))
     if study.teacher.partition:
-        return Teacher(encoder, PartitionedModel(encoder.model))
+        return Teacher(encoder, PartitionedModel(encoder.model), objective.teacher_dropout)
     if study.teacher.precision == "fp8":
         error = float8.convert(encoder, loader.batch(0, 2).to(device))
         say(f"teacher in float8: its taps differ from the bfloat16 teacher's by {error:.1%} at most")
-    return Teacher(encoder)
+    return Teacher(encoder, dropout=objective.teacher_dropout)
 
 
 @torch.compiler.set_stance("force_eager")  # nothing is compiled for the size of a batch that comes once

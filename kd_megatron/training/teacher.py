@@ -15,23 +15,25 @@ class Teacher:
     """Runs a frozen encoder. It stays outside the student's engine, so that no ZeRO stage partitions it.
 
     Args:
-        encoder: the teacher.
+        encoder: the teacher, frozen and in eval mode.
         pieces: the encoder's model, when it is partitioned by an engine of its own. Calls are then collective.
+        dropout: put it into training mode, for the objectives that reproduce the study's code. Its draws come from the
+            generator that every step seeds, before the student's, so that they are the same when a run is resumed.
     """
 
-    def __init__(self, encoder: TappedEncoder, pieces: PartitionedModel | None = None) -> None:
+    def __init__(self, encoder: TappedEncoder, pieces: PartitionedModel | None = None, dropout: bool = False) -> None:
         trainable = [name for name, p in encoder.named_parameters() if p.requires_grad]
         training = [name for name, m in encoder.named_modules() if m.training]
         if trainable or training:
             raise ValueError(f"the teacher must be frozen and in eval mode; found {(trainable + training)[:3]}")
-        self.encoder, self.pieces = encoder, pieces
+        self.encoder, self.pieces, self.dropout = encoder.train(dropout), pieces, dropout
 
     # Not inference_mode: autograd refuses to save inference tensors, and losses save the teacher's taps.
     @torch.no_grad()
     def __call__(self, batch: Batch, inputs: str) -> Taps:
         """What the objective needs of the teacher, for one micro-batch."""
-        if self.encoder.training:
-            raise RuntimeError("the teacher left eval mode: its dropout would change the targets")
+        if self.encoder.training != self.dropout:
+            raise RuntimeError("the teacher left the mode it was made for: dropout decides what its targets are")
         taps: Taps = self.run(self.encoder, batch, inputs)
         return replace(taps, logits=self._whole(taps.logits), all_logits=self._whole(taps.all_logits))
 

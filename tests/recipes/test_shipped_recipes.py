@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"study": schema.StudyRecipe, "corpus": schema.CorpusRecipe, "finetune": schema.FinetuneRecipe}
 SHIPPED = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "recipes").rglob("*.yaml"))
 STUDIES = [path for path in SHIPPED if config.read_yaml(ROOT / path).get("kind") == "study"]
-PROMISED = ("demo", "debug", "wiki_small", "wiki_small_cached", "paper_6l", "paper_12l", "paper_6l_limited", "glue",
+PROMISED = ("demo", "debug", "wiki_small", "wiki_small_cached", "paper_6l", "paper_12l", "paper_6l_limited",
+            "paper_6l_as_coded", "wiki_small_as_coded", "glue",
             "glue_study", "data/wikipedia_books", "data/installed_docs", "data/wiki_small", "data/debug")  # fmt: skip
 FOUR_ARMS = ["scratch", "vanilla_kd", "minilm", "tinybert"]
 
@@ -103,6 +104,18 @@ def test_the_limited_study_is_the_unlimited_one_but_for_hours_and_data():
             recipe.pop(key)
         recipe["data"].pop("unique_tokens")
     assert full == limited
+
+
+@pytest.mark.parametrize("name", ["paper_6l", "wiki_small"])
+def test_the_study_as_coded_is_the_canonical_one_but_for_its_arms(name):
+    canonical, as_coded = study(name), study(f"{name}_as_coded")
+    for section in ("data", "student", "teacher", "budget", "training", "validation", "seeds", "finetune"):
+        assert getattr(as_coded, section) == getattr(canonical, section), section
+    for arm, options in as_coded.arms.items():
+        if arm.endswith("_as_coded"):
+            assert options == {"objective": arm.removesuffix("_as_coded"), "as_coded": True}
+        else:
+            assert options == canonical.arms[arm]
 
 
 def test_the_limited_study_repeats_its_data_about_six_times():
