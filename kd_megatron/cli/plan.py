@@ -1,10 +1,11 @@
 """What a study will cost, before anything is spent. Needs no data and no GPU; takes seconds.
 
-Shows the parameters of student and teacher, the FLOPs per token of each arm and the teacher's share of them, the tokens
-and steps that the budget buys each arm, how often the data repeats, and the memory per process for each ZeRO stage.
+Shows the parameters of student and teacher, the FLOPs per token of each arm by student, teacher, heads and loss, the
+tokens and steps that the budget buys each arm, how often the data repeats, what the whole study takes, and the memory
+per process for each ZeRO stage. With --hardware or --calibration, hours become tokens and tokens hours.
 
-  kd-megatron plan recipes/paper_6l.yaml
-  kd-megatron plan recipes/paper_6l.yaml budget.flops=7.4e17 --procs 8
+  kd-megatron plan recipes/paper_6l.yaml --hardware h100
+  kd-megatron plan recipes/paper_6l.yaml budget.flops=7.4e17 --procs 8 --hardware a100 --json plan.json
 """
 
 import argparse
@@ -16,20 +17,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("recipe", help="a study recipe, such as recipes/paper_6l.yaml")
     parser.add_argument("overrides", nargs="*", help="dotted keys of the recipe, such as budget.flops=1e18")
-    parser.add_argument("--procs", type=int, default=1, metavar="N", help="processes to plan memory for (default 1)")
+    parser.add_argument("--procs", type=int, default=1, metavar="N", help="processes to plan for (default 1)")
+    parser.add_argument("--hardware", metavar="GPU", help="whose data sheet gives the speed, such as h100")
+    parser.add_argument(
+        "--efficiency", type=float, metavar="SHARE", help="of the data sheet's rate that training reaches (default 0.4)"
+    )
+    parser.add_argument("--calibration", metavar="FILE", help="tokens per second measured by the command calibrate")
+    parser.add_argument("--json", metavar="FILE", help="also write the whole plan to FILE")
 
 
 def run(args: argparse.Namespace) -> int:
     """Compute the plan and print it to stdout."""
+    from pathlib import Path
+
     from rich.console import Console
 
-    from kd_megatron import config
+    from kd_megatron import config, logs
     from kd_megatron.errors import RecipeError
     from kd_megatron.schema import StudyRecipe
-    from kd_megatron.study import plan
+    from kd_megatron.study import plan, plan_view
 
     if args.procs < 1:
         raise RecipeError(given=f"--procs {args.procs}", expected="1 or more", fix="give the number of processes")
     recipe = config.load(args.recipe, StudyRecipe, args.overrides)
-    plan.show(plan.plan(recipe, num_processes=args.procs), Console(soft_wrap=False))
+    calibration = Path(args.calibration) if args.calibration else None
+    planned = plan.plan(recipe, args.procs, plan.Hardware(args.hardware, args.efficiency, calibration))
+    plan_view.show(planned, Console(soft_wrap=False))
+    if args.json:
+        logs.write_json(Path(args.json), planned.to_dict())
     return 0

@@ -28,6 +28,8 @@ class SequenceCost:
     teacher: float  # at the run's first visit of a window
     loss: float
     teacher_again: float  # at later visits: less than at the first with a teacher cache, else the same
+    student_head: float = 0.0  # of ``student``: the MLM head
+    teacher_head: float = 0.0  # of ``teacher``
 
     def teacher_flops(self, num_sequences: int, first_visits: int) -> float:
         """The teacher's share of so many sequences (docs/fairness.md, clause 14)."""
@@ -44,6 +46,13 @@ class ArmCost:
     student_parameters: int
     teacher_parameters: int
     teacher_again_flops_per_token: float  # at later visits of a window; ``teacher_flops_per_token`` is at the first
+    student_head_flops_per_token: float = 0.0  # of ``student_flops_per_token``: the MLM head
+    teacher_head_flops_per_token: float = 0.0  # of ``teacher_flops_per_token``
+
+    @property
+    def head_flops_per_token(self) -> float:
+        """The MLM heads of both models, which the totals of student and teacher include."""
+        return self.student_head_flops_per_token + self.teacher_head_flops_per_token
 
     @property
     def total_flops_per_token(self) -> float:
@@ -130,12 +139,14 @@ def sequence_cost(
     length, num_masked = study.data.sequence_length, num_masked_positions(study)
     training, cache = study.training, study.teacher.cache if study.teacher else None
     needs = objective.needs_teacher
-    first = again = 0.0
+    first = again = teacher_head = 0.0
     if teacher is not None and needs is not None:
         first = again = teacher_flops(teacher, needs, length, num_masked)
+        teacher_head = head_flops(teacher, _head_positions(needs, length, num_masked))
         if cache is not None:
             refuse_dropout(objective.teacher_dropout)
             first, again = cached_teacher_flops(teacher, needs, length, num_masked, cache.num_students)
+            teacher_head /= cache.num_students
     return SequenceCost(
         student=student_flops(
             student,
@@ -148,6 +159,8 @@ def sequence_cost(
         teacher=first,
         loss=objective.flops(length, num_masked),
         teacher_again=again,
+        student_head=3.0 * head_flops(student, _head_positions(objective.needs_student, length, num_masked)),
+        teacher_head=teacher_head,
     )
 
 
@@ -191,4 +204,6 @@ def arm_cost(study: StudyRecipe, arm: str, vocab_size: int) -> ArmCost:
         student_parameters=num_parameters(student),
         teacher_parameters=num_parameters(teacher) if teacher is not None and objective.needs_teacher else 0,
         teacher_again_flops_per_token=cost.teacher_again / length,
+        student_head_flops_per_token=cost.student_head / length,
+        teacher_head_flops_per_token=cost.teacher_head / length,
     )

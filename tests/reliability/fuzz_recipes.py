@@ -163,10 +163,10 @@ def require_held(given: Any, read: Any, key: str) -> None:
 def show_plan(recipe: Any) -> None:
     from rich.console import Console
 
-    from kd_megatron.study import plan
+    from kd_megatron.study import plan, plan_view
 
     output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    plan.show(plan.plan(recipe), Console(file=output, width=120))
+    plan_view.show(plan.plan(recipe), Console(file=output, width=120))
 
 
 # --- mutations: a recipe's text -> (text or bytes, overrides) ---------------------------------------------

@@ -8,6 +8,7 @@ Shapes: B batch, L length, R relation heads, H heads, d head size, N rows, D hid
 
 from dataclasses import dataclass
 
+from kd_megatron.hardware import GPUS
 from kd_megatron.kernels.bench.attention_cases import RelationKl, ScoreMse
 from kd_megatron.kernels.bench.case import Case
 from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy, VocabKl, VocabTopkKl
@@ -23,9 +24,14 @@ class Rates:
     bytes: float
 
 
-# 132 multiprocessors at 1.83 GHz. Matrix products (dense) and memory: NVIDIA H200 data sheet. Exponentials: 16 results
+# 132 multiprocessors at 1.83 GHz. Matrix products and memory: kd_megatron/hardware.py. Exponentials: 16 results
 # per clock and multiprocessor (CUDA C++ programming guide, arithmetic throughput, compute capability 9.0).
-H200 = Rates("H200", bf16_flops=989.4e12, exponentials=132 * 16 * 1.83e9, bytes=4.8e12)
+H200 = Rates(
+    "H200",
+    bf16_flops=GPUS["h200"].half_flops,
+    exponentials=132 * 16 * 1.83e9,
+    bytes=GPUS["h200"].bytes_per_second,
+)
 
 
 RATES = (H200,)

@@ -1,0 +1,117 @@
+"""What a whole study costs beside the training of one student: teacher, validations, fine-tuning.
+
+Counted by hand like the training itself (`engine.flops`). Fine-tuning is an upper bound: every batch is taken to be
+padded to ``max_length``, while the real ones end with their longest row.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from kd_megatron.engine.flops import ArmCost, arm_cost, encoder_flops, head_flops, num_masked_positions
+from kd_megatron.finetune import halving
+from kd_megatron.finetune.glue import GLUE
+from kd_megatron.models.build import student_config
+from kd_megatron.schema import FinetuneRecipe, StudyRecipe, TaskRecipe
+from kd_megatron.study.plan_arms import ArmPlan, Means, plan_arm
+from kd_megatron.tensors import Needs
+from kd_megatron.training.validate import PROBE_BATCH_SIZE
+
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One part of a study's cost. None: not known."""
+
+    what: str
+    flops: float | None
+    hours: float | None
+    note: str = ""
+
+
+def totals(
+    recipe: StudyRecipe, resolved: Mapping[str, StudyRecipe], arms: Sequence[ArmPlan], vocab_size: int, means: Means
+) -> list[Item]:
+    """The study's cost by what it is spent on, all arms and seeds together; ``resolved`` are the arms' own recipes."""
+    num_seeds = len(recipe.seeds)
+    num_students = len(arms) * num_seeds
+    found = [_teacher(recipe, vocab_size, means)] if recipe.teacher and recipe.teacher.train else []
+    flops, hours = (_all_of([getattr(entry, kind) for entry in arms], num_seeds) for kind in ("flops", "hours"))
+    found.append(Item("students", flops, hours, f"{num_students} runs"))
+    validations = [validation_flops(resolved[entry.arm], entry.cost, vocab_size) for entry in arms]
+    places = f"{len(recipe.validation.at)} for each student"
+    found.append(_item("validations", num_seeds * sum(validations), places, means))
+    if recipe.finetune:
+        grid, unknown = finetune_flops(recipe.finetune, student_config(recipe.student, vocab_size))
+        missing = f"; without {', '.join(unknown)}, of unknown size" if unknown else ""
+        found.append(_item("fine-tuning", num_students * grid, f"at most: rows of max_length{missing}", means))
+    return found
+
+
+def _item(what: str, flops: float, note: str, means: Means) -> Item:
+    return Item(what, flops, None if means.speed is None else means.speed.hours(flops), note)
+
+
+def _all_of(parts: Sequence[float | None], times: int) -> float | None:
+    known = [part for part in parts if part is not None]
+    return times * math.fsum(known) if len(known) == len(parts) else None
+
+
+def _teacher(recipe: StudyRecipe, vocab_size: int, means: Means) -> Item:
+    """The training of the study's own teacher, by the scratch objective."""
+    assert recipe.teacher is not None
+    section = recipe.teacher.train
+    assert section is not None
+    update = {"student": section.encoder, "teacher": None, "budget": section.budget, "seeds": [section.seed]}
+    alone = recipe.model_copy(update={**update, "arms": {TEACHER: {"objective": "scratch"}}})
+    cost = arm_cost(alone, TEACHER, vocab_size)
+    planned = plan_arm(alone, TEACHER, cost, cost, means)
+    return Item(TEACHER, planned.flops, planned.hours, "trained first")
+
+
+def validation_flops(recipe: StudyRecipe, cost: ArmCost, vocab_size: int) -> float:
+    """All validations of one student: the probe's training on the frozen student, then the held-out samples."""
+    config = student_config(recipe.student, vocab_size)
+    return len(recipe.validation.at) * _one_validation(recipe, config, cost.student_head_flops_per_token > 0)
+
+
+def _one_validation(recipe: StudyRecipe, config: PretrainedConfig, trains_head: bool) -> float:
+    """One validation of a model with that config."""
+    length, num_masked = recipe.data.sequence_length, num_masked_positions(recipe)
+    forward = _whole(config, length)
+    head = head_flops(config, num_masked)
+    probe = recipe.validation.probe_steps * PROBE_BATCH_SIZE * (forward + 3.0 * head)
+    return probe + recipe.validation.num_samples * (forward + head * (2 if trains_head else 1))
+
+
+def finetune_flops(recipe: FinetuneRecipe, config: PretrainedConfig) -> tuple[float, list[str]]:
+    """(FLOPs of one student's grid at most, tasks whose size is not known and not in it)."""
+    num_settings, num_seeds = recipe.grid.num_settings, len(recipe.seeds)
+    num_runs = halving.num_runs(num_settings, num_seeds) if recipe.halving else num_settings * num_seeds
+    forward = _whole(config, recipe.max_length)
+    total, unknown = 0.0, []
+    for task in recipe.tasks:
+        sizes = task_sizes(task)
+        if sizes is None:
+            unknown.append(task.name)
+            continue
+        num_train, num_dev = sizes
+        total += num_runs * forward * (3.0 * recipe.epochs * num_train + num_dev)
+    return total, unknown
+
+
+def task_sizes(task: TaskRecipe) -> tuple[int, int] | None:
+    """(training rows, dev rows) of a GLUE task after the recipe's caps; None for own data, whose files are not read."""
+    known = GLUE.get(task.name) if task.is_glue else None
+    if known is None:
+        return None
+    num_train, num_dev = known.num_train[0], sum(known.num_dev.values())
+    return min(num_train, task.max_train_examples or num_train), min(num_dev, task.max_dev_examples or num_dev)
+
+
+def _whole(config: PretrainedConfig, length: int) -> float:
+    """All layers, forward."""
+    return encoder_flops(config, Needs(hidden=(config.num_hidden_layers,)), length)
