@@ -6,6 +6,7 @@ from kd_megatron.schema import BudgetRecipe
 from kd_megatron.study import comparisons, words
 from kd_megatron.study.comparisons import Comparison
 from kd_megatron.study.results import StudyResults
+from kd_megatron.study.run_checks import unfair_checks
 from kd_megatron.study.statistics import Estimate
 
 
@@ -42,6 +43,9 @@ def answer(results: StudyResults) -> str:
     opening = f"Under a budget of {budget}, {best} has the best {measure.name} ({value})"
     if len(ranked) == 1:
         return f"{opening}; no other arm has a result to compare it with."
+    if unfair := unfair_checks(results):
+        checks = "; ".join(unfair)
+        return f"No winner is named: arms with one seed differ in more than their objective ({checks})."
     other = results.reference if best != results.reference else ranked[1][0]
     found = comparisons.best_against(results, best, other, measure.quantity)
     if found is None:

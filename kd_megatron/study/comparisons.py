@@ -7,6 +7,7 @@ tasks within each arm. A claim rests on the corrected interval alone (docs/fairn
 from dataclasses import dataclass
 
 from kd_megatron.study.results import Run, StudyResults
+from kd_megatron.study.run_checks import unfair_checks
 from kd_megatron.study.statistics import (
     Estimate,
     VarianceComponents,
@@ -38,6 +39,7 @@ class Comparison:
     p_value: float | None
     p_holm: float | None
     effect_size: float | None  # Hedges' g of the paired differences
+    is_fair: bool = True  # whether arms differ in their objective alone, as far as their runs recorded
 
     @property
     def title(self) -> str:
@@ -52,6 +54,8 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """``"better"`` or ``"worse"`` when the corrected interval excludes zero, else why nothing can be said."""
+        if not self.is_fair:
+            return "unfair: none"
         if not self.difference.has_interval:
             return "one seed: no evidence"
         if self.difference.low == self.difference.high:
@@ -117,13 +121,14 @@ def _family(results: StudyResults, pairs: list[Pair], num_comparisons: int | Non
     p_values = [paired_p_value(differences) for differences in values]
     adjusted = holm([1.0 if p is None else p for p in p_values])
     num = num_comparisons or len(pairs)
+    is_fair = not unfair_checks(results)
     found = []
     for pair, differences, p, p_holm in zip(pairs, values, p_values, adjusted, strict=True):
         plain = estimate(differences, method=results.interval)
         corrected = estimate(differences, simultaneous_confidence(num), results.interval)
         if plain and corrected:  # None: a value that is not finite
             adjusted_p = None if p is None else p_holm
-            found.append(Comparison(*pair, plain, corrected, num, p, adjusted_p, hedges_g(differences)))
+            found.append(Comparison(*pair, plain, corrected, num, p, adjusted_p, hedges_g(differences), is_fair))
     return found
 
 

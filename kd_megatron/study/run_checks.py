@@ -4,13 +4,14 @@ Nothing is refused here: the money is spent. Every difference becomes a finding 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kd_megatron.study.fairness import flatten
 from kd_megatron.study.results import Run, StudyResults
 
 OWN_TO_A_RUN = ("arm", "seed", "recipe", "command", "argv", "time", "date", "started", "finished", "pid", "directory")
+SEEDS = "seeds"
 CLOCK_TOLERANCE = 0.01  # of the budget: one step of a wall-clock budget may be slower than the mean step
 
 
@@ -35,6 +36,20 @@ def run_findings(results: StudyResults) -> list[Finding]:
         _same(runs, "student parameters", lambda run: run.summary.get("parameters")),
         *_fingerprints(runs),
     ]
+
+
+def unfair_checks(results: StudyResults) -> list[str]:
+    """The checks in which arms with one and the same seed differ: such results name no winner.
+
+    A seed that an arm lacks is no such check, for arms are compared over the seeds they share; neither is what differs
+    between seeds alone, such as the commit of seeds added later, for differences pair arms with one seed.
+    """
+    found: dict[str, None] = {}
+    for seed in results.recipe.seeds:
+        of_seed = {arm: {seed: runs[seed]} if seed in runs else {} for arm, runs in results.runs.items()}
+        findings = run_findings(replace(results, runs=of_seed))
+        found |= dict.fromkeys(one.check for one in findings if not one.passed and one.check != SEEDS)
+    return list(found)
 
 
 def _budget(run: Run) -> dict[str, Any]:
@@ -79,9 +94,9 @@ def _budgets_are_spent(runs: list[Run]) -> Finding:
 def _same_seeds(results: StudyResults) -> Finding:
     seeds = {arm: sorted(runs) for arm, runs in results.runs.items()}
     if len({tuple(found) for found in seeds.values()}) == 1:
-        return Finding("seeds", True, f"every arm has seeds {', '.join(map(str, next(iter(seeds.values()))))}")
+        return Finding(SEEDS, True, f"every arm has seeds {', '.join(map(str, next(iter(seeds.values()))))}")
     listed = "; ".join(f"{arm}: {', '.join(map(str, found)) or 'none yet'}" for arm, found in seeds.items())
-    return Finding("seeds", False, f"arms do not have the same seeds, differences pair the shared ones. {listed}")
+    return Finding(SEEDS, False, f"arms do not have the same seeds, differences pair the shared ones. {listed}")
 
 
 def _fingerprints(runs: list[Run]) -> list[Finding]:

@@ -1,7 +1,10 @@
+import json
+import shutil
+
 import pytest
 import study_on_disk
 
-from kd_megatron.study import results
+from kd_megatron.study import comparisons, results
 from kd_megatron.study.answer import answer
 
 ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "vanilla_kd")}
@@ -64,3 +67,27 @@ def test_arms_are_ranked_over_the_seeds_they_share(tmp_path, monkeypatch):
     summary = study.directory / "arms" / "scratch" / "seed_2" / "summary.json"
     summary.unlink()  # seed 2, where vanilla_kd shines, is missing in scratch
     assert "scratch has the best mean score (52.0 points, 2 seeds)" in answer(results.load(study.directory))
+
+
+def test_an_unfair_study_names_no_winner(tmp_path):
+    directory = read(tmp_path).directory
+    run = directory / "arms" / "minilm" / "seed_1"
+    recorded = json.loads((run / "summary.json").read_text())["fingerprint"]
+    study_on_disk.edit_summary(run, fingerprint=recorded | {"data": "0badf00d"})
+    study = results.load(directory)
+    assert answer(study).startswith(
+        "No winner is named: arms with one seed differ in more than their objective (finger"
+    )
+    assert {one.verdict for one in comparisons.all_comparisons(study)} == {"unfair: none"}
+    assert comparisons.winner(study, "score") is None
+
+
+def test_what_differs_between_seeds_alone_is_fair(tmp_path):
+    directory = read(tmp_path).directory
+    for arm in study_on_disk.ARMS:
+        run = directory / "arms" / arm / "seed_1"
+        recorded = json.loads((run / "summary.json").read_text())["fingerprint"]
+        study_on_disk.edit_summary(run, fingerprint=recorded | {"commit": "newer"})
+    assert "minilm has the best mean score" in answer(results.load(directory))
+    shutil.rmtree(directory / "arms" / "tinybert" / "seed_2")  # an unfinished study is no unfair one
+    assert "has the best mean score" in answer(results.load(directory))
