@@ -123,6 +123,22 @@ class Needs:
             return num_layers
         return max((0, *self.hidden, *(layer - 1 for layer in self.attention_layers)))
 
+    def united(self, *others: "Needs") -> "Needs":
+        """What this or any of ``others`` asks for."""
+        every = (self, *others)
+
+        def layers(kind: str) -> tuple[int, ...]:
+            return tuple(sorted({layer for needs in every for layer in getattr(needs, kind)}))
+
+        return Needs(
+            queries=layers("queries"),
+            keys=layers("keys"),
+            values=layers("values"),
+            hidden=layers("hidden"),
+            logits=any(needs.logits for needs in every),
+            all_logits=any(needs.all_logits for needs in every),
+        )
+
 
 @dataclass(frozen=True)
 class Taps:
@@ -135,6 +151,22 @@ class Taps:
     logits: FactoredLogits | None = None  # [B, K, V] at the masked slots
     top_logits: TopLogits | None = None  # [B, K]: stands for a teacher's `logits` where those come from a cache
     all_logits: FactoredLogits | None = None  # [B, L, V]
+
+    def only(self, needs: Needs) -> "Taps":
+        """Of outputs that several share, what ``needs`` asks for."""
+
+        def layers(kind: str) -> dict[int, Tensor]:
+            return {layer: tap for layer, tap in getattr(self, kind).items() if layer in getattr(needs, kind)}
+
+        return Taps(
+            queries=layers("queries"),
+            keys=layers("keys"),
+            values=layers("values"),
+            hidden=layers("hidden"),
+            logits=self.logits if needs.logits else None,
+            top_logits=self.top_logits if needs.logits else None,
+            all_logits=self.all_logits if needs.all_logits else None,
+        )
 
 
 @dataclass(frozen=True)

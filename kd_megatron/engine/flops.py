@@ -83,7 +83,7 @@ def head_flops(config: PretrainedConfig, num_positions: int) -> float:
 
 
 def _head_positions(needs: Needs, length: int, num_masked: int) -> int:
-    return length if needs.all_logits else num_masked if needs.logits else 0
+    return length * needs.all_logits + num_masked * needs.logits
 
 
 def encoder_flops(config: PretrainedConfig, needs: Needs, length: int) -> float:

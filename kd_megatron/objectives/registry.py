@@ -6,6 +6,7 @@ from kd_megatron.config import validate
 from kd_megatron.errors import RecipeError, nearest
 from kd_megatron.objectives.as_coded import MiniLmAsCoded, TinyBertAsCoded, VanillaKdAsCoded
 from kd_megatron.objectives.base import Objective, ObjectiveOptions
+from kd_megatron.objectives.combined import Combined, CombinedOptions
 from kd_megatron.objectives.minilm import MiniLm, MiniLmOptions
 from kd_megatron.objectives.scratch import Scratch, ScratchOptions
 from kd_megatron.objectives.tinybert import TinyBert, TinyBertOptions
@@ -17,6 +18,7 @@ OBJECTIVES: dict[str, tuple[type[ObjectiveOptions], type[Objective]]] = {
     "vanilla_kd": (VanillaKdOptions, VanillaKd),
     "minilm": (MiniLmOptions, MiniLm),
     "tinybert": (TinyBertOptions, TinyBert),
+    "combined": (CombinedOptions, Combined),
 }
 AS_CODED: dict[str, type[Objective]] = {
     "vanilla_kd": VanillaKdAsCoded,

@@ -10,6 +10,7 @@ from kd_megatron.schema import StudyRecipe
 from kd_megatron.study.levers import STUDY, STUDY_LEVERS, Levers, carried_out
 from kd_megatron.study.timed_run import Variant
 
+WITHOUT_RUNGS = ("scratch", "combined", "schedule")  # no teacher, or kernels of several objectives
 POOL_STEPS = 4  # after so many steps the cached rung has met every window
 LEVERS: dict[str, dict[str, Any]] = {  # what each changes of the rung before it
     "+ fused losses": {"fused_losses": True},
@@ -21,7 +22,7 @@ LEVERS: dict[str, dict[str, Any]] = {  # what each changes of the rung before it
 
 
 def rungs(study: StudyRecipe, arm: str, cache: Path) -> list[Variant]:
-    """The rungs of ``arm``, the lowest first; none when it has no teacher.
+    """The rungs of ``arm``, the lowest first; none for `WITHOUT_RUNGS`.
 
     The rung of torch.compile is there when ``training.compile`` is, that of the teacher cache when what the arm needs
     can be kept; it reads few windows again and again, and is timed when all of them are kept.
@@ -31,7 +32,7 @@ def rungs(study: StudyRecipe, arm: str, cache: Path) -> list[Variant]:
         cache: an empty directory for the teacher cache.
     """
     options = registry.parse_options(study.arms[arm], where=f"arms.{arm}")
-    if options.objective == "scratch":
+    if options.objective in WITHOUT_RUNGS:
         return []
     can_be_kept = getattr(options, "positions", "masked") != "all"
     return [

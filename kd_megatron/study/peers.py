@@ -138,7 +138,7 @@ def rivals(recipe: StudyRecipe, teacher: str | None, directory: Path) -> list[Ri
             task = _task(study, None, directory, bf16)
             usual = _with_batch(task, HUGGING_FACE_BATCH)
             found += [Rival("peer/huggingface_trainer", "huggingface_trainer", arm, each) for each in {usual, task}]
-        if isinstance(options, MiniLmOptions) and teacher is not None:
+        if isinstance(options, MiniLmOptions) and not options.as_coded and teacher is not None:
             for precision in sorted({False, bf16}):
                 task = _task(study, teacher, directory, precision, options.num_relation_heads)
                 found.append(Rival("peer/bertdistiller", "minilm_bertdistiller", arm, task))

@@ -26,6 +26,13 @@ RECIPES = {
     "minilm": {"objective": "minilm", "num_relation_heads": 6},
     "tinybert": {"objective": "tinybert"},
     "tinybert, no projection": {"objective": "tinybert", "projection": "auto"},
+    "combined": {
+        "objective": "combined",
+        "parts": [
+            {"weight": 2.0, "objective": "scratch"},
+            {"weight": 0.5, "objective": "minilm", "num_relation_heads": 6, "relations": {"values": 1.5}},
+        ],
+    },
     "tinybert, re-split": {"objective": "tinybert", "num_relation_heads": 2, "projection": "always"},
 }
 SAME_WIDTH = {"vanilla_kd, all", "tinybert, no projection"}  # recipes run with hidden sizes that agree

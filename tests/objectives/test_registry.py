@@ -3,7 +3,10 @@ import pytest
 from kd_megatron.errors import RecipeError
 from kd_megatron.objectives.registry import OBJECTIVES, parse_options
 
-MINIMAL = {"minilm": {"num_relation_heads": 6}}
+MINIMAL = {
+    "minilm": {"num_relation_heads": 6},
+    "combined": {"parts": [{"objective": "scratch"}, {"objective": "tinybert"}]},
+}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -19,7 +22,7 @@ def test_every_objective_is_found_by_its_name(name):
     [
         ({}, "arms.x: missing key objective"),
         ({"objective": "minlm"}, "arms.x: unknown objective 'minlm'; did you mean 'minilm'"),
-        ({"objective": "zzz"}, "unknown objective 'zzz'; known: minilm, scratch, tinybert, vanilla_kd"),
+        ({"objective": "zzz"}, "unknown objective 'zzz'; known: combined, minilm, scratch, tinybert, vanilla_kd"),
         ({"objective": 3}, "unknown objective '?3"),
         ({"objective": "scratch", "temperature": 2.0}, "unknown key temperature"),
         (
