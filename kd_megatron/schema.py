@@ -359,6 +359,38 @@ class TuningRecipe(Strict):
         return self
 
 
+class MarkersRecipe(Strict):
+    """Students of smaller budgets out of one run: at each fraction a branch leaves it and brings its rate down."""
+
+    at: Annotated[list[Annotated[float, Field(gt=0.0, le=1.0)]], Field(min_length=1)] = [0.2, 0.4, 0.6, 0.8]
+    decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1  # of a branch's own budget; 0: none, the student as it is
+    finetune: bool = True  # with the study's section 'finetune', like the last student
+
+    @property
+    def branches(self) -> list[float]:
+        """The fractions that need a branch, in order: 1.0 is the end of the run itself."""
+        return sorted({fraction for fraction in self.at if fraction < 1.0})
+
+    def start(self, fraction: float) -> float:
+        """The fraction of the budget at which the branch of ``fraction`` leaves the run."""
+        return round(fraction * (1.0 - self.decay), 12)
+
+
+class StudyGridRecipe(Strict):
+    """Makes the recipe a grid of studies: each budget with each pool of text is a cell, a whole study of its own."""
+
+    budgets: Annotated[list[Positive], Field(min_length=1)] = [1.0]  # multiples of the study's budget
+    unique_tokens: Annotated[list[Count | None], Field(min_length=1)]  # null: all there is
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Self:
+        axes: dict[str, list[Any]] = {"budgets": self.budgets, "unique_tokens": self.unique_tokens}
+        for what, values in axes.items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"{what} names a value twice: {values}")
+        return self
+
+
 # --- fine-tuning ------------------------------------------------------------------------------------------
 
 
@@ -487,6 +519,8 @@ class StudyRecipe(Strict):
     tuning: TuningRecipe | None = None
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     finetune: FinetuneRecipe | None = None
+    markers: MarkersRecipe | None = None
+    grid: StudyGridRecipe | None = None  # None: one study
     allow_difference: list[str] = []  # dotted keys that arms may override beside their objective's options
     output: PathText | None = None  # anywhere; None: studies/NAME
     notes: list[str] = []  # printed in the report, such as licences and caveats
@@ -498,6 +532,31 @@ class StudyRecipe(Strict):
                 "teacher.partition does not go with training.compile: weights are gathered in hooks around modules, "
                 "which compiled code goes round; set one of them to false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _branches_leave_after_the_warm_up(self) -> Self:
+        warmup = self.training.warmup_fraction
+        if self.markers is None:
+            return self
+        if self.training.schedule == "constant" and self.markers.decay > 0:
+            raise ValueError(
+                "with training.schedule constant the last student's learning rate never comes down, and that of "
+                "branches would. To fix: take another schedule, or markers.decay 0"
+            )
+        early = [at for at in self.markers.branches if self.markers.start(at) < warmup]
+        if early:
+            raise ValueError(
+                f"markers.at {early[0]:g}: its branch would leave at {self.markers.start(early[0]):g} of the budget, "
+                f"within the warm-up ({warmup:g}), where the learning rate has not come up. To fix: take larger "
+                "fractions, or a smaller markers.decay or training.warmup_fraction"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_grid_names_its_pools(self) -> Self:
+        if self.grid and self.data.unique_tokens is not None:
+            raise ValueError("data.unique_tokens and grid.unique_tokens both say how much text there is: give one")
         return self
 
     @model_validator(mode="after")

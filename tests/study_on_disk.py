@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from kd_megatron.schema import StudyRecipe
+from kd_megatron.study.results import arm_directory, branch_directory, marker_directory
 
 ARMS = {
     "scratch": {"objective": "scratch"},
@@ -70,7 +71,25 @@ def write_study(directory: Path, recipe: StudyRecipe, finetuned: bool = True) ->
             write_run(directory / "arms" / arm / f"seed_{seed}", recipe, arm, seed)
             if finetuned and recipe.finetune:
                 write_finetune(directory / "finetune" / arm / f"seed_{seed}", arm, seed)
+            if recipe.markers:
+                write_branches(directory, recipe, arm, seed)
     return directory
+
+
+def write_branches(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> None:
+    """The finished branches of one run, each with its fine-tuning; shares of what the run spent."""
+    assert recipe.markers is not None
+    trunk = json.loads((arm_directory(directory, arm, seed) / "summary.json").read_text())
+    for fraction in recipe.markers.branches:
+        where = branch_directory(directory, arm, seed, fraction)
+        where.mkdir(parents=True)
+        left_at = recipe.markers.start(fraction)
+        facts = {"fraction": fraction, "left_at": left_at, "decay_steps": 10, "decayed": recipe.markers.decay > 0}
+        spent = {key: trunk[key] * fraction for key in ("flops", "tokens", "hours")}
+        loss = {"probe_mlm_loss": PROBE[arm][seed] + 0.3 * (1 - fraction)}
+        (where / "summary.json").write_text(json.dumps(trunk | spent | {"branch": facts, "validation": loss}))
+        if recipe.finetune and recipe.markers.finetune:
+            write_finetune(marker_directory(directory, arm, seed, fraction), arm, seed)
 
 
 def write_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> None:

@@ -167,6 +167,26 @@ def newest(directory: Path) -> tuple[Path, About] | None:
     return dist.on_main(lambda: _newest(directory))
 
 
+def read(path: Path) -> About:
+    """What is said of the checkpoint at ``path``. Collective. Raises `DataError` when it is not as it was written."""
+
+    def look() -> About:
+        if problem := _problem(path):
+            raise DataError(
+                given=f"checkpoint {path}: {problem}",
+                expected="a checkpoint with every file as it was written",
+                fix="begin the run that wrote it anew: remove its directory and run the same command again",
+            )
+        return _read_about(path)
+
+    return dist.on_main(look)
+
+
+def kept_for_good(directory: Path) -> list[tuple[Path, About]]:
+    """The checkpoints in ``directory`` that stay when newer ones come, oldest first, with what is said of them."""
+    return [(path, _read_about(path)) for path in published(directory) if _is_for_good(path)]
+
+
 def _newest(directory: Path) -> tuple[Path, About] | None:
     found = published(directory)
     for path in reversed(found):

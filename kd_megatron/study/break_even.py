@@ -180,8 +180,8 @@ def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit]
         f"Saved: FLOPs of {results.reference} less those after which the arm is as good as {results.reference} at its "
         "end, paired by seed. Paid back: when the teacher's training, divided by the students that share it, is no "
         "more than what each saves. Break-even budget: the smallest at which that many students pay it back; none: not "
-        "within the budgets measured. Half-way a learning rate has not come down, so what an arm saves is understated. "
-        "The probe's loss favours arms that train MLM. See docs/statistics.md."
+        f"within the budgets measured. {_half_way(results)} The probe's loss "
+        "favours arms that train MLM. See docs/statistics.md."
     )
     rows = [
         {
@@ -201,6 +201,12 @@ def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit]
         for one in found
     ]
     return Table("break_even", "What pays the teacher's training back", columns, rows, note)
+
+
+def _half_way(results: StudyResults) -> str:
+    if any(marker.decayed for run in results.all_runs() for marker in run.markers):
+        return "Readings on the way are of branches whose learning rate came down."
+    return "Half-way a learning rate has not come down, so what an arm saves is understated."
 
 
 def _by_laws(results: StudyResults, one: BreakEven, laws: Mapping[str, Fit]) -> str | None:

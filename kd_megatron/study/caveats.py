@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kd_megatron.study import tables, words
+from kd_megatron.study import markers, tables, words
 from kd_megatron.study.answer import num_seeds
 from kd_megatron.study.certainty_tables import INTERVALS
 from kd_megatron.study.fairness import Difference
@@ -25,6 +25,7 @@ def caveats(results: StudyResults, findings: list[Finding], allowed: list[Differ
         *_seeds(results),
         *_finetuning(results),
         *_repetition(results),
+        *markers.caveats(results),
         *_fixed_masks(results),
         *_untrained(results),
         *_tuning(results),

@@ -23,7 +23,7 @@ MOST_STUDENTS = 1e6  # at the top of the axis
 
 
 def score_against_budget(results: StudyResults) -> Figure | None:
-    """Average score at each marker, against the fraction of the budget."""
+    """Average score of the branches and of the last student, against the fraction of the budget."""
     return _scores(results, None, lambda reading: reading.fraction, "fraction of the budget spent")
 
 
@@ -32,6 +32,21 @@ def cola_against_tokens(results: StudyResults) -> Figure | None:
     if COLA not in results.tasks:
         return None
     return _scores(results, COLA, lambda reading: reading.tokens, "tokens seen")
+
+
+def loss_against_budget(results: StudyResults) -> Figure | None:
+    """Held-out loss of the branches and of the last student, against the fraction of the budget."""
+    if not any(run.markers for run in results.all_runs()):
+        return None
+    figure, axes = pyplot.subplots(figsize=(4.8, 3.2))
+    for arm in results.arms:
+        found = [curves.readings(results, run, "probe_loss") for run in results.runs[arm].values()]
+        _mean_curve(axes, results, arm, [([r.fraction for r in one], [r.value for r in one]) for one in found])
+    axes.set_xlabel("fraction of the budget spent")
+    axes.set_ylabel("held-out MLM loss, probe head (nats)")
+    axes.set_xlim(left=0)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
+    return figure
 
 
 def _scores(results: StudyResults, task: str | None, place: Callable[[Reading], float], label: str) -> Figure | None:

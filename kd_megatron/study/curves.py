@@ -1,14 +1,12 @@
 """Quality on the way: losses and scores of one run at several points of its budget.
 
-Scores on the way come from exports at fractions of the budget, fine-tuned like the last one. A run lists them in its
-summary as ``markers: [{fraction, tokens, flops, spent, decayed}]``; their fine-tuning is in `marker_directory`. A run
-without them has its last score alone. ``decayed``: whether its learning rate was brought down from there (a branch).
+Scores on the way are of branches (`study.markers`), fine-tuned like the last student; a run without them has its last
+score alone. Losses on the way are of the run as it was validated (`validation.at`), and of its branches.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from kd_megatron.study.results import Run, StudyResults, finetune_directory, read_summary
+from kd_megatron.study.results import Run, StudyResults
 
 PROBE_METRIC = "validation/probe_mlm_loss"
 
@@ -24,13 +22,8 @@ class Reading:
     is_decayed: bool  # whether the learning rate had come down: at the end, or in a branch
 
 
-def marker_directory(study: Path, arm: str, seed: int, fraction: float) -> Path:
-    """Where a student is fine-tuned as it was at ``fraction`` of its budget."""
-    return finetune_directory(study, arm, seed) / "markers" / f"{fraction:g}"
-
-
 def loss_readings(results: StudyResults, run: Run) -> list[Reading]:
-    """Held-out loss of the probe, in the order of the budget."""
+    """Held-out loss of the probe, in the order of the budget; of the run and of its branches."""
     constant = results.recipe.training.schedule == "constant"
     rows = [row for row in run.metrics if row.get(PROBE_METRIC) is not None]
     found = {
@@ -44,19 +37,21 @@ def loss_readings(results: StudyResults, run: Run) -> list[Reading]:
         for row in rows
         if all(row.get(key) is not None for key in ("tokens", "flops", "budget_fraction"))
     }
-    return [found[tokens] for tokens in sorted(found)]
+    branches = [
+        Reading(marker.fraction, marker.tokens, marker.flops, marker.probe_loss, constant or marker.decayed)
+        for marker in run.markers
+        if marker.probe_loss is not None
+    ]
+    return sorted([*found.values(), *branches], key=lambda reading: (reading.tokens, reading.is_decayed))
 
 
 def score_readings(results: StudyResults, run: Run, task: str | None = None) -> list[Reading]:
     """Score of ``task`` (None: the average over tasks) at each marker that was fine-tuned, and at the end."""
     found = []
-    for marker in run.summary.get("markers") or []:
-        if marker["fraction"] < 1.0:
-            summary = read_summary(marker_directory(results.directory, run.arm, run.seed, marker["fraction"]))
-            value = _score(summary, task)
-            if value is not None:
-                at = (marker["fraction"], marker["tokens"], marker["flops"])
-                found.append(Reading(*at, value, bool(marker.get("decayed", False))))
+    for marker in run.markers:
+        value = _score(marker.finetune, task)
+        if value is not None:
+            found.append(Reading(marker.fraction, marker.tokens, marker.flops, value, marker.decayed))
     last = _score(run.finetune, task)
     if last is not None:
         found.append(Reading(1.0, run.summary["tokens"], run.summary["flops"], last, True))
@@ -73,5 +68,10 @@ def _score(summary: dict[str, object] | None, task: str | None) -> float | None:
 
 
 def readings(results: StudyResults, run: Run, quantity: str, task: str | None = None) -> list[Reading]:
-    """`loss_readings` for ``"probe_loss"``, else `score_readings`."""
-    return loss_readings(results, run) if quantity == "probe_loss" else score_readings(results, run, task)
+    """`loss_readings` for ``"probe_loss"``, else `score_readings`; of branches and the end alone, where there are such.
+
+    The run as it was on the way, its learning rate still high, is no student of a smaller budget.
+    """
+    found = loss_readings(results, run) if quantity == "probe_loss" else score_readings(results, run, task)
+    settled = [reading for reading in found if reading.is_decayed]
+    return settled if run.markers and len(settled) > 1 else found

@@ -35,11 +35,20 @@ def recipe_of_run(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> 
 
 def run_recipe(recipe: StudyRecipe, arm: str, seed: int) -> StudyRecipe:
     """What one run depends on, and nothing else: other seeds, fine-tuning and notes may change without staling it."""
-    resolved = fairness.resolve_arm(recipe, arm)
+    resolved = keep_starts(fairness.resolve_arm(recipe, arm))
     budget = resolved.budget.model_copy(update={"calibrate": None})
     return resolved.model_copy(
-        update={"seeds": [seed], "finetune": None, "tuning": None, "budget": budget, **WITHOUT_WORDS}
+        update={"seeds": [seed], "finetune": None, "tuning": None, "grid": None, "budget": budget, **WITHOUT_WORDS}
     )
+
+
+def keep_starts(recipe: StudyRecipe) -> StudyRecipe:
+    """With a checkpoint kept where each branch leaves (`study.markers`), which is all that a run knows of branches."""
+    if recipe.markers is None:
+        return recipe
+    starts = [recipe.markers.start(fraction) for fraction in recipe.markers.branches]
+    training = recipe.training.model_copy(update={"keep_at": sorted({*recipe.training.keep_at, *starts})})
+    return recipe.model_copy(update={"training": training, "markers": None})
 
 
 def with_tuning(recipe: StudyRecipe, tuning: dict[str, Any] | None) -> StudyRecipe:

@@ -17,7 +17,7 @@ from kd_megatron.schema import StudyRecipe
 
 BACKEND = "backend"  # the one option of an objective that changes its speed alone
 STUDY_ONLY = frozenset(
-    {"kind", "name", "description", "arms", "seeds", "allow_difference", "output", "notes", "tuning"}
+    {"kind", "name", "description", "arms", "seeds", "allow_difference", "output", "notes", "tuning", "markers", "grid"}
 )
 
 

@@ -82,6 +82,7 @@ def write_files(directory: Path | str, target: Path, interval: Method = "t", bes
 def _more_figures(study: StudyResults, found: Analysis) -> dict[str, Callable[[], Figure | None]]:
     return {
         "score_against_budget": lambda: curve_figures.score_against_budget(study),
+        "loss_against_budget": lambda: curve_figures.loss_against_budget(study),
         "cola_against_tokens": lambda: curve_figures.cola_against_tokens(study),
         "scaling": lambda: curve_figures.scaling(study, found.laws),
         "break_even": lambda: curve_figures.break_even(study, found.break_evens),

@@ -24,8 +24,10 @@ CAPTIONS = {
     "against the budget (right). Thin lines: single seeds; thick lines: their mean.",
     "score_against_tokens": "Score against the tokens that each arm saw within the budget. Open: single seeds; filled: "
     "their mean.",
-    "score_against_budget": "Score at each marker of the budget. Thin lines: single seeds; thick lines: their mean.",
-    "cola_against_tokens": "CoLA against the tokens seen, at each marker of the budget.",
+    "score_against_budget": "Score at each marker of the budget, of a branch that ended there, and at the end. Thin "
+    "lines: single seeds; thick lines: their mean.",
+    "loss_against_budget": "Held-out loss of the same probe head, of branches and at the end, against the budget.",
+    "cola_against_tokens": "CoLA against the tokens seen, of branches that ended at the markers, and at the end.",
     "scaling": "Held-out loss against tokens, and the laws through it with their 95 % bands.",
     "break_even": "How many students must share the teacher before an arm, teacher's training included, is the cheaper "
     "way to what the reference reaches with a budget. Dashed: the students of this study.",
@@ -70,7 +72,8 @@ def content(study: StudyResults, found: Analysis, drawn: dict[str, Path]) -> lis
         blocks += [TableBlock(tables.scores(study)), *_figures(drawn, "scores", "scores_by_task")]
         blocks += _certainty(study)
         blocks += [Heading("What the budget bought"), TableBlock(tables.spending(study))]
-        blocks += _figures(drawn, "loss", "score_against_tokens", "score_against_budget", "cola_against_tokens")
+        blocks += _figures(drawn, "loss", "score_against_tokens")
+        blocks += _figures(drawn, "score_against_budget", "loss_against_budget", "cola_against_tokens")
         blocks += [Heading("Where the budget went"), *_figures(drawn, "ledger")]
         ledgers: list[Block] = [TableBlock(tables.ledger(study, unit)) for unit in ("seconds", "flops")]
         blocks.append(Details("The same in numbers", ledgers))

@@ -32,9 +32,19 @@ def arm_directory(study: Path, arm: str, seed: int) -> Path:
     return study / "arms" / arm / f"seed_{seed}"
 
 
+def branch_directory(study: Path, arm: str, seed: int, fraction: float) -> Path:
+    """Where the branch of one student that ends at ``fraction`` of the budget is trained (`study.markers`)."""
+    return arm_directory(study, arm, seed) / "markers" / f"{fraction:g}"
+
+
 def finetune_directory(study: Path, arm: str, seed: int) -> Path:
     """Where one student is fine-tuned."""
     return study / "finetune" / arm / f"seed_{seed}"
+
+
+def marker_directory(study: Path, arm: str, seed: int, fraction: float) -> Path:
+    """Where that branch is fine-tuned."""
+    return finetune_directory(study, arm, seed) / "markers" / f"{fraction:g}"
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
@@ -59,6 +69,41 @@ def finished_run(directory: Path) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
+class Marker:
+    """A student that left its run before the end: what a smaller budget buys."""
+
+    fraction: float  # of the budget
+    summary: dict[str, Any]
+    finetune: dict[str, Any] | None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen, those of the run before it left included."""
+        return int(self.summary["tokens"])
+
+    @property
+    def flops(self) -> float:
+        """FLOPs charged, likewise."""
+        return float(self.summary["flops"])
+
+    @property
+    def decayed(self) -> bool:
+        """Whether its learning rate came down."""
+        return bool(self.summary["branch"]["decayed"])
+
+    @property
+    def decay_tokens(self) -> int:
+        """Tokens that the branch saw after it had left."""
+        steps = self.summary["branch"]["decay_steps"]
+        return round(self.tokens * steps / max(self.summary["steps"], 1))
+
+    @property
+    def probe_loss(self) -> float | None:
+        """Held-out MLM loss of the probe head, in nats per masked token."""
+        return self.summary["validation"].get("probe_mlm_loss")
+
+
+@dataclass(frozen=True)
 class Run:
     """One student: an arm with one seed."""
 
@@ -68,6 +113,7 @@ class Run:
     summary: dict[str, Any]
     metrics: list[dict[str, Any]]
     finetune: dict[str, Any] | None
+    markers: list[Marker] = field(default_factory=list)  # its branches, in the order of the budget
 
     def curve(self, metric: str, against: str) -> tuple[list[float], list[float]]:
         """(x, y) of the rows of ``metrics.jsonl`` that hold both ``against`` and ``metric``."""
@@ -178,6 +224,7 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
                 runs[arm][seed] = run
                 if recipe.finetune and run.finetune is None:
                     missing.append(f"fine-tuning of {arm}, seed {seed}")
+                missing += _missing_markers(recipe, run)
     return StudyResults(directory, recipe, runs, teacher, missing, interval, tuning, calibration)
 
 
@@ -196,7 +243,30 @@ def _load_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> Run 
     if summary is None:
         return None
     finetune = read_summary(finetune_directory(directory, arm, seed)) if recipe.finetune else None
-    return Run(arm, seed, where, summary, logs.read_metrics(where), finetune)
+    markers = _load_markers(directory, recipe, arm, seed)
+    return Run(arm, seed, where, summary, logs.read_metrics(where), finetune, markers)
+
+
+def _load_markers(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> list[Marker]:
+    found = []
+    for fraction in recipe.markers.branches if recipe.markers else []:
+        summary = finished_run(branch_directory(directory, arm, seed, fraction))
+        if summary is not None:
+            finetune = read_summary(marker_directory(directory, arm, seed, fraction)) if recipe.finetune else None
+            found.append(Marker(fraction, summary, finetune))
+    return found
+
+
+def _missing_markers(recipe: StudyRecipe, run: Run) -> list[str]:
+    if recipe.markers is None:
+        return []
+    there = {marker.fraction: marker for marker in run.markers}
+    name = f"{run.arm}, seed {run.seed}"
+    missing = [f"branch at {100 * at:g} % of {name}" for at in recipe.markers.branches if at not in there]
+    if recipe.finetune and recipe.markers.finetune:
+        bare = [at for at, marker in there.items() if marker.finetune is None]
+        missing += [f"fine-tuning of the branch at {100 * at:g} % of {name}" for at in bare]
+    return missing
 
 
 def objective_in_words(recipe: StudyRecipe, arm: str) -> str:

@@ -11,10 +11,11 @@ from kd_megatron.errors import DataError, OutputError, disk_full_is_clear
 from kd_megatron.manifest import MANIFEST
 from kd_megatron.paths import refuse_file_or_links_out
 from kd_megatron.schema import CorpusRecipe, StudyRecipe
-from kd_megatron.study import fairness, results
+from kd_megatron.study import fairness, markers, results
 from kd_megatron.study.clock import Clock
 from kd_megatron.study.effective import WITHOUT_WORDS, effective_recipe, recipe_of_run
 from kd_megatron.study.piece import Piece, teacher_path
+from kd_megatron.training.schedule import Branch
 
 
 def run_study(recipe: StudyRecipe, directory: Path) -> None:
@@ -65,9 +66,11 @@ def pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
     """The pieces of a study, in the order they are run."""
     found = input_pieces(recipe, directory)
     students = [(arm, seed) for seed in recipe.seeds for arm in recipe.arms]
-    found += [_pretrain_piece(recipe, directory, arm, seed) for arm, seed in students]
-    if recipe.finetune:
-        found += [_finetune_piece(recipe, directory, arm, seed) for arm, seed in students]
+    for arm, seed in students:
+        found += _training_pieces(recipe, directory, arm, seed)
+    for arm, seed in students if recipe.finetune else []:
+        found.append(_finetune_piece(recipe, directory, arm, seed))
+        found += markers.finetune_pieces(recipe, directory, arm, seed)
     return found
 
 
@@ -104,16 +107,19 @@ def _teacher_piece(recipe: StudyRecipe, directory: Path) -> Piece:
     return Piece("teacher", "teacher: train", lambda: results.finished_run(where) is not None, run)
 
 
-def _pretrain_piece(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> Piece:
+def _training_pieces(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> list[Piece]:
+    """One student's run, and what branches off it."""
     where = results.arm_directory(directory, arm, seed)
 
-    def run() -> None:
+    def train(into: Path, branch: Branch | None = None) -> None:
         from kd_megatron.training.run import pretrain
 
         study = recipe_of_run(recipe, directory, arm, seed)
-        pretrain(study, arm, seed, where, teacher_path(recipe, directory))
+        pretrain(study, arm, seed, into, teacher_path(recipe, directory), branch)
 
-    return Piece("pretrain", f"{arm} seed {seed}: pretrain", lambda: results.finished_run(where) is not None, run)
+    label = f"{arm} seed {seed}: pretrain"
+    run = Piece("pretrain", label, lambda: results.finished_run(where) is not None, lambda: train(where))
+    return [run, *markers.branch_pieces(recipe, directory, arm, seed, train)]
 
 
 def _finetune_piece(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> Piece:

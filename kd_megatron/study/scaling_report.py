@@ -47,7 +47,9 @@ def laws(studies: Sequence[StudyResults]) -> Laws:
         studies: the one reported, then others that differ from it in budget, pool, seeds or size alone.
     """
     study = studies[0]
-    fits: dict[str, Fit | Refusal] = {arm: _fit(points(studies, arm)) for arm in study.arms}
+    fits: dict[str, Fit | Refusal] = {
+        arm: _fit(points(studies, arm), branched=_branched(studies)) for arm in study.arms
+    }
     found = {arm: law for arm, law in fits.items() if isinstance(law, Fit)}
     prices = {arm: _price(study, arm) for arm in found}
     crossovers = {}
@@ -59,7 +61,7 @@ def laws(studies: Sequence[StudyResults]) -> Laws:
 
 
 def points(studies: Sequence[StudyResults], arm: str) -> list[Point]:
-    """Final losses where they are of enough budgets, else every loss on the way."""
+    """Final losses, and those of branches, where they are of enough budgets; else every loss on the way."""
     for is_final in (True, False):
         found = [point for study in studies for point in _points(study, arm, is_final)]
         if is_final and num_amounts(found) >= FEWEST_AMOUNTS:
@@ -72,18 +74,23 @@ def _points(study: StudyResults, arm: str, final_alone: bool) -> list[Point]:
     for seed, run in study.runs.get(arm, {}).items():
         epochs = run.summary["tokens"] / max(run.summary["unique_tokens"], 1)
         readings = curves.loss_readings(study, run)
-        for reading in readings[-1:] if final_alone else readings:
+        settled = [reading for reading in readings if reading.is_decayed] if run.markers else readings[-1:]
+        for reading in settled if final_alone else readings:
             so_far = max(1.0, epochs * reading.tokens / max(run.summary["tokens"], 1))
             size = float(run.summary["parameters"])
             found.append(Point(reading.tokens, reading.value, seed, size, so_far, reading.is_decayed))
     return found
 
 
-def _fit(found: list[Point]) -> Fit | Refusal:
+def _fit(found: list[Point], branched: bool) -> Fit | Refusal:
     sizes, seeds = ({getattr(point, name) for point in found} for name in ("parameters", "seed"))
     on_the_way = any(not point.is_final for point in found)
-    by_seed = on_the_way and len(seeds) >= FEWEST_SEEDS
+    by_seed = (on_the_way or branched) and len(seeds) >= FEWEST_SEEDS
     return fit(found, with_sizes=len(sizes) > 1, unit="seeds" if by_seed else "points")
+
+
+def _branched(studies: Sequence[StudyResults]) -> bool:
+    return any(run.markers for study in studies for run in study.all_runs())
 
 
 def _price(study: StudyResults, arm: str) -> float:
@@ -162,6 +169,11 @@ def _warnings(studies: Sequence[StudyResults], found: dict[str, Fit], crossovers
             "that budget would have ended lower, so these are not losses of smaller budgets: the laws are too steep, "
             "their intervals too narrow, and what they say beyond the last point is no forecast. Final losses of "
             "studies with different budgets would be."
+        )
+    elif _branched(studies):
+        said.append(
+            "Points before the end are of branches that left one run and brought its learning rate down: several "
+            "points of a seed share what came before, which the intervals of points, not of seeds, leave out."
         )
     amounts = min(num_amounts(law.points) for law in found.values())
     if amounts < ENOUGH_AMOUNTS:

@@ -32,25 +32,25 @@ def train(run: Run) -> None:
     ):
         fraction = budget_fraction(run)
         stopping = ledger.steps > 0 and pass_markers(run, fraction, stop)  # a validation that a stop cut short
-        while fraction < 1.0 and not stopping:
-            rate = learning_rate(recipe, fraction)
+        while fraction < run.until and not stopping:
+            rate = learning_rate(recipe, fraction, run.branch)
             with run.meter.step():
                 stopping = one_step(run, batches, rate, stop)
             charge(run)
             marks.beat(ledger.steps)
             fraction = budget_fraction(run)
-            if ledger.steps % recipe.log_every_steps == 0 or fraction >= 1.0:
+            if ledger.steps % recipe.log_every_steps == 0 or fraction >= run.until:
                 progress.report(run.step.read(), fraction, rate)
             stopping = stopping or pass_markers(run, fraction, stop)
             if checkpoint_is_due(run, fraction) or stopping:
                 save(run, fraction)
         finish_saving(run)
-        if stopping and fraction < 1.0:
+        if stopping and fraction < run.until:
             raise Interrupted(
                 given=f"stopped by {who_stopped(stop)} at step {ledger.steps}",
                 fix="run the same command again: it resumes from the checkpoint just saved",
             )
-    ledger.overshoot = ledger.spent(budget) - budget.limit
+    ledger.overshoot = ledger.spent(budget) - run.until * budget.limit
 
 
 @contextlib.contextmanager
@@ -115,7 +115,7 @@ def pass_markers(run: Run, fraction: float, stop: StopRequest) -> bool:
     """Validate if a marker was passed; whether some rank was asked to stop meanwhile, which cuts it short."""
     due = markers_passed(run.study.validation.at, fraction)
     if due > run.markers.validations_done:
-        if fraction < 1.0 and validate(run, fraction, stop) is None:
+        if fraction < run.until and validate(run, fraction, stop) is None:
             return True
         run.markers.validations_done = due
     return False
@@ -143,7 +143,7 @@ def validate(run: Run, fraction: float, stop: StopRequest | None = None) -> dict
 def checkpoint_is_due(run: Run, fraction: float) -> bool:
     """After a step: by number, at a mark of the budget, and at the end."""
     every = run.ledger.steps % run.study.training.checkpoint_every_steps == 0
-    return every or fraction >= 1.0 or is_kept_for_good(run, fraction)
+    return every or fraction >= run.until or is_kept_for_good(run, fraction)
 
 
 def is_kept_for_good(run: Run, fraction: float) -> bool:
@@ -165,7 +165,7 @@ def save(run: Run, fraction: float) -> None:
     with run.ledger.clock("checkpoint"), marks.stage("checkpoint"):
         for_good = is_kept_for_good(run, fraction)
         run.markers.checkpoints_kept = markers_passed(run.study.training.keep_at, fraction)
-        run.checkpoints.save(run.engine, run.ledger.steps, run.state(), for_good)
+        run.checkpoints.save(run.engine, run.ledger.steps, run.state(fraction), for_good)
 
 
 def finish_saving(run: Run) -> None:

@@ -56,4 +56,4 @@ class Progress:
         _, seconds, begun = self._start_at
         done = max(fraction - begun, 1e-9)
         elapsed = self.run.charged_seconds() - seconds
-        return timedelta(seconds=round(max(0.0, 1.0 - fraction) * elapsed / done))
+        return timedelta(seconds=round(max(0.0, self.run.until - fraction) * elapsed / done))

@@ -18,6 +18,7 @@ from kd_megatron.schema import StudyRecipe
 from kd_megatron.training.cached_teacher import CachedTeacher
 from kd_megatron.training.fingerprint import fingerprint
 from kd_megatron.training.loop import train, validate
+from kd_megatron.training.schedule import Branch
 from kd_megatron.training.setup import Run, prepare_run
 
 RECIPE, SUMMARY, LEDGER, FINGERPRINT = "recipe.yaml", "summary.json", "ledger.json", "fingerprint.json"
@@ -35,24 +36,27 @@ MAY_CHANGE = {
 }
 
 
-def pretrain(study: StudyRecipe, arm: str, seed: int, directory: Path, teacher_path: str | None) -> dict[str, Any]:
+def pretrain(
+    study: StudyRecipe, arm: str, seed: int, directory: Path, teacher_path: str | None, branch: Branch | None = None
+) -> dict[str, Any]:
     """Train ``arm`` at ``seed`` and return its summary; at once when it was finished before. Collective.
 
     Args:
         study: with the arm's own overrides already applied.
         directory: of this run alone; a directory of another run is refused.
         teacher_path: the teacher's directory or hub id, None when the arm has none.
+        branch: where this run leaves another one of the same ``study``, ``arm`` and ``seed``; None: it begins itself.
     """
     quiet_libraries()
     dist.initialise()
-    claim(study, arm, seed, directory)
+    claim(study, arm, seed, directory, branch)
     marks.stacks_to(directory)
     finished = dist.from_main(read_summary(directory))
     if finished is not None:
         return finished
     if teacher_path is not None and study.teacher is not None and study.teacher.path is not None:
         teacher_path = hub.directory_on_all_ranks(teacher_path, study.teacher.revision, "teacher")
-    run = prepare_run(study, arm, seed, directory, teacher_path)
+    run = prepare_run(study, arm, seed, directory, teacher_path, branch)
     try:
         facts = fingerprint(run.loader, teacher_path)
         if dist.is_main():
@@ -81,6 +85,8 @@ def train_teacher(study: StudyRecipe, directory: Path) -> dict[str, Any]:
             "seeds": [recipe.seed],
             "training": study.training.model_copy(update={"learning_rate": rate}),
             "finetune": None,
+            "markers": None,
+            "grid": None,
             "allow_difference": [],
         }
     )
@@ -96,12 +102,15 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
     return summary if summary.get("status") == "finished" else None
 
 
-def claim(study: StudyRecipe, arm: str, seed: int, directory: Path) -> None:
+def claim(study: StudyRecipe, arm: str, seed: int, directory: Path, branch: Branch | None = None) -> None:
     """Make ``directory`` this run's own. Raises `OutputError` when it holds anything else."""
     problem = None
     refuse_file_or_links_out(directory)
     if dist.is_main():
-        problem = _problem(study, arm, seed, directory)
+        whose = {"arm": arm, "seed": seed}
+        if branch is not None:
+            whose["branch"] = {"left_at": branch.start, "ends_at": branch.end}
+        problem = _problem({"run": whose, **study.model_dump(mode="json")}, directory)
     problem = dist.from_main(problem)
     if problem:
         raise OutputError(
@@ -111,9 +120,8 @@ def claim(study: StudyRecipe, arm: str, seed: int, directory: Path) -> None:
         )
 
 
-def _problem(study: StudyRecipe, arm: str, seed: int, directory: Path) -> str | None:
-    """Write the resolved recipe into an empty ``directory``; what is wrong with it otherwise."""
-    resolved = {"run": {"arm": arm, "seed": seed}, **study.model_dump(mode="json")}
+def _problem(resolved: dict[str, Any], directory: Path) -> str | None:
+    """Write the ``resolved`` recipe into an empty ``directory``; what is wrong with it otherwise."""
     path = directory / RECIPE
     if path.is_file():
         differing = set(_differing(_with_defaults(path), resolved))
@@ -151,7 +159,7 @@ def _differing(found: Any, wanted: Any, prefix: str = "") -> list[str]:
 
 def _finish(run: Run, teacher_path: str | None, facts: dict[str, Any]) -> dict[str, Any]:
     """Validate at the end of the budget, export, and write ledger and summary (last: it says that all is there)."""
-    scores = validate(run, fraction=1.0)
+    scores = validate(run, fraction=run.until)
     assert scores is not None  # nothing cuts this one short: a stop here ends the process, and the budget is spent
     weights = {
         name.removeprefix("student.model."): weight
@@ -162,9 +170,9 @@ def _finish(run: Run, teacher_path: str | None, facts: dict[str, Any]) -> dict[s
     if dist.is_main():
         card = {key: summary[key] for key in ("objective", "seed", "tokens", "flops", "untrained_parameters")}
         card |= {
-            "name": f"{run.study.name}: {run.arm}, seed {run.seed}",
+            "name": f"{run.study.name}: {run.arm}, seed {run.seed}{_of_the_budget(run)}",
             "objective_in_words": in_words(run.study.arms[run.arm]),
-            "budget": f"{run.study.budget.limit:g} {run.study.budget.unit}",
+            "budget": f"{run.until * run.study.budget.limit:g} {run.study.budget.unit}",
             "data": ", ".join(shards.path for shards in run.study.data.shards),
         }
         export(run.module.student.model, weights, run.loader.tokenizer_path, run.directory / "export", card)
@@ -192,7 +200,7 @@ def summarise(run: Run, teacher_path: str | None, scores: dict[str, float], fact
         "parameters": run.num_parameters,
         "budget": {
             "unit": budget.unit,
-            "limit": budget.limit,
+            "limit": run.until * budget.limit,
             "spent": ledger.spent(budget),
             "overshoot": ledger.overshoot,
             "charge": list(budget.charge),
@@ -209,7 +217,18 @@ def summarise(run: Run, teacher_path: str | None, scores: dict[str, float], fact
         "flops_per_token": {name: flops / length for name, flops in asdict(run.cost).items()},
         "memory": _memory(run),
         "fingerprint": facts,
+        "branch": None if run.branch is None else _branch_facts(run, run.branch),
     }
+
+
+def _of_the_budget(run: Run) -> str:
+    return "" if run.branch is None else f", {100 * run.until:g} % of the budget"
+
+
+def _branch_facts(run: Run, branch: Branch) -> dict[str, Any]:
+    """Where a run left another one, and whether its learning rate came down on the way."""
+    steps = run.ledger.steps - branch.step
+    return {"fraction": branch.end, "left_at": branch.start, "decay_steps": steps, "decayed": steps > 0}
 
 
 def _memory(run: Run) -> dict[str, int | None]:

@@ -1,15 +1,36 @@
 """The learning rate as a function of the budget fraction spent (docs/fairness.md, clause 6)."""
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 
 from kd_megatron.schema import TrainingRecipe
 
 
-def learning_rate(recipe: TrainingRecipe, fraction: float) -> float:
+@dataclass(frozen=True)
+class Branch:
+    """A run that leaves another one before its end and brings the learning rate down to zero (Hu et al. 2024,
+    arXiv 2404.06395; Hagele et al. 2024, arXiv 2405.18392). Fractions are of the whole budget of that other run.
+    """
+
+    checkpoint: Path  # of the other run, where this one begins
+    step: int  # of that checkpoint
+    start: float  # what was spent then
+    end: float  # what is spent at the end of this one
+
+    def share_left(self, fraction: float) -> float:
+        """What is left at ``fraction`` of the learning rate that the other run had at ``start``."""
+        return (self.end - fraction) / (self.end - self.start)
+
+
+def learning_rate(recipe: TrainingRecipe, fraction: float, branch: Branch | None = None) -> float:
     """The rate of the step that begins at budget ``fraction``: linear warm-up to the peak, then decay to zero.
 
-    As usual, the very first step has rate zero: it only fills Adam's moments.
+    As usual, the very first step has rate zero: it only fills Adam's moments. In a ``branch``, linear from the rate
+    at its start to zero at its end.
     """
+    if branch is not None:
+        return learning_rate(recipe, branch.start) * branch.share_left(fraction)
     fraction = min(1.0, fraction)
     if fraction < recipe.warmup_fraction:
         return recipe.learning_rate * fraction / recipe.warmup_fraction

@@ -33,11 +33,13 @@ from kd_megatron.objectives.base import Objective
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.tensors import Batch
 from kd_megatron.training.cached_teacher import CachedTeacher, open_cached_teacher
+from kd_megatron.training.schedule import Branch
 from kd_megatron.training.step import Step, StudentWithObjective
 from kd_megatron.training.teacher import Teacher
 from kd_megatron.training.validate import Validation
 
 CHECKPOINTS = "checkpoints"
+FRACTION = "budget_fraction"  # of a checkpoint's state
 
 
 @dataclass
@@ -70,6 +72,12 @@ class Run:
     checkpoints: CheckpointWriter
     markers: Markers
     meter: MemoryMeter
+    branch: Branch | None = None
+
+    @property
+    def until(self) -> float:
+        """The fraction of the budget at which the run ends."""
+        return 1.0 if self.branch is None else self.branch.end
 
     @property
     def objective(self) -> Objective:
@@ -100,9 +108,10 @@ class Run:
             "hours": self.charged_seconds() / 3600.0,
         }
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside weights and optimizer."""
+    def state(self, fraction: float) -> dict[str, Any]:
+        """What a checkpoint holds beside weights and optimizer; ``fraction`` of the budget is spent."""
         return {
+            FRACTION: fraction,
             "ledger": self.ledger.to_dict(),
             "markers": asdict(self.markers),
             "metrics_rows": self.metrics.num_rows,
@@ -117,7 +126,9 @@ class Run:
             self.step.teacher.close()
 
 
-def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teacher_path: str | None) -> Run:
+def prepare_run(
+    study: StudyRecipe, arm: str, seed: int, directory: Path, teacher_path: str | None, branch: Branch | None = None
+) -> Run:
     """Load data and models, check that they fit, build the engine and resume from the newest good checkpoint."""
     device = dist.initialise()
     meter = MemoryMeter(device)
@@ -147,10 +158,11 @@ def prepare_run(study: StudyRecipe, arm: str, seed: int, directory: Path, teache
     num_parameters = sum(parameter.numel() for parameter in student.parameters())  # before ZeRO-3 partitions them
     untrained = freeze_untrained(module.to(device), teacher, loader.batch(0, 2).to(device))
     engine = Engine(module, study.training, read_directly=module.student.read_directly())
-    resumed = _resume(engine, ledger, directory / CHECKPOINTS)
+    resumed = _resume(engine, ledger, directory / CHECKPOINTS) or _begin_branch(engine, ledger, study, branch)
     metrics = MetricsWriter(directory, resumed.get("metrics_rows", 0), study.training.tensorboard)
     return Run(
         meter=meter,
+        branch=branch,
         study=study,
         arm=arm,
         seed=seed,
@@ -235,6 +247,17 @@ def _resume(engine: Engine, ledger: Ledger, directory: Path) -> dict[str, Any]:
     checkpoint.tidy(directory, ledger.steps)
     say(f"resumed from {path} at step {ledger.steps}, {ledger.tokens:,} tokens{_moved(engine, about)}")
     return state
+
+
+def _begin_branch(engine: Engine, ledger: Ledger, study: StudyRecipe, branch: Branch | None) -> dict[str, Any]:
+    """Start from the other run's checkpoint, if this run is a branch; its marks of the budget are that run's affair."""
+    if branch is None:
+        return {}
+    about = checkpoint.read(branch.checkpoint)
+    checkpoint.load(engine, branch.checkpoint, about)
+    ledger.restore(about.run["ledger"])
+    say(f"a branch of {branch.checkpoint}: {ledger.tokens:,} tokens, to {100 * branch.end:g} % of the budget")
+    return {"markers": asdict(Markers(len(study.validation.at), len(study.training.keep_at)))}
 
 
 def _moved(engine: Engine, about: checkpoint.About) -> str:

@@ -4,7 +4,7 @@ import pytest
 import study_on_disk
 
 from kd_megatron.study import break_even, results
-from kd_megatron.study.curves import Reading, marker_directory
+from kd_megatron.study.curves import Reading
 from kd_megatron.study.report import write_report
 
 ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
@@ -103,17 +103,14 @@ def test_report_has_table_and_figure(tmp_path):
 
 
 def test_scores_at_markers(tmp_path):
-    directory = study(tmp_path)
-    assert not (directory / "report").exists()
+    recipe = study_on_disk.study_recipe(arms=ARMS, markers={"at": [0.5]})
+    directory = study_on_disk.write_study(tmp_path / "s", recipe)
     for arm, ahead in (("scratch", 0.0), ("minilm", 0.1)):
         for seed in range(3):
-            markers = [{"fraction": 0.5, "tokens": 2e7, "flops": 2e13, "spent": 2e13}, {"fraction": 1.0, "tokens": 4e7}]
-            study_on_disk.edit_summary(
-                directory / "arms" / arm / f"seed_{seed}", markers=markers, tokens=4e7, flops=4e13
-            )
-            half = marker_directory(directory, arm, seed, 0.5)
-            study_on_disk.write_finetune(half, arm, seed)
-            study_on_disk.edit_summary(half, average=0.5 + ahead)
+            study_on_disk.edit_summary(results.arm_directory(directory, arm, seed), tokens=4e7, flops=4e13)
+            half = results.branch_directory(directory, arm, seed, 0.5)
+            study_on_disk.edit_summary(half, tokens=2e7, flops=2e13)
+            study_on_disk.edit_summary(results.marker_directory(directory, arm, seed, 0.5), average=0.5 + ahead)
             last = directory / "finetune" / arm / f"seed_{seed}"
             study_on_disk.edit_summary(last, average=0.6 + ahead)
     found = break_even.break_even(results.load(directory), "minilm", "score", 9e14)

@@ -64,7 +64,7 @@ def test_flops_are_those_of_first_visits_shared_and_of_projections(
 def test_a_first_visit_counts_once_when_a_run_is_resumed(student: Callable[..., Student]) -> None:
     whole, resumed = student(), None
     whole.learn(3)
-    state = whole.run.state()
+    state = whole.run.state(0.0)
     whole.learn(EPOCH + 2)
     whole.close()
     resumed = student()
