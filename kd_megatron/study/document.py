@@ -144,7 +144,8 @@ def _markdown(block: Block, directory: Path) -> str:
         case FigureBlock(path, caption):
             return f"![{caption}]({path.relative_to(directory)})\n\n*{caption}*"
         case Details(summary, blocks):
-            return f"### {summary}\n\n" + "\n\n".join(_markdown(inner, directory) for inner in blocks)
+            inside = "\n\n".join(_markdown(inner, directory) for inner in blocks)
+            return f"<details><summary>{html.escape(summary)}</summary>\n\n{inside}\n\n</details>"
 
 
 def _markdown_table(table: Table) -> str:

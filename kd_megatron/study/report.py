@@ -1,4 +1,4 @@
-"""Writes a study's report: index.html (one self-contained file), report.md, results.json, tables/*.csv, figures/*.png.
+"""Writes a study's report: index.html (one self-contained file), report.md, results.json, tables/ and figures/.
 
 Works on an unfinished study and says what is missing. The report appears at once or not at all.
 """
@@ -20,6 +20,7 @@ from kd_megatron.study import (
     curve_figures,
     fairness,
     figures,
+    latex,
     results,
     scaling_report,
     tables,
@@ -73,6 +74,7 @@ def write_files(directory: Path | str, target: Path, interval: Method = "t", bes
     blocks = content(study, found, drawn)
     for table in all_tables(study, found):
         table.write_csv(target / "tables")
+        latex.write(table, target / "tables")
     logs.write_json(target / "results.json", as_data(study, found))
     title = f"Study {study.recipe.name}"
     (target / "report.md").write_text(to_markdown(title, subtitle(study), blocks, target), encoding="utf-8")

@@ -4,7 +4,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kd_megatron import __version__
-from kd_megatron.study import break_even, certainty_tables, comparisons, fairness, scaling_report, tables
+from kd_megatron.study import (
+    break_even,
+    certainty_tables,
+    comparisons,
+    fairness,
+    published,
+    run_details,
+    scaling_report,
+    tables,
+)
 from kd_megatron.study.answer import answer, budget_in_words, num_seeds
 from kd_megatron.study.break_even import BreakEven
 from kd_megatron.study.caveats import caveats
@@ -47,11 +56,12 @@ class Analysis:
 
 def all_tables(study: StudyResults, analysis: Analysis) -> list[Table]:
     """Every table, for csv."""
-    found = [tables.scores(study), tables.spending(study), tables.runs(study)]
+    found = [tables.scores(study), tables.spending(study), tables.runs(study), run_details.losses(study)]
     found += [tables.ledger(study, unit) for unit in ("seconds", "flops")]
     optional = (
         *certainty_tables.differences(study),
         certainty_tables.variance(study),
+        published.rows(study),
         tables.teacher_cost(study),
         break_even.table(study, analysis.break_evens, analysis.laws.fitted),
         scaling_report.table(study, analysis.laws),
@@ -71,6 +81,8 @@ def content(study: StudyResults, found: Analysis, drawn: dict[str, Path]) -> lis
     if study.arms:
         blocks += [TableBlock(tables.scores(study)), *_figures(drawn, "scores", "scores_by_task")]
         blocks += _certainty(study)
+        if there := published.beside(study):
+            blocks += [Heading("Beside the published study"), *there]
         blocks += [Heading("What the budget bought"), TableBlock(tables.spending(study))]
         blocks += _figures(drawn, "loss", "score_against_tokens")
         blocks += _figures(drawn, "score_against_budget", "loss_against_budget", "cola_against_tokens")
@@ -143,7 +155,7 @@ def _method(study: StudyResults, findings: list[Finding], allowed: list[Differen
     else:
         blocks.append(Paragraph("Allowed differences between arms beside the objective: none."))
     if study.arms:
-        blocks.append(Details("Every run", [TableBlock(tables.runs(study))]))
+        blocks.append(Details("Every run", [TableBlock(tables.runs(study)), *run_details.run_details(study)]))
         blocks.append(Details("Commit, versions, hardware, data", [TableBlock(_fingerprint(study))]))
     return blocks
 

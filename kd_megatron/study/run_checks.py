@@ -111,6 +111,17 @@ def _fingerprints(runs: list[Run]) -> list[Finding]:
     return [Finding("data, versions, hardware and commit", True, detail), *differing]
 
 
+def fingerprint_differences(runs: list[Run]) -> dict[str, dict[str, Any]]:
+    """Entry -> run (``ARM/SEED``) -> value, of what runs recorded otherwise than most of them did."""
+    found = {}
+    for key in sorted({key for run in runs for key in _fingerprint(run) if _comparable(key)}):
+        values = {f"{run.arm}/{run.seed}": _short(_fingerprint(run).get(key)) for run in runs}
+        usual = max(values.values(), key=list(values.values()).count)
+        if others := {name: value for name, value in values.items() if value != usual}:
+            found[key] = others
+    return found
+
+
 def _fingerprint(run: Run) -> dict[str, Any]:
     return flatten(run.summary.get("fingerprint") or {"fingerprint": "absent"})
 
