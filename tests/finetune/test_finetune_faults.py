@@ -105,8 +105,33 @@ def test_one_of_two_processes_is_killed_and_the_same_command_goes_on(
     )
     for cell in whole.glob("*/cells/*.npz"):
         assert (killed / cell.relative_to(whole)).read_bytes() == cell.read_bytes()
-    assert "goes on at step" in said[0] + said[1]
     assert not [*killed.rglob("*.partial"), *killed.rglob("*.unfinished.*")]
+
+
+@pytest.mark.long
+def test_a_process_killed_within_a_long_cell_goes_on_there(
+    tiny_model: Path, raw: dict[str, Any], tmp_path: Path, free_port: int
+):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    raw |= {"seeds": [0, 1], "epochs": 100}
+    ranks = start_ranks(raw, tiny_model, killed, free_port)
+    while len(list(killed.rglob("*.unfinished.safetensors"))) < 2 and ranks[0].poll() is None:
+        time.sleep(0.01)
+    for rank in ranks:
+        rank.send_signal(signal.SIGKILL)
+    for rank in ranks:
+        rank.communicate(timeout=60)
+    assert not files_of(killed), "both cells were on their way"
+    ranks = start_ranks(raw, tiny_model, killed, free_port)
+    said = [rank.communicate(timeout=100)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert "goes on at step" in said[0], "rank 0 alone speaks"
+    assert run_grid(tiny_model, FinetuneRecipe.model_validate(raw), whole) == json.loads(
+        (killed / "summary.json").read_text()
+    )
+    for cell in whole.glob("*/cells/*.npz"):
+        assert (killed / cell.relative_to(whole)).read_bytes() == cell.read_bytes()
+    assert not list(killed.rglob("*.unfinished*"))
 
 
 @pytest.fixture
