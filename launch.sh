@@ -14,6 +14,8 @@ usage: ./launch.sh [--procs N | --hosts FILE] [--restarts N] [--debug] COMMAND [
   test       ruff and mypy, then pytest; --all: the long tests too; other arguments go to pytest
   prepare    corpus -> tokenizer -> verified .bin/.idx shards
   plan       what a study will cost, before it runs
+  calibrate  time every arm's training step in turn: what a budget in hours buys on this machine
+  sweep      a study's tuning trials alone: as many for every arm, at the same small budget
   pretrain   one arm of a study
   finetune   fine-tune a model on its tasks
   study      every arm x seed -> fine-tuning -> report; resumes where it stopped

@@ -8,6 +8,7 @@ from kd_megatron.study.certainty_tables import INTERVALS
 from kd_megatron.study.fairness import Difference
 from kd_megatron.study.results import StudyResults
 from kd_megatron.study.run_checks import Finding
+from kd_megatron.study.tuning_tables import calibration_caveats, tuning_caveats
 
 TOPS = {  # what fine-tuning does with an untrained top
     "keep": "starts from their initial values",
@@ -28,7 +29,10 @@ def caveats(results: StudyResults, findings: list[Finding], allowed: list[Differ
         *markers.caveats(results),
         *_fixed_masks(results),
         *_untrained(results),
-        *_tuning(results),
+        *_untuned(results),
+        *tuning_caveats(results),
+        *calibration_caveats(results),
+        *_teacher(results),
         *results.recipe.notes,
     ]
 
@@ -134,12 +138,15 @@ def _untrained(results: StudyResults) -> list[str]:
     return said
 
 
-def _tuning(results: StudyResults) -> list[str]:
+def _untuned(results: StudyResults) -> list[str]:
     if "training.learning_rate" in results.recipe.allow_difference:
         return []
     rate = f"{results.recipe.training.learning_rate:g}"
-    said = [f"All arms use one learning rate ({rate}) and untuned weights; an arm may do better with its own."]
+    return [f"All arms use one learning rate ({rate}) and untuned weights; an arm may do better with its own."]
+
+
+def _teacher(results: StudyResults) -> list[str]:
     cost, source = tables.teacher_flops(results)
-    if cost is not None and any(run.summary.get("teacher") for run in results.all_runs()):
-        said.append(f"The budget does not include the teacher's own training ({words.flops(cost)} FLOPs; {source}).")
-    return said
+    if cost is None or not any(run.summary.get("teacher") for run in results.all_runs()):
+        return []
+    return [f"The budget does not include the teacher's own training ({words.flops(cost)} FLOPs; {source})."]

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from kd_megatron.errors import OutputError
+from kd_megatron.errors import OutputError, RecipeError
 from kd_megatron.schema import BudgetRecipe, CalibratedSteps, StudyRecipe
 from kd_megatron.study import fairness
 
@@ -91,11 +91,24 @@ def with_setting(options: dict[str, Any], setting: dict[str, Any]) -> dict[str, 
 
 
 def with_steps(run: StudyRecipe, arm: str, calibration: dict[str, Any] | None) -> StudyRecipe:
-    """One run's recipe with the steps that ``calibration`` makes of its budget; as it is without a calibration."""
+    """One run's recipe with the steps that ``calibration`` makes of its budget; as it is without a calibration.
+
+    Raises:
+        RecipeError: the budget is too small for one step.
+    """
     if calibration is None or arm not in calibration["arms"]:
         return run
     speed = float(calibration["arms"][arm]["tokens_per_second"]["p50"])
-    steps = steps_within(run.budget, speed, calibration["tokens_per_step"], calibration["num_processes"])
+    tokens_per_step = run.training.global_batch_size * run.data.sequence_length
+    steps = steps_within(run.budget, speed, tokens_per_step, calibration["hardware"]["num_processes"])
+    if steps < 1:
+        raise RecipeError(
+            given=f"arm {arm}: a budget of {run.budget.limit:g} {run.budget.unit} is less than one step, which takes "
+            f"{tokens_per_step / speed:.3g} s here",
+            expected="a budget of many steps",
+            fix=f"raise budget.{run.budget.unit} (or tuning.budget, for trials), or make training.global_batch_size "
+            "smaller",
+        )
     budget = run.budget.model_copy(update={"calibrated": CalibratedSteps(steps=steps, tokens_per_second=speed)})
     return run.model_copy(update={"budget": budget})
 

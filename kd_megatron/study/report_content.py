@@ -13,6 +13,7 @@ from kd_megatron.study import (
     run_details,
     scaling_report,
     tables,
+    tuning_tables,
 )
 from kd_megatron.study.answer import answer, budget_in_words, num_seeds
 from kd_megatron.study.break_even import BreakEven
@@ -65,6 +66,8 @@ def all_tables(study: StudyResults, analysis: Analysis) -> list[Table]:
         tables.teacher_cost(study),
         break_even.table(study, analysis.break_evens, analysis.laws.fitted),
         scaling_report.table(study, analysis.laws),
+        tuning_tables.tuning(study),
+        tuning_tables.calibration(study),
     )
     found += [table for table in optional if table]
     found.append(tables.fairness_checks(analysis.findings))
@@ -94,6 +97,7 @@ def content(study: StudyResults, found: Analysis, drawn: dict[str, Path]) -> lis
             paid = break_even.table(study, found.break_evens, found.laws.fitted)
             blocks += [TableBlock(paid), *_figures(drawn, "break_even")] if paid else []
         blocks += [Heading("More text, more budget"), *_laws(study, found.laws), *_figures(drawn, "scaling")]
+    blocks += tuning_tables.blocks(study)
     blocks += [Heading("Caveats"), Bullets(caveats(study, found.findings, found.allowed))]
     return [*blocks, Heading("Method"), *_method(study, found.findings, found.allowed)]
 

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kd_megatron.study.fairness import flatten
+from kd_megatron.study.fairness import flatten, resolve_arm
 from kd_megatron.study.results import Run, StudyResults
 
 OWN_TO_A_RUN = ("arm", "seed", "recipe", "command", "argv", "time", "date", "started", "finished", "pid", "directory")
 SEEDS = "seeds"
 CLOCK_TOLERANCE = 0.01  # of the budget: one step of a wall-clock budget may be slower than the mean step
+# What a run may be given otherwise than the recipe says, as its result stays the same: places, checkpoints, its steps.
+NOT_COMPARED = ("path", "shards", "corpus", "revision", "keep_at", "calibrate", "calibrated")
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,11 @@ def run_findings(results: StudyResults) -> list[Finding]:
     if not runs:
         return []
     return [
-        _same(runs, "budget unit, limit and charged accounts", _budget),
+        _same(runs, "budget unit, limit and charged accounts", _budget(results)),
         _budgets_are_spent(runs),
         _same_seeds(results),
         _same(runs, "student parameters", lambda run: run.summary.get("parameters")),
+        *_settings(results),
         *_fingerprints(runs),
     ]
 
@@ -52,8 +55,35 @@ def unfair_checks(results: StudyResults) -> list[str]:
     return list(found)
 
 
-def _budget(run: Run) -> dict[str, Any]:
-    return {key: run.summary["budget"][key] for key in ("unit", "limit", "charge")}
+def _budget(results: StudyResults) -> Callable[[Run], dict[str, Any]]:
+    """What a run was given, with what its arm's tuning was charged before it."""
+    charged: dict[str, float] = (results.tuning or {}).get("charged") or {}
+
+    def given(run: Run) -> dict[str, Any]:
+        budget = run.summary["budget"]
+        whole = budget["limit"] + charged.get(run.arm, 0.0)
+        return {"unit": budget["unit"], "limit": whole, "charge": budget["charge"]}
+
+    return given
+
+
+def _settings(results: StudyResults) -> list[Finding]:
+    """Whether every run was given what the recipe says of its arm; nothing of runs that did not record it."""
+    problems, num_runs = [], 0
+    for arm in results.arms:
+        expected = flatten(resolve_arm(results.recipe, arm).model_dump(mode="json"))
+        for run in results.runs[arm].values():
+            given = flatten(run.summary.get("settings") or {"": None})  # of runs before there was such a record
+            num_runs += "settings" in run.summary
+            differing = [key for key, value in given.items() if key and _counts(key) and expected.get(key) != value]
+            problems += [f"{arm}/{run.seed} had {key} {given[key]}, not {expected.get(key)}" for key in differing]
+    if problems:
+        return [Finding("settings as the recipe says", False, "; ".join(problems))]
+    return [Finding("settings as the recipe says", True, f"in all {num_runs} runs")] if num_runs else []
+
+
+def _counts(key: str) -> bool:
+    return not any(part in NOT_COMPARED for part in key.split("."))
 
 
 def _same(runs: list[Run], check: str, read: Callable[[Run], Any]) -> Finding:
@@ -74,10 +104,14 @@ def _short(value: Any) -> str:
 
 
 def _budgets_are_spent(runs: list[Run]) -> Finding:
-    """Each run spent its limit, and at most one step more."""
+    """Each run spent its limit, and at most one step more; a calibrated one took exactly its steps."""
     problems, worst = [], 0.0
     for run in runs:
         budget, steps = run.summary["budget"], max(run.summary["steps"], 1)
+        if calibrated := budget.get("calibrated"):
+            if steps != calibrated["steps"]:
+                problems.append(f"{run.arm}/{run.seed} took {steps} of the {calibrated['steps']} steps fixed for it")
+            continue
         allowance = budget["spent"] / steps
         if budget["unit"] in ("hours", "gpu_hours"):
             allowance = max(allowance, CLOCK_TOLERANCE * budget["limit"])
@@ -88,6 +122,8 @@ def _budgets_are_spent(runs: list[Run]) -> Finding:
             problems.append(f"{run.arm}/{run.seed} spent {spent}")
     if problems:
         return Finding("equal budgets", False, "; ".join(problems))
+    if all(run.summary["budget"].get("calibrated") for run in runs):
+        return Finding("equal budgets", True, "all took the steps that calibration fixed before training")
     return Finding("equal budgets", True, f"all within one step; largest overshoot {100 * worst:.2g} % of the budget")
 
 

@@ -11,9 +11,9 @@ from kd_megatron.errors import DataError, OutputError, disk_full_is_clear
 from kd_megatron.manifest import MANIFEST
 from kd_megatron.paths import refuse_file_or_links_out
 from kd_megatron.schema import CorpusRecipe, StudyRecipe
-from kd_megatron.study import fairness, markers, results
+from kd_megatron.study import fairness, markers, results, tuning
 from kd_megatron.study.clock import Clock
-from kd_megatron.study.effective import WITHOUT_WORDS, effective_recipe, recipe_of_run
+from kd_megatron.study.effective import CALIBRATION_FILE, WITHOUT_WORDS, effective_recipe, read, recipe_of_run
 from kd_megatron.study.piece import Piece, teacher_path
 from kd_megatron.training.schedule import Branch
 
@@ -26,9 +26,29 @@ def run_study(recipe: StudyRecipe, directory: Path) -> None:
         OutputError: ``directory`` holds another study.
         KdError: whatever a piece raises; what is finished stays.
     """
+    begin(recipe, directory)
+    run_pieces(pieces(recipe, directory), directory)
+    if dist.is_main():
+        from kd_megatron.study import report
+
+        report.write_report(directory)
+    dist.barrier()
+
+
+def begin(recipe: StudyRecipe, directory: Path) -> None:
+    """Refuse what cannot be a fair study, then make ``directory`` this one's own. Collective.
+
+    Raises:
+        RecipeError: the arms differ in more than the study allows, or a trial of its tuning cannot be run.
+        OutputError: ``directory`` holds another study.
+    """
     fairness.check(recipe)
+    tuning.check(recipe)
     claim(recipe, directory)
-    work = pieces(recipe, directory)
+
+
+def run_pieces(work: list[Piece], directory: Path) -> None:
+    """Run what is not finished of ``work``, in its order. Collective."""
     clock = Clock([piece.kind for piece in work])
     for number, piece in enumerate(work, start=1):
         head = rf"\[{number}/{len(work)}] {piece.label}"  # the backslash: rich would read [1/8] as markup
@@ -39,11 +59,6 @@ def run_study(recipe: StudyRecipe, directory: Path) -> None:
         logs.say(f"[bold]{head}[/bold]{clock.estimate()}")
         with clock.measure(piece.kind), disk_full_is_clear(directory):
             piece.run()
-    if dist.is_main():
-        from kd_megatron.study import report
-
-        report.write_report(directory)
-    dist.barrier()
 
 
 def prepare_inputs(recipe: StudyRecipe, directory: Path) -> None:
@@ -62,9 +77,20 @@ def input_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
     return found
 
 
+def preparing_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
+    """What comes before the students: inputs, and what decides how they are trained."""
+    from kd_megatron.study.calibration import calibration_pieces
+
+    return [
+        *input_pieces(recipe, directory),
+        *calibration_pieces(recipe, directory),
+        *tuning.tuning_pieces(recipe, directory),
+    ]
+
+
 def pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
     """The pieces of a study, in the order they are run."""
-    found = input_pieces(recipe, directory)
+    found = preparing_pieces(recipe, directory)
     students = [(arm, seed) for seed in recipe.seeds for arm in recipe.arms]
     for arm, seed in students:
         found += _training_pieces(recipe, directory, arm, seed)
@@ -115,6 +141,10 @@ def _training_pieces(recipe: StudyRecipe, directory: Path, arm: str, seed: int) 
         from kd_megatron.training.run import pretrain
 
         study = recipe_of_run(recipe, directory, arm, seed)
+        if calibration := read(directory / CALIBRATION_FILE):
+            from kd_megatron.study.calibration import refuse_other_machine
+
+            refuse_other_machine(calibration)
         pretrain(study, arm, seed, into, teacher_path(recipe, directory), branch)
 
     label = f"{arm} seed {seed}: pretrain"

@@ -218,6 +218,7 @@ def summarise(run: Run, teacher_path: str | None, scores: dict[str, float], fact
         "memory": _memory(run),
         "fingerprint": facts,
         "branch": None if run.branch is None else _branch_facts(run, run.branch),
+        "settings": settings(run.study),
     }
 
 
@@ -229,6 +230,16 @@ def _branch_facts(run: Run, branch: Branch) -> dict[str, Any]:
     """Where a run left another one, and whether its learning rate came down on the way."""
     steps = run.ledger.steps - branch.step
     return {"fraction": branch.end, "left_at": branch.start, "decay_steps": steps, "decayed": steps > 0}
+
+
+def settings(study: StudyRecipe) -> dict[str, Any]:
+    """What the run was given, as a recipe has it, without what a resume may change; the report checks it."""
+    sections = {"arms", "data", "student", "teacher", "budget", "training", "validation"}
+    found = study.model_dump(mode="json", include=sections)
+    for key in MAY_CHANGE:
+        section, _, name = key.partition(".")
+        (found[section] or {}).pop(name, None)
+    return found
 
 
 def _memory(run: Run) -> dict[str, int | None]:

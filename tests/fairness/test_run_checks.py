@@ -7,6 +7,7 @@ import pytest
 import study_on_disk
 
 from kd_megatron.study import results
+from kd_megatron.study.effective import run_recipe
 from kd_megatron.study.report import write_report
 from kd_megatron.study.run_checks import run_findings
 
@@ -65,6 +66,44 @@ def test_an_underspent_or_overspent_budget_is_flagged(study, spent):
 def test_another_size_is_flagged(study):
     change(study, "tinybert", parameters=1)
     assert "tinybert/1" in failed(study)["student parameters"]
+
+
+def test_a_run_that_was_given_something_else_than_the_recipe_says_is_flagged(study):
+    recipe = results.load(study).recipe
+    for arm in recipe.arms:
+        settings = run_recipe(recipe, arm, 1).model_dump(mode="json", include={"arms", "training", "budget"})
+        if arm == "minilm":
+            settings["training"]["warmup_fraction"] = 0.12
+            settings["arms"][arm]["num_relation_heads"] = 24
+        change(study, arm, settings=settings)
+    assert failed(study) == {
+        "settings as the recipe says": "minilm/1 had arms.minilm.num_relation_heads 24, not 12; "
+        "minilm/1 had training.warmup_fraction 0.12, not 0.06"
+    }
+
+
+def test_calibrated_runs_took_their_steps_whatever_the_clock_said(study):
+    for arm in ("scratch", "minilm"):
+        budget = summary_of(study, arm)["budget"] | {"spent": 9e13}
+        change(study, arm, budget=budget | {"calibrated": {"steps": summary_of(study, arm)["steps"]}})
+    assert failed(study) == {}
+    change(study, "minilm", steps=summary_of(study, "minilm")["steps"] - 1)
+    assert "minilm/1 took" in failed(study)["equal budgets"]
+
+
+def test_what_tuning_was_charged_counts_towards_the_budget(tmp_path):
+    tuning = {"learning_rates": [1e-3], "budget": {"flops": 1e13}, "charged": True}
+    directory = study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(num_seeds=2, tuning=tuning))
+    spent = {"scratch": 1.1e13, "vanilla_kd": 1.2e13, "minilm": 1.0e13, "tinybert": 1.0e13}
+    (directory / "tuning.json").write_text(json.dumps({"chosen": {}, "charged": spent, "at_edge": {}, "trials": {}}))
+    assert "budget unit, limit and charged accounts" in failed(directory)  # as if nothing had been taken off
+    for arm, amount in spent.items():
+        for seed in (0, 1):
+            run = directory / "arms" / arm / f"seed_{seed}"
+            budget = json.loads((run / "summary.json").read_text())["budget"]
+            left = budget["limit"] - amount
+            study_on_disk.edit_summary(run, budget=budget | {"limit": left, "spent": left})
+    assert failed(directory) == {}
 
 
 def test_missing_seeds_are_flagged(study):

@@ -1,0 +1,175 @@
+"""Fixes the steps of budgets in time before training (docs/fairness.md, clause 15).
+
+By the clock alone, whatever else a machine does while one arm trains is taken from that arm. So every arm's training
+step is measured first, in interleaved short runs of one process group, and an arm's steps are what the budget is good
+for at its median speed. Only the charged accounts count, as in the budget itself.
+"""
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from kd_megatron import dist, machine
+from kd_megatron.errors import EnvironmentFault, disk_full_is_clear
+from kd_megatron.kernels.bench.rows import percentile
+from kd_megatron.logs import say, write_json
+from kd_megatron.schema import CalibrateRecipe, StudyRecipe
+from kd_megatron.study.effective import CALIBRATION_FILE, read, run_recipe, with_steps
+from kd_megatron.study.piece import Piece, teacher_path
+from kd_megatron.study.timed_run import TimedRun
+from kd_megatron.training.fingerprint import PACKAGES
+
+SAME_MACHINE = ("device", "num_threads_per_process", "num_processes")  # of ``hardware``: what speed hangs on
+
+
+def calibration_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
+    """The measurement, where the recipe asks for one; what is there of other arms stays as it is."""
+    calibrate, path = recipe.budget.calibrate, directory / CALIBRATION_FILE
+    if calibrate is None:
+        return []
+
+    def is_finished() -> bool:
+        found = read(path)
+        return found is not None and recipe.arms.keys() <= found["arms"].keys()
+
+    def run() -> None:
+        before = dist.from_main(read(path))
+        if before is not None:
+            refuse_other_machine(before)
+        found = joined(before, measure(recipe, calibrate, teacher_path(recipe, directory)))
+        for arm in recipe.arms:
+            with_steps(run_recipe(recipe, arm, recipe.seeds[0]), arm, found)  # refuses a budget below one step
+        if dist.is_main():
+            with disk_full_is_clear(directory):
+                write_json(path, found)
+        for line in in_words(found):
+            say(line)
+        dist.barrier()
+
+    return [Piece("calibration", "calibration: time every arm's steps", is_finished, run)]
+
+
+def measure(recipe: StudyRecipe, calibrate: CalibrateRecipe, teacher: str | None) -> dict[str, Any]:
+    """Time every arm of ``recipe`` in turn; what ``calibration.json`` holds. Collective.
+
+    Returns:
+        ``arms``: arm -> ``tokens_per_second`` (of the whole job, in charged seconds of rank 0: ``p20``, ``p50``,
+        ``p80`` over the rounds, and all of them) and ``tokens_per_step``; beside it what was measured, how, when and
+        on what.
+    """
+    from kd_megatron.study.throughput import arm_variant, built
+
+    variants = [arm_variant(recipe, arm) for arm in recipe.arms]
+    speeds: dict[str, list[float]] = {arm: [] for arm in recipe.arms}
+    with built(variants, teacher) as runs:
+        for number in range(calibrate.rounds):
+            for timed in list(runs.values())[:: -1 if number % 2 else 1]:  # no arm always follows the same one
+                speeds[timed.variant.arm].append(_speed(timed, calibrate.steps))
+        arms = {
+            timed.variant.arm: {
+                "tokens_per_second": _spread(speeds[timed.variant.arm]),
+                "tokens_per_step": timed.num_tokens,
+            }
+            for timed in runs.values()
+        }
+    facts = machine.facts(PACKAGES)
+    facts["hardware"]["num_processes"] = dist.world_size()
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        **facts,
+        "charge": list(recipe.budget.charge),
+        "precision": recipe.training.precision,
+        "rounds": calibrate.rounds,
+        "steps": calibrate.steps,
+        "arms": arms,
+    }
+
+
+def _speed(timed: TimedRun, num_steps: int) -> float:
+    """Tokens of all ranks per charged second of rank 0, over ``num_steps`` steps."""
+    before = timed.run.charged_seconds()
+    for _ in range(num_steps):
+        timed.step()
+    timed.run.step.check()  # a GPU works behind the host: its seconds are whole once it was waited for
+    seconds = dist.number_from_main(timed.run.charged_seconds() - before)
+    return num_steps * timed.num_tokens / seconds
+
+
+def _spread(speeds: list[float]) -> dict[str, Any]:
+    found = {f"p{round(100 * share)}": percentile(speeds, share) for share in (0.2, 0.5, 0.8)}
+    return {**found, "rounds": speeds}
+
+
+def joined(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
+    """What is kept when arms were added to a calibrated study: old arms keep their speeds, which fixed their steps.
+
+    The new arms' speeds are brought to the old arms' level, by the median of what those ran at then and run at now:
+    ratios between arms are steadier than a machine is.
+    """
+    kept = {arm: entry for arm, entry in (before or {"arms": {}})["arms"].items() if arm in now["arms"]}
+    if before is None or not kept:
+        return now
+    level = statistics.median(
+        entry["tokens_per_second"]["p50"] / now["arms"][arm]["tokens_per_second"]["p50"] for arm, entry in kept.items()
+    )
+    arms = {arm: kept.get(arm) or _scaled(entry, level) for arm, entry in now["arms"].items()}
+    return {**before, "arms": arms}
+
+
+def _scaled(entry: dict[str, Any], level: float) -> dict[str, Any]:
+    speeds = [level * speed for speed in entry["tokens_per_second"]["rounds"]]
+    return {**entry, "tokens_per_second": _spread(speeds), "scaled_by": level}
+
+
+def refuse_other_machine(calibration: dict[str, Any]) -> None:
+    """Raise `EnvironmentFault` on another machine than the one that was calibrated: its steps would take other hours.
+
+    Collective: rank 0's machine decides.
+    """
+    here = machine.facts(())["hardware"] | {"num_processes": dist.world_size()}
+    there = calibration["hardware"]
+    differing = dist.from_main([key for key in SAME_MACHINE if here.get(key) != there.get(key)])
+    if differing:
+        was, now = ({key: facts.get(key) for key in differing} for facts in (there, here))
+        raise EnvironmentFault(
+            given=f"the study was calibrated with {_listed(was)}; here: {_listed(now)}",
+            expected="the machine, threads and processes whose speed fixed the arms' steps",
+            fix="go on there; or, while no student is trained yet, measure here anew: study RECIPE --recalibrate",
+        )
+
+
+def _listed(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in facts.items())
+
+
+def in_words(calibration: dict[str, Any]) -> list[str]:
+    """One line for each arm: its speed and how far it scattered."""
+    lines = []
+    for arm, entry in calibration["arms"].items():
+        speed = entry["tokens_per_second"]
+        lines.append(f"{arm}: {speed['p50']:,.0f} tokens/s ({speed['p20']:,.0f} to {speed['p80']:,.0f})")
+    return lines
+
+
+def table(recipe: StudyRecipe, calibration: dict[str, Any]) -> Table:
+    """Speeds, relative to the first arm, and the steps that a budget in time is good for."""
+    title = f"Speed of each arm: {calibration['rounds']} rounds of {calibration['steps']} steps, in turn"
+    shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("arm", no_wrap=True)
+    for heading in ("tokens/s", "p20 to p80", "relative", "steps of the budget"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    first = next(iter(calibration["arms"].values()))["tokens_per_second"]["p50"]
+    for arm, entry in calibration["arms"].items():
+        speed = entry["tokens_per_second"]
+        run = run_recipe(recipe, arm, recipe.seeds[0])
+        steps = ""
+        if run.budget.is_time:
+            fixed = with_steps(run, arm, calibration).budget.calibrated
+            steps = f"{fixed.steps:,}" if fixed else ""
+        spread = f"{speed['p20']:,.0f} to {speed['p80']:,.0f}"
+        shown.add_row(arm, f"{speed['p50']:,.0f}", spread, f"{speed['p50'] / first:.2f}", steps)
+    return shown
