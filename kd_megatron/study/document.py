@@ -82,7 +82,9 @@ def _html(block: Block) -> str:
         case FigureBlock(path, caption):
             image = base64.b64encode(path.read_bytes()).decode("ascii")
             text = html.escape(caption)
-            picture = f'<img src="data:image/png;base64,{image}" width="{_shown_width(path)}" alt="{text}">'
+            width = _shown_width(path)
+            size = f'width="{width}" style="--width: {width}px"'
+            picture = f'<div class="scroll"><img src="data:image/png;base64,{image}" {size} alt="{text}"></div>'
             return f"<figure>{picture}<figcaption>{text}</figcaption></figure>"
         case Details(summary, blocks):
             inside = "\n".join(_html(inner) for inner in blocks)

@@ -1,6 +1,7 @@
 """The published study beside this one: the same rows, and what differs. Its numbers are in ``published.json``."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,11 @@ def beside(study: StudyResults) -> list[Block]:
     if table is None:
         return []
     said = [*_read()["code"], _read()["remark"]]
-    return [TableBlock(table), TableBlock(setup(study)), Details("What its code computes otherwise", [Bullets(said)])]
+    return [
+        TableBlock(replace(table, title="")),
+        TableBlock(setup(study)),
+        Details("What its code computes otherwise", [Bullets(said)]),
+    ]
 
 
 def objective_of(study: StudyResults, arm: str) -> str:

@@ -69,11 +69,10 @@ def mean_over(runs: list[Run], read: Callable[[Run], float | None]) -> float | N
 
 
 def scores(results: StudyResults) -> Table:
-    """Per arm: scores with intervals, their average, the difference to the reference, the probe loss."""
+    """Per arm: average score and probe loss with their differences to the reference, then each task's score."""
     reference = results.reference
     columns = [Column("arm", "arm", is_text=True), Column("seeds", "seeds")]
     if results.tasks:
-        columns += [Column(f"score_{task}", task_heading(results, task), words.score) for task in results.tasks]
         columns += [
             Column("score", "average", words.score),
             Column("difference", f"difference to {reference}", words.score_difference),
@@ -82,6 +81,7 @@ def scores(results: StudyResults) -> Table:
         Column("probe_loss", "held-out MLM loss (probe)", words.loss),
         Column("probe_loss_difference", f"its difference to {reference}", words.loss_difference),
     ]
+    columns += [Column(f"score_{task}", task_heading(results, task), words.score) for task in results.tasks]
     interval = "t-interval" if results.interval == "t" else "bootstrap interval"
     note = (
         "Scores in points of 100 (Matthews correlation for CoLA, Pearson for STS-B, accuracy or F1 otherwise); the "
@@ -111,12 +111,12 @@ def _winners(results: StudyResults) -> frozenset[tuple[int, str]]:
 
 def _scores_row(results: StudyResults, arm: str) -> dict[str, Any]:
     row: dict[str, Any] = {"arm": arm, "seeds": len(results.runs[arm])}
-    for task in results.tasks:
-        row[f"score_{task}"] = results.mean(arm, "task", task)
     if results.tasks:
         row |= {"score": results.mean(arm, "score"), "difference": results.difference(arm, "score")}
     row["probe_loss"] = results.mean(arm, "probe_loss")
     row["probe_loss_difference"] = results.difference(arm, "probe_loss")
+    for task in results.tasks:
+        row[f"score_{task}"] = results.mean(arm, "task", task)
     return row
 
 
