@@ -60,8 +60,13 @@ def write_figures(
     own: dict[str, Callable[[], Figure | None]] = {
         draw.__name__: partial(draw, results) for draw in (scores, scores_by_task, loss, score_against_tokens, ledger)
     }
+    return write(directory, {**own, **(more or {})})
+
+
+def write(directory: Path, draws: dict[str, Callable[[], Figure | None]]) -> dict[str, Path]:
+    """Draw what there is data for: name -> PNG file."""
     written = {}
-    for name, draw in {**own, **(more or {})}.items():
+    for name, draw in draws.items():
         with matplotlib.rc_context(STYLE):
             figure = draw()
             if figure is not None:

@@ -20,6 +20,7 @@ from kd_megatron.study import (
     curve_figures,
     fairness,
     figures,
+    grid_report,
     latex,
     results,
     scaling_report,
@@ -60,7 +61,13 @@ def write_report(directory: Path | str, interval: Method = "t", beside: Sequence
 
 def write_files(directory: Path | str, target: Path, interval: Method = "t", beside: Sequence[Path | str] = ()) -> None:
     """Write the report's files to ``target``, a new directory. Arguments and errors as of `write_report`."""
-    study = results.load(directory, interval)
+    if results.is_grid(Path(directory)):
+        grid_report.write_files(Path(directory), target, interval)
+    else:
+        _write_study_files(results.load(directory, interval), target, beside)
+
+
+def _write_study_files(study: StudyResults, target: Path, beside: Sequence[Path | str]) -> None:
     comparisons.check_interval(study)
     found = Analysis(
         run_findings(study),

@@ -228,6 +228,12 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
     return StudyResults(directory, recipe, runs, teacher, missing, interval, tuning, calibration)
 
 
+def is_grid(directory: Path) -> bool:
+    """Whether the study in ``directory`` is a grid of studies (`study.study_grid`)."""
+    path = directory / RECIPE_FILE
+    return path.is_file() and config.load(path, StudyRecipe).grid is not None
+
+
 def no_study(directory: Path) -> OutputError:
     """The error that ``directory`` is no study."""
     return OutputError(

@@ -5,6 +5,7 @@ last one stopped. Arms alternate within a seed: an interrupted study has compare
 """
 
 from pathlib import Path
+from typing import Any
 
 from kd_megatron import config, dist, logs, marks, recipe_yaml
 from kd_megatron.errors import DataError, OutputError, disk_full_is_clear
@@ -16,6 +17,8 @@ from kd_megatron.study.clock import Clock
 from kd_megatron.study.effective import CALIBRATION_FILE, WITHOUT_WORDS, effective_recipe, read, recipe_of_run
 from kd_megatron.study.piece import Piece, teacher_path
 from kd_megatron.training.schedule import Branch
+
+MAY_GROW = ("seeds", "grid.budgets", "grid.unique_tokens")  # lists
 
 
 def run_study(recipe: StudyRecipe, directory: Path) -> None:
@@ -89,8 +92,16 @@ def preparing_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
 
 
 def pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
-    """The pieces of a study, in the order they are run."""
-    found = preparing_pieces(recipe, directory)
+    """The pieces of a study, in the order they are run; of a grid, a piece for each cell."""
+    from kd_megatron.study.study_grid import cell_pieces
+
+    of_students = cell_pieces if recipe.grid else student_pieces
+    return [*preparing_pieces(recipe, directory), *of_students(recipe, directory)]
+
+
+def student_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
+    """Every student's training, its branches, and its fine-tuning; arms alternate within a seed."""
+    found = []
     students = [(arm, seed) for seed in recipe.seeds for arm in recipe.arms]
     for arm, seed in students:
         found += _training_pieces(recipe, directory, arm, seed)
@@ -197,6 +208,10 @@ def _claim_on_main(recipe: StudyRecipe, directory: Path) -> str | None:
     return None
 
 
+def _holds(longer: Any, shorter: list[Any]) -> bool:
+    return isinstance(longer, list) and all(value in longer for value in shorter)
+
+
 def changed_keys(old: StudyRecipe, new: StudyRecipe) -> list[str]:
     """The keys in which ``new`` is not ``old`` or a growth of it, each with both values."""
     before, after = (
@@ -206,7 +221,7 @@ def changed_keys(old: StudyRecipe, new: StudyRecipe) -> list[str]:
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) == after.get(key):
             continue
-        if key == "seeds" and set(before[key]) <= set(after[key]):
+        if key in MAY_GROW and isinstance(before.get(key), list) and _holds(after.get(key), before[key]):
             continue
         if key.startswith("arms.") and not any(key.startswith(f"arms.{arm}.") for arm in old.arms):
             continue
