@@ -3,8 +3,10 @@
 Shows the parameters of student and teacher, the FLOPs per token of each arm by student, teacher, heads and loss, the
 tokens and steps that the budget buys each arm, how often the data repeats, what the whole study takes, and the memory
 per process for each ZeRO stage. With --hardware or --calibration, hours become tokens and tokens hours.
+With --as-published: what the published study's own code computes instead, and the token counts that follow.
 
   kd-megatron plan recipes/paper_6l.yaml --hardware h100
+  kd-megatron plan recipes/paper_6l.yaml --as-published
   kd-megatron plan recipes/paper_6l.yaml budget.flops=7.4e17 --procs 8 --hardware a100 --json plan.json
 """
 
@@ -23,26 +25,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--efficiency", type=float, metavar="SHARE", help="of the data sheet's rate that training reaches (default 0.4)"
     )
     parser.add_argument("--calibration", metavar="FILE", help="tokens per second measured by the command calibrate")
+    parser.add_argument(
+        "--as-published", action="store_true", help="the published study's code, its token counts, and the levers here"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the whole plan to FILE")
 
 
 def run(args: argparse.Namespace) -> int:
     """Compute the plan and print it to stdout."""
     from pathlib import Path
+    from typing import Any
 
     from rich.console import Console
 
     from kd_megatron import config, logs
     from kd_megatron.errors import RecipeError
+    from kd_megatron.hardware import named_gpu
     from kd_megatron.schema import StudyRecipe
-    from kd_megatron.study import plan, plan_view
+    from kd_megatron.study import plan, plan_view, published_code, published_code_view
 
     if args.procs < 1:
         raise RecipeError(given=f"--procs {args.procs}", expected="1 or more", fix="give the number of processes")
-    recipe = config.load(args.recipe, StudyRecipe, args.overrides)
-    calibration = Path(args.calibration) if args.calibration else None
-    planned = plan.plan(recipe, args.procs, plan.Hardware(args.hardware, args.efficiency, calibration))
-    plan_view.show(planned, Console(soft_wrap=False))
+    recipe, console = config.load(args.recipe, StudyRecipe, args.overrides), Console(soft_wrap=False)
+    written: dict[str, Any]
+    if args.as_published:
+        _refuse_other_speeds(args)
+        modelled = published_code.as_published(recipe, named_gpu(args.hardware) if args.hardware else None)
+        published_code_view.show(modelled, console)
+        written = modelled.to_dict()
+    else:
+        calibration = Path(args.calibration) if args.calibration else None
+        planned = plan.plan(recipe, args.procs, plan.Hardware(args.hardware, args.efficiency, calibration))
+        plan_view.show(planned, console)
+        written = planned.to_dict()
     if args.json:
-        logs.write_json(Path(args.json), planned.to_dict())
+        logs.write_json(Path(args.json), written)
     return 0
+
+
+def _refuse_other_speeds(args: argparse.Namespace) -> None:
+    from kd_megatron.errors import RecipeError
+
+    if args.calibration or args.efficiency is not None:
+        raise RecipeError(
+            given="--as-published with --calibration or --efficiency",
+            expected="the study's own speed, which follows from a number that it reports",
+            fix="leave the other option out; --hardware may name the GPU to assume",
+        )

@@ -40,7 +40,7 @@ def show(planned: Plan, console: Console) -> None:
 
 def _cost_table(planned: Plan) -> RichTable:
     title = "FLOPs per token, forward and backward; student and teacher without their MLM heads"
-    table = _table(title, "arm", "student", "teacher", "heads", "loss", "total", "teacher %")
+    table = new_table(title, "arm", "student", "teacher", "heads", "loss", "total", "teacher %")
     cached = _cache(planned.recipe) is not None
     if cached:
         table.add_column("repeats", justify="right", no_wrap=True)
@@ -63,7 +63,7 @@ def _cache(recipe: StudyRecipe) -> TeacherCacheRecipe | None:
 
 def _tokens_table(planned: Plan) -> RichTable:
     timed = ("tokens/s", "hours") if planned.speed else ()
-    table = _table("What the budget buys", "arm", "steps", "tokens", "epochs", *timed, "at equal FLOPs")
+    table = new_table("What the budget buys", "arm", "steps", "tokens", "epochs", *timed, "at equal FLOPs")
     for entry in planned.arms:
         steps = words.NOTHING if entry.steps is None else f"{entry.steps:,}"
         speed = [words.count(entry.tokens_per_second), words.hours(entry.hours)] if planned.speed else []
@@ -73,7 +73,7 @@ def _tokens_table(planned: Plan) -> RichTable:
 
 
 def _totals_table(planned: Plan) -> RichTable:
-    table = _table("The whole study", "part", "FLOPs", *(("hours",) if planned.speed else ()))
+    table = new_table("The whole study", "part", "FLOPs", *(("hours",) if planned.speed else ()))
     table.add_column("", style="dim", overflow="fold")
     for item in planned.totals:
         hours = [words.hours(item.hours)] if planned.speed else []
@@ -88,7 +88,7 @@ def _totals_table(planned: Plan) -> RichTable:
 def _memory_table(planned: Plan) -> RichTable:
     processes = f"{planned.num_processes} process{'es' if planned.num_processes > 1 else ''}"
     title = f"Memory of each of {processes}, GiB, of the arm that needs most"
-    table = _table(title, "ds_config", "weights", "Adam", "teacher", "engine", "step", "total", "host")
+    table = new_table(title, "ds_config", "weights", "Adam", "teacher", "engine", "step", "total", "host")
     for ds_config, (_, memory) in planned.memory.items():
         parts = (memory.weights, memory.optimizer, memory.teacher, memory.engine, memory.step, memory.total)
         host = words.NOTHING if not memory.host_bytes else f"{memory.host_bytes / GIB:.2f}"
@@ -96,7 +96,8 @@ def _memory_table(planned: Plan) -> RichTable:
     return table
 
 
-def _table(title: str, first: str, *others: str) -> RichTable:
+def new_table(title: str, first: str, *others: str) -> RichTable:
+    """A table whose first column is names and whose others are numbers."""
     table = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(first, no_wrap=True)
     for heading in others:

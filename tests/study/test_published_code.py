@@ -1,0 +1,118 @@
+"""The model of the published study's code: its count against torch's, its token counts against the published ones."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tolerances import FLOPS_RELATIVE, PUBLISHED_RATIO, PUBLISHED_TOKENS_RELATIVE
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig
+
+from kd_megatron import config
+from kd_megatron.cli import main
+from kd_megatron.engine import flops
+from kd_megatron.errors import RecipeError
+from kd_megatron.hardware import GPUS
+from kd_megatron.schema import StudyRecipe
+from kd_megatron.study import eager_step, published_code
+from kd_megatron.study.published_code import ANCHOR, PUBLISHED, REFERENCE, as_published, predicted_tokens
+from kd_megatron.study.published_code_view import show
+from kd_megatron.tensors import Needs
+
+ROOT = Path(__file__).resolve().parents[2]
+DISTILLING = ("vanilla_kd", "minilm", "tinybert")
+STUDENT = BertConfig(vocab_size=500, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+TEACHER = BertConfig(vocab_size=500, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64)
+
+
+def recipe(name: str, *overrides: str) -> StudyRecipe:
+    return config.load(str(ROOT / f"recipes/{name}.yaml"), StudyRecipe, list(overrides))
+
+
+@pytest.mark.parametrize("arm", eager_step.LOSSES)
+def test_products_are_those_of_torchs_counter(arm):
+    with FlopCounterMode(display=False) as counter:
+        counted = eager_step.count(arm, STUDENT, TEACHER)
+    assert counted.flops_per_token * counted.num_tokens == pytest.approx(counter.get_total_flops(), rel=FLOPS_RELATIVE)
+
+
+def test_no_kd_costs_by_hand_what_is_counted():
+    """Layers three times (forward, to inputs, to weights), as here: there is nothing that the study's No-KD wastes."""
+    counted = eager_step.count("scratch", STUDENT, TEACHER)
+    by_hand = flops.student_flops(STUDENT, Needs(logits=True), eager_step.LENGTH, eager_step.MASKED)
+    assert counted.flops_per_token * eager_step.LENGTH == pytest.approx(by_hand, rel=FLOPS_RELATIVE)
+
+
+def test_bytes_of_one_operation_by_hand():
+    import torch
+
+    with eager_step.Kernels() as kernels:
+        left = torch.empty(4, 8, device="meta", dtype=torch.float16)
+        product = left @ torch.empty(8, 2, device="meta", dtype=torch.float16)
+        product.transpose(0, 1)  # a view moves nothing
+    *_, (count, moved) = kernels.found
+    assert (count, moved) == (2 * 4 * 8 * 2, 2 * (4 * 8 + 8 * 2 + 4 * 2))
+
+
+def test_a_kernel_takes_the_longer_of_products_and_bytes():
+    gpu = GPUS["a100"]
+    counted = eager_step.Counted([(gpu.half_flops, 1.0), (1.0, 3 * gpu.bytes_per_second)], num_tokens=8)
+    assert counted.tokens_per_second(gpu) == pytest.approx(8 / 4)
+
+
+def test_the_number_that_is_put_in_comes_out():
+    for gpu in GPUS.values():
+        assert predicted_tokens(ANCHOR, REFERENCE, gpu) == pytest.approx(ANCHOR.tokens[REFERENCE])
+
+
+@pytest.mark.parametrize("setting", PUBLISHED[:2], ids=lambda setting: setting.name)
+def test_the_published_ratio_and_token_counts_are_predicted(setting):
+    """4.6B and 2.6B, 27.9B and 15.4-15.6B: from No-KD's 4.6B alone."""
+    gpu = GPUS[published_code.ASSUMED_GPU]
+    tokens = {arm: predicted_tokens(setting, arm, gpu) for arm in setting.tokens}
+    ratios = [tokens[arm] / tokens[REFERENCE] for arm in DISTILLING]
+    assert ratios[0] == pytest.approx(0.57, abs=PUBLISHED_RATIO)
+    assert sum(ratios) / len(ratios) == pytest.approx(0.57, abs=PUBLISHED_RATIO)
+    for arm, reported in setting.tokens.items():
+        assert tokens[arm] == pytest.approx(reported, rel=PUBLISHED_TOKENS_RELATIVE), arm
+
+
+@pytest.mark.long
+def test_twelve_layers_are_predicted_from_six():
+    setting = PUBLISHED[2]
+    for arm, reported in setting.tokens.items():
+        tokens = predicted_tokens(setting, arm, GPUS[published_code.ASSUMED_GPU])
+        assert tokens == pytest.approx(reported, rel=PUBLISHED_TOKENS_RELATIVE), arm
+
+
+def test_what_is_not_spent_here_explains_the_difference():
+    """Levers and the loss are all there is between the two counts."""
+    for row in as_published(recipe("paper_6l")).rows[1:]:
+        assert row.flops_per_token_here is not None
+        rest = row.flops_per_token_there - sum(row.saved.values()) - row.flops_per_token_here
+        assert abs(rest) < 0.02 * row.flops_per_token_here
+        assert row.tokens_here >= 0.999 * row.predicted_tokens
+
+
+def test_it_says_what_is_put_in_and_what_is_predicted():
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    show(as_published(recipe("paper_6l_limited")), console)
+    text = " ".join(console.export_text().split())
+    assert "…" not in text
+    for words in ("27.9B", "15.4B", "15.6B", "one published number", "No-KD's 4.6B tokens in 4 hours", "predicted"):
+        assert words in text
+
+
+@pytest.mark.parametrize("overrides", [["budget.hours=5"], ["student.num_layers=3"], ["budget.flops=1e18"]])
+def test_a_setting_that_was_not_published_is_refused(overrides):
+    with pytest.raises(RecipeError, match="as-published"):
+        as_published(recipe("paper_6l", *overrides))
+
+
+def test_command_line(tmp_path, capsys):
+    path = tmp_path / "published.json"
+    assert main.main(["plan", str(ROOT / "recipes/paper_6l.yaml"), "--as-published", "--json", str(path)]) == 0
+    assert "4.6B (put in)" in capsys.readouterr().out
+    rows = {row["arm"]: row for row in config.read_yaml(path)["rows"]}
+    assert rows["vanilla_kd"]["published_tokens"] == 2.6e9
+    assert rows["vanilla_kd"]["predicted_ratio"] == pytest.approx(0.57, abs=PUBLISHED_RATIO)
