@@ -6,6 +6,7 @@ the distillation arms, of 24 hours, and of 12 layers. The study's GPU is not kno
 `hardware.GPUS` says how much hangs on it.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -23,11 +24,11 @@ from kd_megatron.objectives import registry
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study.eager_step import LENGTH, LOSSES, MASKED, Counted, count
 from kd_megatron.study.fairness import resolve_arm, split_arm
+from kd_megatron.study.published import FILE, REFERENCE
 from kd_megatron.tensors import Needs
 
 SOURCE = "Bui et al. 2024, arXiv 2404.19319"
 ASSUMED_GPU = "a100"  # from the speed: 91 TFLOP/s of matrix products in No-KD, more than a V100's code reaches
-REFERENCE = "scratch"  # No-KD
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,18 @@ class Published:
     tokens: Mapping[str, float]
 
 
-_BASE, _LARGE = "google-bert/bert-base-uncased", "google-bert/bert-large-uncased"
-_UNLIMITED = {"scratch": 4.6e9, "vanilla_kd": 2.6e9, "minilm": 2.6e9, "tinybert": 2.6e9}
-_LIMITED = {"scratch": 27.9e9, "vanilla_kd": 15.4e9, "minilm": 15.6e9, "tinybert": 15.6e9}
+def _setting(name: str, num_layers: int, hidden_size: int, teacher: str, hours: float, limited: bool) -> Published:
+    """With the token counts of ``published.json``."""
+    settings = json.loads(FILE.read_text(encoding="utf-8"))["settings"]
+    (rows,) = [s["rows"] for s in settings if (s["num_layers"], s["limited"]) == (num_layers, limited)]
+    tokens = {arm: float(row["tokens"]) for arm, row in rows.items()}
+    return Published(name, num_layers, hidden_size, teacher, hours, tokens)
+
+
 PUBLISHED = (
-    Published("6 layers", 6, 768, _BASE, 4.0, _UNLIMITED),
-    Published("6 layers, limited data", 6, 768, _BASE, 24.0, _LIMITED),
-    Published("12 layers", 12, 1024, _LARGE, 11.3, _UNLIMITED),
+    _setting("6 layers", 6, 768, "google-bert/bert-base-uncased", 4.0, limited=False),
+    _setting("6 layers, limited data", 6, 768, "google-bert/bert-base-uncased", 24.0, limited=True),
+    _setting("12 layers", 12, 1024, "google-bert/bert-large-uncased", 11.3, limited=False),
 )
 ANCHOR = PUBLISHED[0]  # its `REFERENCE` is the number that is put in
 

@@ -4,7 +4,8 @@ from rich.console import Console
 
 from kd_megatron.study import words
 from kd_megatron.study.plan_view import new_table
-from kd_megatron.study.published_code import ANCHOR, REFERENCE, SOURCE, AsPublished, Row
+from kd_megatron.study.published import REFERENCE
+from kd_megatron.study.published_code import ANCHOR, SOURCE, AsPublished, Row
 
 
 def show(modelled: AsPublished, console: Console) -> None:
