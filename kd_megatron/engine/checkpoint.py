@@ -22,7 +22,7 @@ from kd_megatron import config, dist
 from kd_megatron.config import Strict
 from kd_megatron.engine import state as engine_state
 from kd_megatron.engine.build import Engine
-from kd_megatron.engine.state import KINDS, EngineState
+from kd_megatron.engine.state import KINDS, WEIGHTS, EngineState
 from kd_megatron.errors import DataError, RecipeError
 from kd_megatron.logs import warn
 from kd_megatron.manifest import file_sha256
@@ -31,6 +31,8 @@ FORMAT = 1
 LIST = "files.json"
 STATE = "run_state.json"
 TENSORS = {kind: f"{kind}.safetensors" for kind in KINDS}
+FIRST_MOMENTS = "first_moments"
+OBJECTIVE = "objective."  # before the names of an objective's own parameters
 WRITING, REMOVING, PASSED_OVER = ".writing_", ".removing_", "passed_over_"
 DEEPSPEED = "engine"  # the directory in which versions before format 1 kept DeepSpeed's pickled files
 
@@ -244,37 +246,53 @@ def _read_about(path: Path) -> About:
         raise DataError(given=f"not a checkpoint's state: {error}", fix=f"remove {path}") from error
 
 
-def load(engine: Engine, path: Path, about: About) -> None:
+def load(engine: Engine, path: Path, about: About, other_objective: bool = False) -> None:
     """Restore ``engine`` from what `newest` found. Collective: rank 0 reads, so that no other needs its disk.
+
+    Args:
+        engine: of the module that the checkpoint was written of.
+        path: of the checkpoint.
+        about: what is said of it.
+        other_objective: the same student under another objective. Parameters that are not in the checkpoint keep their
+            values; those that it has no moments of begin with moments of zero; what else it holds is left.
 
     Raises:
         DataError: the module is not the one that the checkpoint was written of.
     """
     shapes = engine_state.shapes(engine)
-    wanted = {kind: {name: shapes[name] for name in engine_state.names(engine, kind)} for kind in KINDS}
+    parameters = dict(engine.module.named_parameters())
+    held = {kind: list(about.parameters) if kind == WEIGHTS else about.trained for kind in KINDS}
+    wanted = {kind: {name: about.parameters.get(name, []) for name in names} for kind, names in held.items()}
     with contextlib.ExitStack() as stack:
         files: dict[str, safe_open] = {}
 
         def open_files() -> None:
-            _refuse_other_module(path, about, shapes, list(wanted["first_moments"]))
+            _refuse_other_module(path, about, shapes, engine_state.names(engine, FIRST_MOMENTS), other_objective)
             files.update(_open(path, wanted, stack))
 
         dist.on_main(open_files)
 
         def read(kind: str, name: str) -> Tensor:
+            if name not in wanted[kind]:
+                return engine.full_weight(parameters[name]) if kind == WEIGHTS else torch.zeros(shapes[name])
             return dist.tensor_from_main(files[kind].get_tensor(name) if files else torch.empty(shapes[name]))
 
         engine_state.restore(engine, about.num_updates, read)
 
 
-def _refuse_other_module(path: Path, about: About, shapes: dict[str, list[int]], trained: list[str]) -> None:
-    found = about.parameters
+def _refuse_other_module(
+    path: Path, about: About, shapes: dict[str, list[int]], trained: list[str], other_objective: bool
+) -> None:
+    found, trained_there = about.parameters, set(about.trained)
+    if other_objective:  # what belongs to one of the two, and what one of them trains, may differ
+        found, shapes = (_of_student(parameters) for parameters in (found, shapes))
+        trained_there = set(trained)
     differences = [
         f"{name} is {shapes.get(name, 'absent')} here and {found.get(name, 'absent')} there"
         for name in [*shapes, *(found.keys() - shapes.keys())]
         if shapes.get(name) != found.get(name)
     ]
-    differences += [f"{name} is trained in one of them alone" for name in sorted(set(trained) ^ set(about.trained))]
+    differences += [f"{name} is trained in one of them alone" for name in sorted(set(trained) ^ trained_there)]
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise DataError(
@@ -282,6 +300,10 @@ def _refuse_other_module(path: Path, about: About, shapes: dict[str, list[int]],
             expected="the same parameters with the same shapes",
             fix="restore what was changed since, or begin the run anew in another directory",
         )
+
+
+def _of_student(parameters: dict[str, list[int]]) -> dict[str, list[int]]:
+    return {name: shape for name, shape in parameters.items() if not name.startswith(OBJECTIVE)}
 
 
 def _open(path: Path, wanted: dict[str, dict[str, list[int]]], stack: contextlib.ExitStack) -> dict[str, safe_open]:

@@ -5,17 +5,17 @@ Backward costs twice the forward for everything that the loss reaches. One legen
 D hidden size, F feed-forward size, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from transformers import PretrainedConfig
 
 from kd_megatron.data import masking
-from kd_megatron.errors import ModelError
+from kd_megatron.errors import ModelError, RecipeError
 from kd_megatron.models.build import shape_of, student_config
 from kd_megatron.models.known import config_or_known
-from kd_megatron.objectives import registry
+from kd_megatron.objectives import registry, schedule
 from kd_megatron.objectives.base import Objective
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.schema import BudgetRecipe, StudyRecipe
 from kd_megatron.teacher_cache.contents import kept_needs, refuse_dropout
 from kd_megatron.tensors import Needs
 
@@ -164,6 +164,37 @@ def sequence_cost(
     )
 
 
+def mean_cost(costs: list[SequenceCost], shares: list[float], budget: BudgetRecipe) -> SequenceCost:
+    """The mean over a run's sequences, of phases that each have a share of the ``budget``.
+
+    A share of a budget in tokens is a share of the sequences. Of one in FLOPs it buys the fewer sequences the more they
+    cost; of one in time as well, if time is taken to follow FLOPs.
+    """
+    charged = [
+        sum(getattr(cost, name) for name in ("student", "teacher", "loss") if name in budget.charge) for cost in costs
+    ]
+    by_tokens = budget.unit == "tokens" or not all(charged)
+    weights = shares if by_tokens else [share / flops for share, flops in zip(shares, charged, strict=True)]
+
+    def mean(name: str) -> float:
+        values = [getattr(cost, name) for cost in costs]
+        if len(set(values)) == 1:
+            return float(values[0])
+        return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
+
+    return SequenceCost(**{field.name: mean(field.name) for field in fields(SequenceCost)})
+
+
+def refuse_cache_of_phases(study: StudyRecipe, arm: str, num_phases: int) -> None:
+    """A schedule cannot use a teacher cache: windows met in one phase would count as paid for in another."""
+    if num_phases > 1 and study.teacher is not None and study.teacher.cache is not None:
+        raise RecipeError(
+            given=f"arm {arm!r} is a schedule, and the recipe has teacher.cache",
+            expected="no cache: what a window costs at its first visit depends on the phase that meets it",
+            fix="remove teacher.cache from the recipe, or the arm",
+        )
+
+
 def num_parameters(config: PretrainedConfig) -> int:
     """Parameters of a BERT-like masked-language model with a tied decoder (no pooler)."""
     width, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
@@ -189,20 +220,29 @@ def num_masked_positions(study: StudyRecipe) -> int:
 
 
 def arm_cost(study: StudyRecipe, arm: str, vocab_size: int) -> ArmCost:
-    """FLOPs per token and parameters of ``arm``. Raises `ModelError` when the teacher's sizes cannot be known."""
-    options = registry.parse_options(study.arms[arm], where=f"arms.{arm}")
+    """FLOPs per token and parameters of ``arm``; of a schedule the mean over the budget.
+
+    Raises:
+        ModelError: the teacher's sizes cannot be known.
+        RecipeError: what the arm needs of the teacher cannot be kept in the study's cache.
+    """
+    phases = schedule.phases_of(registry.parse_options(study.arms[arm], where=f"arms.{arm}"))
     student, teacher = student_config(study.student, vocab_size), teacher_config(study, vocab_size)
-    objective = registry.build(options, shape_of(student), None if teacher is None else shape_of(teacher))
-    if objective.needs_teacher is not None and teacher is None:
+    refuse_cache_of_phases(study, arm, len(phases))
+    shapes = shape_of(student), None if teacher is None else shape_of(teacher)
+    objectives = [registry.build(phase.options, *shapes) for phase in phases]
+    distils = any(objective.needs_teacher is not None for objective in objectives)
+    if distils and teacher is None:
         raise ModelError(given=f"arm {arm!r} distils, but the recipe has no teacher", fix="add a 'teacher' section")
     length = study.data.sequence_length
-    cost = sequence_cost(objective, student, teacher, study)
+    costs = [sequence_cost(objective, student, teacher, study) for objective in objectives]
+    cost = mean_cost(costs, [phase.share for phase in phases], study.budget)
     return ArmCost(
         student_flops_per_token=cost.student / length,
         teacher_flops_per_token=cost.teacher / length,
         loss_flops_per_token=cost.loss / length,
         student_parameters=num_parameters(student),
-        teacher_parameters=num_parameters(teacher) if teacher is not None and objective.needs_teacher else 0,
+        teacher_parameters=num_parameters(teacher) if teacher is not None and distils else 0,
         teacher_again_flops_per_token=cost.teacher_again / length,
         student_head_flops_per_token=cost.student_head / length,
         teacher_head_flops_per_token=cost.teacher_head / length,

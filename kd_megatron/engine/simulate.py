@@ -21,12 +21,13 @@ from kd_megatron.engine.flops import teacher_config
 from kd_megatron.memory import Living
 from kd_megatron.models.build import DTYPES, drop_what_is_not_needed, shape_of, student_config
 from kd_megatron.models.taps import Execution, TappedEncoder
-from kd_megatron.objectives import registry
-from kd_megatron.objectives.base import Objective
+from kd_megatron.objectives import registry, schedule
+from kd_megatron.objectives.base import Objective, ObjectiveOptions
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.tensors import Batch, Needs
 
 NOWHERE = torch.device("meta")
+FLOAT32, FLOAT32_AND_ADAM = 4, 16  # bytes of a parameter, frozen and trained: what phases are compared by
 LARGEST_RUN = 16  # sequences; of a larger micro-batch it is known what they hold
 
 
@@ -48,13 +49,22 @@ class Held:
 
 
 def simulate_arm(study: StudyRecipe, arm: str, vocab_size: int) -> Held:
-    """`simulate` for ``arm`` of a study with a vocabulary of that size. Raises as `flops.arm_cost` does.
+    """`simulate` for ``arm`` of a study with a vocabulary of that size; of a schedule, the phase that holds most.
 
-    Bytes grow linearly with the micro-batch once losses work in pieces. A large one is not run as a whole, which
-    would take many small pieces: two small ones tell what it holds (within 0.5 % at 256 of `paper_6l`).
+    Raises as `flops.arm_cost` does.
     """
     student, teacher = student_config(study.student, vocab_size), teacher_config(study, vocab_size)
-    options = registry.parse_options(study.arms[arm], where=f"arms.{arm}")
+    phases = schedule.phases_of(registry.parse_options(study.arms[arm], where=f"arms.{arm}"))
+    each = [_simulate_phase(study, phase.options, student, teacher) for phase in phases]
+    return max(each, key=lambda held: held.alone + FLOAT32_AND_ADAM * sum(held.trained) + FLOAT32 * sum(held.teacher))
+
+
+def _simulate_phase(
+    study: StudyRecipe, options: ObjectiveOptions, student: PretrainedConfig, teacher: PretrainedConfig | None
+) -> Held:
+    """Bytes grow linearly with the micro-batch once losses work in pieces. A large one is not run as a whole, which
+    would take many small pieces: two small ones tell what it holds (within 0.5 % at 256 of `paper_6l`).
+    """
 
     def held(micro_batch_size: int) -> Held:
         training = study.training.model_copy(update={"micro_batch_size": micro_batch_size})

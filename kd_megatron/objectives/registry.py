@@ -8,6 +8,7 @@ from kd_megatron.objectives.as_coded import MiniLmAsCoded, TinyBertAsCoded, Vani
 from kd_megatron.objectives.base import Objective, ObjectiveOptions
 from kd_megatron.objectives.combined import Combined, CombinedOptions
 from kd_megatron.objectives.minilm import MiniLm, MiniLmOptions
+from kd_megatron.objectives.schedule import ScheduleOptions
 from kd_megatron.objectives.scratch import Scratch, ScratchOptions
 from kd_megatron.objectives.tinybert import TinyBert, TinyBertOptions
 from kd_megatron.objectives.vanilla_kd import VanillaKd, VanillaKdOptions
@@ -19,6 +20,9 @@ OBJECTIVES: dict[str, tuple[type[ObjectiveOptions], type[Objective]]] = {
     "minilm": (MiniLmOptions, MiniLm),
     "tinybert": (TinyBertOptions, TinyBert),
     "combined": (CombinedOptions, Combined),
+}
+OPTIONS: dict[str, type[ObjectiveOptions]] = {name: options for name, (options, _) in OBJECTIVES.items()} | {
+    "schedule": ScheduleOptions  # of objectives, which are built phase by phase
 }
 AS_CODED: dict[str, type[Objective]] = {
     "vanilla_kd": VanillaKdAsCoded,
@@ -37,17 +41,16 @@ def parse_options(raw: dict[str, Any], where: str) -> ObjectiveOptions:
     if name is None:
         raise RecipeError(
             given=f"{where}: missing key objective",
-            expected=f"one of {', '.join(OBJECTIVES)}",
+            expected=f"one of {', '.join(OPTIONS)}",
             fix="write objective: NAME in the arm",
         )
-    if not isinstance(name, str) or name not in OBJECTIVES:
-        raise RecipeError(given=f"{where}: unknown objective {name!r}; {nearest(str(name), OBJECTIVES)}")
-    options, _ = OBJECTIVES[name]
-    return validate(options, raw, where)
+    if not isinstance(name, str) or name not in OPTIONS:
+        raise RecipeError(given=f"{where}: unknown objective {name!r}; {nearest(str(name), OPTIONS)}")
+    return validate(OPTIONS[name], raw, where)
 
 
 def build(options: ObjectiveOptions, student: ModelShape, teacher: ModelShape | None) -> Objective:
-    """The objective that ``options`` belong to. Its parameters are drawn from torch's default generator.
+    """The objective that ``options`` belong to; of a schedule, one phase. Parameters come from the default generator.
 
     Raises:
         ModelError: the two models do not fit each other or the options.

@@ -16,7 +16,7 @@ from kd_megatron.training.setup import Run
 
 
 def train(run: Run) -> None:
-    """Train until the budget is spent. Collective.
+    """Train until the budget is spent, or this objective's share of it (`phases.py`). Collective.
 
     Raises:
         Interrupted: a signal asked for it; a checkpoint was saved and the same command resumes.
@@ -32,14 +32,14 @@ def train(run: Run) -> None:
     ):
         fraction = budget_fraction(run)
         stopping = ledger.steps > 0 and pass_markers(run, fraction, stop)  # a validation that a stop cut short
-        while fraction < run.until and not stopping:
+        while fraction < run.phase_until and not stopping:
             rate = learning_rate(recipe, fraction, run.branch)
             with run.meter.step():
                 stopping = one_step(run, batches, rate, stop)
             charge(run)
             marks.beat(ledger.steps)
             fraction = budget_fraction(run)
-            if ledger.steps % recipe.log_every_steps == 0 or fraction >= run.until:
+            if ledger.steps % recipe.log_every_steps == 0 or fraction >= run.phase_until:
                 progress.report(run.step.read(), fraction, rate)
             stopping = stopping or pass_markers(run, fraction, stop)
             if checkpoint_is_due(run, fraction) or stopping:
@@ -141,9 +141,9 @@ def validate(run: Run, fraction: float, stop: StopRequest | None = None) -> dict
 
 
 def checkpoint_is_due(run: Run, fraction: float) -> bool:
-    """After a step: by number, at a mark of the budget, and at the end."""
+    """After a step: by number, at a mark of the budget, at the end, and at that of a phase."""
     every = run.ledger.steps % run.study.training.checkpoint_every_steps == 0
-    return every or fraction >= run.until or is_kept_for_good(run, fraction)
+    return every or fraction >= run.phase_until or is_kept_for_good(run, fraction)
 
 
 def is_kept_for_good(run: Run, fraction: float) -> bool:

@@ -56,18 +56,20 @@ def pretrain(
         return finished
     if teacher_path is not None and study.teacher is not None and study.teacher.path is not None:
         teacher_path = hub.directory_on_all_ranks(teacher_path, study.teacher.revision, "teacher")
-    run = prepare_run(study, arm, seed, directory, teacher_path, branch)
-    try:
-        facts = fingerprint(run.loader, teacher_path)
-        if dist.is_main():
-            write_json(directory / FINGERPRINT, facts)
-        train(run)
-        with marks.stage("export"):
-            return _finish(run, teacher_path, facts)
-    finally:
-        run.close()
-        del run
-        gc.collect()
+    while True:  # once for each phase
+        run = prepare_run(study, arm, seed, directory, teacher_path, branch)
+        try:
+            facts = fingerprint(run.loader, teacher_path)
+            if dist.is_main():
+                write_json(directory / FINGERPRINT, facts)
+            train(run)
+            if run.phase_until >= run.until:
+                with marks.stage("export"):
+                    return _finish(run, teacher_path, facts)
+        finally:
+            run.close()
+            del run
+            gc.collect()
 
 
 def train_teacher(study: StudyRecipe, directory: Path) -> dict[str, Any]:
@@ -192,7 +194,7 @@ def summarise(run: Run, teacher_path: str | None, scores: dict[str, float], fact
     return {
         "status": "finished",
         "arm": run.arm,
-        "objective": run.objective.options.objective,
+        "objective": run.study.arms[run.arm]["objective"],
         "seed": run.seed,
         "steps": ledger.steps,
         "tokens": ledger.tokens,
@@ -211,10 +213,10 @@ def summarise(run: Run, teacher_path: str | None, scores: dict[str, float], fact
         "tokens_per_second": ledger.tokens / max(run.charged_seconds(), 1e-9),
         "ledger": ledger.to_dict(),
         "validation": {"mlm_loss": None, "mlm_accuracy": None, **scores},
-        "untrained_parameters": [name.removeprefix("student.model.") for name in run.untrained],
+        "untrained_parameters": [name.removeprefix("student.model.") for name in run.place.never_trained or []],
         "export": "export",
         "teacher": _teacher_facts(run, teacher_path),
-        "flops_per_token": {name: flops / length for name, flops in asdict(run.cost).items()},
+        "flops_per_token": {name: flops / length for name, flops in asdict(run.mean_cost).items()},
         "memory": _memory(run),
         "fingerprint": facts,
         "branch": None if run.branch is None else _branch_facts(run, run.branch),
@@ -252,12 +254,12 @@ def _memory(run: Run) -> dict[str, int | None]:
 def _teacher_facts(run: Run, path: str | None) -> dict[str, Any] | None:
     """What is known of the teacher's size and cost; None when the objective uses none."""
     teacher, recipe = run.step.teacher, run.study.teacher
-    if teacher is None or recipe is None or path is None:
+    if run.place.teacher_parameters == 0 or recipe is None or path is None:
         return None
     own = read_summary(Path(path).parent) if recipe.train is not None else None
     return {
         "path": hub.source_of(path) or path,
-        "parameters": teacher.num_parameters,
+        "parameters": run.place.teacher_parameters,
         "cost_flops": own["flops"] if own else recipe.cost_flops,
         "cost_source": "this study's ledger" if own else recipe.cost_source,
         "cache": teacher.facts() if isinstance(teacher, CachedTeacher) else None,

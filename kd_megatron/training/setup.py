@@ -11,7 +11,7 @@ from kd_megatron.budget import Ledger
 from kd_megatron.data.loader import Loader
 from kd_megatron.engine import checkpoint
 from kd_megatron.engine.build import Engine, micro_batches_per_step
-from kd_megatron.engine.flops import SequenceCost, sequence_cost
+from kd_megatron.engine.flops import SequenceCost, mean_cost, refuse_cache_of_phases, sequence_cost
 from kd_megatron.engine.partition import PartitionedModel
 from kd_megatron.engine.saving import CheckpointWriter
 from kd_megatron.errors import ModelError
@@ -30,9 +30,11 @@ from kd_megatron.models.initialise import initialise
 from kd_megatron.models.taps import Execution, TappedEncoder
 from kd_megatron.objectives import registry
 from kd_megatron.objectives.base import Objective
+from kd_megatron.objectives.schedule import phases_of
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.tensors import Batch
 from kd_megatron.training.cached_teacher import CachedTeacher, open_cached_teacher
+from kd_megatron.training.phases import Place
 from kd_megatron.training.schedule import Branch
 from kd_megatron.training.step import Step, StudentWithObjective
 from kd_megatron.training.teacher import Teacher
@@ -72,12 +74,19 @@ class Run:
     checkpoints: CheckpointWriter
     markers: Markers
     meter: MemoryMeter
+    place: Place
+    mean_cost: SequenceCost  # over the phases
     branch: Branch | None = None
 
     @property
     def until(self) -> float:
         """The fraction of the budget at which the run ends."""
         return 1.0 if self.branch is None else self.branch.end
+
+    @property
+    def phase_until(self) -> float:
+        """The fraction of the budget at which this objective's training ends: the run's, or that of a phase of it."""
+        return min(self.until, self.place.until)
 
     @property
     def objective(self) -> Objective:
@@ -115,6 +124,7 @@ class Run:
             "ledger": self.ledger.to_dict(),
             "markers": asdict(self.markers),
             "metrics_rows": self.metrics.num_rows,
+            **self.place.state(fraction),
         }
 
     def close(self) -> None:
@@ -133,18 +143,22 @@ def prepare_run(
     device = dist.initialise()
     meter = MemoryMeter(device)
     loader = Loader(study.data, seed)
-    options = registry.parse_options(study.arms[arm], where=f"arms.{arm}")
+    phases = phases_of(registry.parse_options(study.arms[arm], where=f"arms.{arm}"))
+    refuse_cache_of_phases(study, arm, len(phases))
+    start = _start(directory / CHECKPOINTS, branch)
+    place = Place.resumed(phases, start[1].run if start else {})
     student = build_student(study.student, loader.vocab_size, special_ids(loader), seed)
     initialise(student, study.student.initialise, teacher_path)
 
     teacher_config = model_config(teacher_path) if teacher_path is not None else None
+    shapes = shape_of(student.config), None if teacher_config is None else shape_of(teacher_config)
+    costs = [
+        sequence_cost(registry.build(phase.options, *shapes), student.config, teacher_config, study) for phase in phases
+    ]
     torch.manual_seed(seed)  # of the objective's own parameters
-    objective = registry.build(
-        options, shape_of(student.config), None if teacher_config is None else shape_of(teacher_config)
-    )
+    objective = registry.build(place.options, *shapes)
     teacher = _teacher(study, objective, teacher_path, loader, device)
     cache = study.teacher.cache if study.teacher else None
-    cost = sequence_cost(objective, student.config, teacher_config, study)
 
     ledger = Ledger(num_devices=dist.world_size())
     if device.type == "cuda" and study.budget.splits_training_time:
@@ -157,8 +171,10 @@ def prepare_run(
     module = StudentWithObjective(encoder, objective, ledger)
     num_parameters = sum(parameter.numel() for parameter in student.parameters())  # before ZeRO-3 partitions them
     untrained = freeze_untrained(module.to(device), teacher, loader.batch(0, 2).to(device))
+    place.enter(untrained, 0 if teacher is None else teacher.num_parameters)
     engine = Engine(module, study.training, read_directly=module.student.read_directly())
-    resumed = _resume(engine, ledger, directory / CHECKPOINTS) or _begin_branch(engine, ledger, study, branch)
+    resumed = _resume(engine, ledger, study, start, place, branch)
+    checkpoint.tidy(directory / CHECKPOINTS, 0 if start is None or _leaves(start, branch) else ledger.steps)
     metrics = MetricsWriter(directory, resumed.get("metrics_rows", 0), study.training.tensorboard)
     return Run(
         meter=meter,
@@ -175,7 +191,9 @@ def prepare_run(
         ledger=ledger,
         validation=Validation(study.data, study.validation, device, study.training.precision == "bf16"),
         metrics=metrics,
-        cost=cost,
+        place=place,
+        cost=costs[place.number],
+        mean_cost=mean_cost(costs, [phase.share for phase in phases], study.budget),
         untrained=untrained,
         num_parameters=num_parameters,
         checkpoints=CheckpointWriter(directory / CHECKPOINTS, study.training.keep_checkpoints, (metrics.path,)),
@@ -234,30 +252,43 @@ def freeze_untrained(module: StudentWithObjective, teacher: Teacher | None, batc
     return untrained
 
 
-def _resume(engine: Engine, ledger: Ledger, directory: Path) -> dict[str, Any]:
-    """Go on from the newest good checkpoint in ``directory``; returns the `Run.state` of then, empty without one."""
+Start = tuple[Path, checkpoint.About]
+
+
+def _start(directory: Path, branch: Branch | None) -> Start | None:
+    """The checkpoint to go on from: the newest good one, or where a branch leaves its run; None: at the beginning."""
     newest = checkpoint.newest(directory)
-    if newest is None:
-        checkpoint.tidy(directory, step=0)
-        return {}
-    path, about = newest
-    checkpoint.load(engine, path, about)
-    state = about.run
-    ledger.restore(state["ledger"])
-    checkpoint.tidy(directory, ledger.steps)
-    say(f"resumed from {path} at step {ledger.steps}, {ledger.tokens:,} tokens{_moved(engine, about)}")
-    return state
+    if newest is None and branch is not None:
+        return branch.checkpoint, checkpoint.read(branch.checkpoint)
+    return newest
 
 
-def _begin_branch(engine: Engine, ledger: Ledger, study: StudyRecipe, branch: Branch | None) -> dict[str, Any]:
-    """Start from the other run's checkpoint, if this run is a branch; its marks of the budget are that run's affair."""
-    if branch is None:
+def _leaves(start: Start, branch: Branch | None) -> bool:
+    """Whether ``start`` is another run's checkpoint, which a branch leaves."""
+    return branch is not None and start[0] == branch.checkpoint
+
+
+def _resume(
+    engine: Engine, ledger: Ledger, study: StudyRecipe, start: Start | None, place: Place, branch: Branch | None
+) -> dict[str, Any]:
+    """Restore engine and ledger from ``start``; returns the `Run.state` to go on with, empty at the beginning.
+
+    Another run's marks of the budget are no affair of a branch.
+    """
+    if start is None:
         return {}
-    about = checkpoint.read(branch.checkpoint)
-    checkpoint.load(engine, branch.checkpoint, about)
+    path, about = start
+    checkpoint.load(engine, path, about, place.crosses)
     ledger.restore(about.run["ledger"])
-    say(f"a branch of {branch.checkpoint}: {ledger.tokens:,} tokens, to {100 * branch.end:g} % of the budget")
-    return {"markers": asdict(Markers(len(study.validation.at), len(study.training.keep_at)))}
+    where = f"{path} at step {ledger.steps}, {ledger.tokens:,} tokens"
+    if branch is not None and _leaves(start, branch):
+        say(f"a branch of {where}, to {100 * branch.end:g} % of the budget")
+        return {"markers": asdict(Markers(len(study.validation.at), len(study.training.keep_at)))}
+    if place.crosses:
+        say(f"{place.in_words}: from {where}")
+    else:
+        say(f"resumed from {where}{_moved(engine, about)}")
+    return about.run
 
 
 def _moved(engine: Engine, about: checkpoint.About) -> str:

@@ -33,7 +33,8 @@ class Teacher:
     def __call__(self, batch: Batch, inputs: str) -> Taps:
         """What the objective needs of the teacher, for one micro-batch."""
         if self.encoder.training != self.dropout:
-            raise RuntimeError("the teacher left the mode it was made for: dropout decides what its targets are")
+            mode = "training" if self.dropout else "eval"
+            raise RuntimeError(f"the teacher left {mode} mode: dropout decides what its targets are")
         taps: Taps = self.run(self.encoder, batch, inputs)
         return replace(taps, logits=self._whole(taps.logits), all_logits=self._whole(taps.all_logits))
 

@@ -1,0 +1,89 @@
+"""One objective after another, by the share of the budget that is spent: say half of it from scratch, then distil.
+
+A phase is an objective with its options and ``until``, the budget fraction at which it ends; the last one ends at 1. A
+phase boundary is a resume with another objective (`kd_megatron/training/phases.py`), and each phase is charged what its
+own objective costs.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from kd_megatron import config
+from kd_megatron.config import Strict
+from kd_megatron.errors import RecipeError
+from kd_megatron.objectives.base import ObjectiveOptions
+from kd_megatron.objectives.combined import backend_of, options_of
+
+
+class PhaseKeys(Strict):
+    """What a phase says beside its objective's options."""
+
+    until: Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the budget under one objective."""
+
+    begins: float  # budget fractions
+    until: float
+    options: ObjectiveOptions
+
+    @property
+    def share(self) -> float:
+        """Of the budget."""
+        return self.until - self.begins
+
+
+class ScheduleOptions(ObjectiveOptions):
+    """Options of objective ``schedule``. A schedule is no objective itself: see `phases_of`."""
+
+    objective: Literal["schedule"]
+    phases: Annotated[list[dict[str, Any]], Field(min_length=2)]
+
+    @field_validator("phases")
+    @classmethod
+    def _follow_each_other(cls, phases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        ends = [_keys_of(phase, number).until for number, phase in enumerate(phases, start=1)]
+        if ends != sorted(set(ends)) or ends[-1] != 1.0:
+            raise ValueError(
+                f"until is {', '.join(f'{end:g}' for end in ends)}; write rising fractions that end at 1.0"
+            )
+        for number, phase in enumerate(phases, start=1):
+            options_of(phase, f"phase {number}", ("schedule",), PhaseKeys)
+        return phases
+
+    @model_validator(mode="after")
+    def _inputs_belong_to_phases(self) -> Self:
+        if "inputs" in self.model_fields_set:
+            raise ValueError("inputs belongs to a phase, which may read other text than the one before")
+        return self
+
+    @property
+    def backend(self) -> str:
+        """What the phases ask for, for the check that all arms use the same kernels."""
+        return backend_of([phase.options for phase in phases_of(self)])
+
+
+def phases_of(options: ObjectiveOptions) -> list[Phase]:
+    """The phases of a schedule; the one phase of any other objective."""
+    if not isinstance(options, ScheduleOptions):
+        return [Phase(0.0, 1.0, options)]
+    ends = [_keys_of(phase, number).until for number, phase in enumerate(options.phases, start=1)]
+    parsed = [options_of(phase, f"phase {n}", own=PhaseKeys) for n, phase in enumerate(options.phases, start=1)]
+    return [Phase(*entry) for entry in zip([0.0, *ends[:-1]], ends, parsed, strict=True)]
+
+
+def phase_at(phases: list[Phase], fraction: float) -> int:
+    """The number, from 0, of the phase that trains the step which begins at budget ``fraction``."""
+    return next((number for number, phase in enumerate(phases) if fraction < phase.until), len(phases) - 1)
+
+
+def _keys_of(phase: dict[str, Any], number: int) -> PhaseKeys:
+    given = {key: value for key, value in phase.items() if key in PhaseKeys.model_fields}
+    try:
+        return config.validate(PhaseKeys, given, f"phase {number}")
+    except RecipeError as error:
+        raise ValueError(str(error.given)) from error

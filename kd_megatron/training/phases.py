@@ -1,0 +1,85 @@
+"""The phases of a run: which objective trains now, and what goes over to the next one.
+
+A boundary is a resume with another objective. A checkpoint is written there, and the engine is built anew and goes on
+with the student's weights, the ledger, the position in the data and the marks of the budget; the learning rate is a
+function of the whole budget. Adam's moments go on for parameters that both phases train, and so does its count of
+updates; a parameter that begins to train has moments of zero (so its first update is (1 - b1) / sqrt(1 - b2) of the
+rate, 0.7 with the usual betas, where a new run's is the whole rate). An objective's own parameters begin at their first
+values.
+
+A run that dies at any moment resumes in the phase that its checkpoint names: the boundary is crossed again, alike.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from kd_megatron.objectives.base import ObjectiveOptions
+from kd_megatron.objectives.schedule import Phase, phase_at
+
+KEY = "phase"  # of a checkpoint's run state; absent where an arm has one phase
+
+
+@dataclass
+class Place:
+    """Where a run is in the phases of its arm."""
+
+    phases: list[Phase]
+    number: int = 0  # from 0, of the phase that trains now
+    crosses: bool = False  # whether the checkpoint that it goes on from was written in an earlier phase
+    never_trained: list[str] | None = None  # parameters; None before the first phase is known
+    teacher_parameters: int = 0  # the most that a phase's teacher had
+
+    @classmethod
+    def resumed(cls, phases: list[Phase], state: dict[str, Any]) -> Self:
+        """From the run state of a checkpoint (empty: at the beginning)."""
+        if KEY not in state:
+            return cls(phases)
+        found = state[KEY]
+        return cls(
+            phases,
+            found["next"],
+            found["next"] != found["written_in"],
+            found["never_trained"],
+            found["teacher_parameters"],
+        )
+
+    @property
+    def options(self) -> ObjectiveOptions:
+        """Of the objective that trains now."""
+        return self.phases[self.number].options
+
+    @property
+    def until(self) -> float:
+        """The budget fraction at which it ends."""
+        return self.phases[self.number].until
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the run ends with it."""
+        return self.number == len(self.phases) - 1
+
+    @property
+    def in_words(self) -> str:
+        """Such as ``phase 2 of 2, minilm``; empty for an arm of one phase."""
+        return (
+            f"phase {self.number + 1} of {len(self.phases)}, {self.options.objective}" if len(self.phases) > 1 else ""
+        )
+
+    def enter(self, untrained: list[str], teacher_parameters: int) -> None:
+        """Count in what this phase trains, and its teacher."""
+        before = untrained if self.never_trained is None else self.never_trained
+        self.never_trained = [name for name in before if name in set(untrained)]
+        self.teacher_parameters = max(self.teacher_parameters, teacher_parameters)
+
+    def state(self, fraction: float) -> dict[str, Any]:
+        """What a checkpoint at budget ``fraction`` holds of it."""
+        if len(self.phases) == 1:
+            return {}
+        return {
+            KEY: {
+                "written_in": self.number,
+                "next": phase_at(self.phases, fraction),
+                "never_trained": self.never_trained,
+                "teacher_parameters": self.teacher_parameters,
+            }
+        }
