@@ -56,12 +56,14 @@ def call(raw: dict[str, Any], model: Path, output: Path, *overrides: str) -> int
     return main(["finetune", str(recipe), *overrides, "--model", str(model), "--output", str(output)])
 
 
-def start_ranks(raw: dict[str, Any], model: Path, output: Path, port: int) -> list[subprocess.Popen[str]]:
+def start_ranks(
+    raw: dict[str, Any], model: Path, output: Path, port: int, lost_seconds: int = 5
+) -> list[subprocess.Popen[str]]:
     """The command on two processes."""
     recipe = output.parent / f"{output.name}.yaml"
     recipe.write_text(yaml.safe_dump(raw))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "KD_LOST_SECONDS": "5"}
-    environment["KD_FINETUNE_SAVE_SECONDS"] = "0.1"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "KD_LOST_SECONDS": str(lost_seconds)}
+    environment["KD_FINETUNE_SAVE_SECONDS"] = "1"
     environment |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-m", "kd_megatron", "finetune", str(recipe)]
     command += ["--model", str(model), "--output", str(output)]
@@ -114,7 +116,7 @@ def test_a_process_killed_within_a_long_cell_goes_on_there(
 ):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     raw |= {"seeds": [0, 1], "epochs": 100}
-    ranks = start_ranks(raw, tiny_model, killed, free_port)
+    ranks = start_ranks(raw, tiny_model, killed, free_port, lost_seconds=60)
     while len(list(killed.rglob("*.unfinished.safetensors"))) < 2 and ranks[0].poll() is None:
         time.sleep(0.01)
     for rank in ranks:
@@ -122,7 +124,7 @@ def test_a_process_killed_within_a_long_cell_goes_on_there(
     for rank in ranks:
         rank.communicate(timeout=60)
     assert not files_of(killed), "both cells were on their way"
-    ranks = start_ranks(raw, tiny_model, killed, free_port)
+    ranks = start_ranks(raw, tiny_model, killed, free_port, lost_seconds=60)
     said = [rank.communicate(timeout=100)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
     assert "goes on at step" in said[0], "rank 0 alone speaks"
