@@ -5,10 +5,14 @@ mail it), report.md, results.json, tables/*.csv and figures/*.png. With --to the
 repository: no HTML, and raw.json, which the same report is written from again on any machine. Of raw.json (or the
 directory it is in) the report goes beside it, with the HTML.
 
+With --watch the report of a running study is written again whenever a piece of it is finished, and a table shows where
+each run is; it only reads what the study writes, and ends with it. Ctrl-C ends the view, not the study.
+
 Of a fine-tuning there are, in DIRECTORY: scores.html, scores.md, tables/*.csv and figures/*.png. With --to they go to
 that directory, for a repository: no HTML, and a copy of the summary in which paths are cut to their names.
 
   kd-megatron report studies/demo
+  kd-megatron report studies/demo --watch
   kd-megatron report studies/wiki_small --to docs/results/wiki_small
   kd-megatron report runs/finetune-NAME --to docs/results/NAME --published others.json
 """
@@ -25,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "directory", help="a study's directory, such as studies/demo, its raw.json, or a fine-tuning's output"
     )
     parser.add_argument("--to", type=Path, metavar="DIR", help="where a report for a repository goes")
+    parser.add_argument("--watch", action="store_true", help="study: follow it until it is finished")
     parser.add_argument(
         "--published", type=Path, metavar="FILE", help="fine-tuning: scores that others report, shown beside these"
     )
@@ -64,10 +69,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _of_study(directory: Path, args: argparse.Namespace) -> Path:
+    from kd_megatron.errors import RecipeError
     from kd_megatron.study import raw
     from kd_megatron.study.publish import publish
     from kd_megatron.study.report import write_report
 
+    if args.watch:
+        from kd_megatron.study.watch import watch
+
+        if args.to or raw.find(directory):
+            raise RecipeError(
+                given="--watch with --to, or with a packed study",
+                expected="the directory of a study, which the report goes to as well",
+                fix="leave --to out, or write the report once, without --watch",
+            )
+        return watch(directory, args.interval or "t", args.beside)
     if args.to or raw.find(directory):
         return publish(directory, args.to, args.interval, args.beside)
     return write_report(directory, args.interval or "t", args.beside)

@@ -85,14 +85,19 @@ def read(path: Path) -> Raw:
 def _pack(directory: Path) -> dict[str, Any]:
     if not (directory / results.RECIPE_FILE).is_file():
         raise results.no_study(directory)
-    return {path.relative_to(directory).as_posix(): _content(path) for path in sorted(_files(directory))}
+    return {path.relative_to(directory).as_posix(): _content(path) for path in sorted(files(directory))}
 
 
-def _files(directory: Path) -> Iterator[Path]:
+def files(directory: Path) -> Iterator[Path]:
+    """What is packed of a study's directory, in no order; directories that come and go are passed over."""
     has_recipe = (directory / results.RECIPE_FILE).is_file()
-    for path in directory.iterdir():
+    try:
+        inside = list(directory.iterdir())
+    except FileNotFoundError:
+        return
+    for path in inside:
         if path.is_dir() and path.name not in LEFT_OUT and not path.is_symlink():
-            yield from _files(path)
+            yield from files(path)
         elif path.is_file() and (path.name in PACKED or (has_recipe and path.suffix == ".json")):
             yield path
 
