@@ -1,26 +1,34 @@
-"""The objective in docs/add_an_objective.md is real: it parses, counts, sums and refuses as the page says."""
+"""docs/add_an_objective.md is followed to the letter: the objective is real, and so is the way to a report.
 
-import re
-from pathlib import Path
+The steps themselves are read from the page by follow_add_an_objective.py.
+"""
+
+import json
+import os
+import subprocess
+import sys
 from types import ModuleType
 
+import follow_add_an_objective as follow
 import pytest
 import torch
+import yaml
 
+from kd_megatron import schema
 from kd_megatron.config import validate
 from kd_megatron.errors import ModelError, RecipeError
+from kd_megatron.objectives import registry
+from kd_megatron.study.plan import plan
 from kd_megatron.tensors import Batch, ModelShape, Taps
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/add_an_objective.md"
 STUDENT = ModelShape(num_layers=1, hidden_size=2, num_attention_heads=1, vocab_size=7)
 TEACHER = ModelShape(num_layers=3, hidden_size=2, num_attention_heads=1, vocab_size=7)
 
 
 @pytest.fixture(scope="module")
 def page() -> ModuleType:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     module = ModuleType("add_an_objective")
-    exec(compile(code, str(PAGE), "exec"), vars(module))
+    exec(compile(follow.block("python"), str(follow.PAGE), "exec"), vars(module))
     return module
 
 
@@ -56,3 +64,36 @@ def test_it_refuses_what_does_not_fit(page):
         page.LastHidden(options, STUDENT, ModelShape(3, 4, 1, 7))
     with pytest.raises(ModelError, match="without a teacher"):
         page.LastHidden(options, STUDENT, None)
+
+
+def test_with_its_line_in_the_registry_the_recipe_can_be_planned(page, monkeypatch):
+    importing, entry = follow.registry_lines()
+    module = follow.target("kd_megatron/objectives").removesuffix(".py").replace("/", ".")
+    assert importing == f"from {module} import LastHidden, LastHiddenOptions"
+    added = eval(f"{{{entry}}}", vars(page))
+    monkeypatch.setattr(registry, "OBJECTIVES", registry.OBJECTIVES | added)
+    monkeypatch.setattr(registry, "OPTIONS", registry.OPTIONS | {name: kinds[0] for name, kinds in added.items()})
+    monkeypatch.chdir(follow.ROOT)
+    recipe = validate(schema.StudyRecipe, yaml.safe_load(follow.block("yaml")), where="the page's recipe")
+    assert follow.target("recipes") == f"recipes/{recipe.name}.yaml"
+    planned = plan(recipe)
+    assert [entry.arm for entry in planned.arms] == ["scratch", "last_hidden"]
+    assert planned.allowed == []
+    assert all(entry.steps and entry.steps >= 40 for entry in planned.arms)
+    assert follow.commands() == [[command, f"recipes/{recipe.name}.yaml"] for command in ("plan", "study")]
+
+
+@pytest.mark.long
+def test_followed_to_the_letter_it_ends_with_a_report(tmp_path):
+    """The commands, in a copy of the repository; the text is prepared there too."""
+    root = follow.repository(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    for words in follow.commands():
+        command = [sys.executable, "-m", "kd_megatron", *words]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stdout + done.stderr
+    report = root / "studies/last_hidden/report"
+    assert "last_hidden" in (report / "index.html").read_text(encoding="utf-8")
+    found = json.loads((root / "studies/last_hidden/arms/last_hidden/seed_0/summary.json").read_text(encoding="utf-8"))
+    assert found["objective"] == "last_hidden"
+    assert found["steps"] >= 40

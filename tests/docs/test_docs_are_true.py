@@ -44,6 +44,7 @@ PRODUCED = (
     "figures",
     "tables",
 )
+WRITTEN_ON_THE_WAY = ("kd_megatron/objectives/last_hidden.py", "recipes/last_hidden.yaml")  # add_an_objective.md
 SOURCES = (".py", ".md", ".toml", ".sh", ".cff")
 ENDINGS = (*SOURCES, ".yaml", ".json", ".txt")
 SEARCHED_BELOW = (ROOT, ROOT / "kd_megatron")  # the package's own prefix may be left out
@@ -55,6 +56,8 @@ def is_path(word: str) -> bool:
     if re.search(r"(^|[/_.\-])[A-Z]{2,}", re.sub("README|LICENSE|CONTRIBUTING|CHANGELOG|CITATION", "", word)):
         return False
     if first in PRODUCED and not word.endswith(SOURCES):
+        return False
+    if word in WRITTEN_ON_THE_WAY:
         return False
     if not slash:
         return word.endswith(SOURCES)  # a bare `manifest.json` is made by a run
@@ -161,7 +164,7 @@ def test_commands_can_be_typed(page: Path):
         } - parser._option_string_actions.keys()
         assert not unknown, f"{command} has no {unknown}"
         recipes = [word for word in arguments if re.fullmatch(r"recipes/\S+\.yaml", word) and not is_placeholder(word)]
-        for recipe in recipes:
+        for recipe in sorted(set(recipes) - set(WRITTEN_ON_THE_WAY)):
             check_recipe(recipe, [word for word in arguments if re.match(r"[a-z_.]+=", word)])
 
 
