@@ -5,6 +5,7 @@ More seeds or arms may be added to the recipe later; what was finished is kept. 
 
   kd-megatron study recipes/demo.yaml
   kd-megatron study recipes/demo.yaml seeds=[0,1,2] name=demo_3_seeds
+  kd-megatron study recipes/demo.yaml arms.minilm.num_relation_heads=4 --redo minilm
   kd-megatron study recipes/wiki_small.yaml budget.flops=2e14 --output studies/wiki_twice_the_budget
 """
 
@@ -18,6 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a study recipe, such as recipes/demo.yaml")
     parser.add_argument("overrides", nargs="*", help="dotted keys of the recipe, such as budget.hours=0.1")
     parser.add_argument("--output", metavar="DIR", help="where to keep the study (default: studies/NAME)")
+    parser.add_argument(
+        "--redo",
+        metavar="ARMS",
+        help="after an edit that made runs stale: move those of these arms (such as minilm,tinybert; finetune: all "
+        "fine-tunings) to DIR/stale and do them anew",
+    )
+    parser.add_argument(
+        "--recalibrate",
+        action="store_true",
+        help="on another machine than the one a study with budget.calibrate began on, while nothing is trained yet",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,13 +40,16 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.hardware import resolve_precision
     from kd_megatron.launch.preflight import compare_nodes
     from kd_megatron.schema import StudyRecipe
+    from kd_megatron.study.claim import recalibrate
     from kd_megatron.study.runner import run_study
 
     recipe = config.load(args.recipe, StudyRecipe, args.overrides)
     directory = Path(args.output or recipe.output or f"studies/{recipe.name}")
     with dist.joined():
         compare_nodes([args.recipe, *args.overrides])
-        run_study(resolve_precision(recipe), directory)
+        if args.recalibrate:
+            recalibrate(directory)
+        run_study(resolve_precision(recipe), directory, args.redo.split(",") if args.redo else ())
         if dist.is_main():
             print(directory / "report" / "index.html")
     return 0

@@ -4,33 +4,36 @@ A study is a list of pieces, each with one file that says it is finished, so tha
 last one stopped. Arms alternate within a seed: an interrupted study has compared every arm with the seeds it reached.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from kd_megatron import config, dist, logs, marks, recipe_yaml
-from kd_megatron.errors import DataError, OutputError, disk_full_is_clear
-from kd_megatron.manifest import MANIFEST
-from kd_megatron.paths import refuse_file_or_links_out
+from kd_megatron import config, dist, logs, marks
+from kd_megatron.errors import DataError, disk_full_is_clear
+from kd_megatron.manifest import MANIFEST, read_manifest
 from kd_megatron.schema import CorpusRecipe, StudyRecipe
 from kd_megatron.study import fairness, markers, results, tuning
+from kd_megatron.study.claim import claim
 from kd_megatron.study.clock import Clock
 from kd_megatron.study.effective import CALIBRATION_FILE, WITHOUT_WORDS, effective_recipe, read, recipe_of_run
 from kd_megatron.study.piece import Piece, teacher_path
 from kd_megatron.training.schedule import Branch
 
-MAY_GROW = ("seeds", "grid.budgets", "grid.unique_tokens")  # lists
 
-
-def run_study(recipe: StudyRecipe, directory: Path) -> None:
+def run_study(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> None:
     """Do everything of ``recipe`` that is not done yet in ``directory``, and write the report.
+
+    Args:
+        recipe: as the file says.
+        directory: of the study.
+        redo: what of an edited study is moved aside and done anew (`claim`).
 
     Raises:
         RecipeError: the arms differ in more than the study allows.
         OutputError: ``directory`` holds another study.
         KdError: whatever a piece raises; what is finished stays.
     """
-    begin(recipe, directory)
-    run_pieces(pieces(recipe, directory), directory)
+    begin(recipe, directory, redo)
+    run_pieces(pieces(recipe, directory, redo), directory)
     if dist.is_main():
         from kd_megatron.study import report
 
@@ -38,16 +41,42 @@ def run_study(recipe: StudyRecipe, directory: Path) -> None:
     dist.barrier()
 
 
-def begin(recipe: StudyRecipe, directory: Path) -> None:
+def begin(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> None:
     """Refuse what cannot be a fair study, then make ``directory`` this one's own. Collective.
 
     Raises:
-        RecipeError: the arms differ in more than the study allows, or a trial of its tuning cannot be run.
-        OutputError: ``directory`` holds another study.
+        RecipeError: the arms differ in more than the study allows, a trial of its tuning cannot be run, or the budget
+            is too small for a step and the validations.
+        OutputError: ``directory`` holds another study, or runs that the recipe has made stale.
     """
     fairness.check(recipe)
     tuning.check(recipe)
-    claim(recipe, directory)
+    refuse_too_small(recipe, directory)
+    claim(recipe, directory, redo)
+
+
+def refuse_too_small(recipe: StudyRecipe, directory: Path) -> None:
+    """Raise `RecipeError` for a budget below one step, or with fewer steps than validations, where that can be told.
+
+    Looked at are arms that are not trained yet. Tokens can always be counted, FLOPs once the data is prepared; seconds
+    are calibration's affair.
+    """
+    from kd_megatron.engine.flops import arm_cost
+    from kd_megatron.study.plan_arms import charged_flops_per_token
+    from kd_megatron.study.plan_checks import require_enough
+
+    runs = {arm: [results.arm_directory(directory, arm, seed) for seed in recipe.seeds] for arm in recipe.arms}
+    waiting = [arm for arm, places in runs.items() if any(results.finished_run(place) is None for place in places)]
+    resolved = {arm: fairness.resolve_arm(recipe, arm) for arm in waiting}
+    prices = dict.fromkeys(resolved, 0.0)
+    if recipe.budget.unit == "flops":
+        shards = Path(recipe.data.shards[0].path)
+        if not (shards / MANIFEST).is_file():
+            return
+        vocab_size = read_manifest(str(shards)).vocab_size
+        prices = {arm: charged_flops_per_token(one, arm_cost(one, arm, vocab_size)) for arm, one in resolved.items()}
+    for arm, one in resolved.items():
+        require_enough(one, {arm: prices[arm]})
 
 
 def run_pieces(work: list[Piece], directory: Path) -> None:
@@ -91,12 +120,12 @@ def preparing_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
     ]
 
 
-def pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
-    """The pieces of a study, in the order they are run; of a grid, a piece for each cell."""
+def pieces(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> list[Piece]:
+    """The pieces of a study, in the order they are run; of a grid, a piece for each cell (``redo`` is for those)."""
     from kd_megatron.study.study_grid import cell_pieces
 
-    of_students = cell_pieces if recipe.grid else student_pieces
-    return [*preparing_pieces(recipe, directory), *of_students(recipe, directory)]
+    of_students = cell_pieces(recipe, directory, redo) if recipe.grid else student_pieces(recipe, directory)
+    return [*preparing_pieces(recipe, directory), *of_students]
 
 
 def student_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
@@ -156,6 +185,7 @@ def _training_pieces(recipe: StudyRecipe, directory: Path, arm: str, seed: int) 
             from kd_megatron.study.calibration import refuse_other_machine
 
             refuse_other_machine(calibration)
+        refuse_too_small(recipe, directory)  # here too: before the data was prepared, FLOPs could not be counted
         pretrain(study, arm, seed, into, teacher_path(recipe, directory), branch)
 
     label = f"{arm} seed {seed}: pretrain"
@@ -174,56 +204,3 @@ def _finetune_piece(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -
         run_grid(results.arm_directory(directory, arm, seed) / "export", section, where)
 
     return Piece("finetune", f"{arm} seed {seed}: fine-tune", lambda: results.read_summary(where) is not None, run)
-
-
-def claim(recipe: StudyRecipe, directory: Path) -> None:
-    """Make ``directory`` this study's own, or check that it is.
-
-    Growing is allowed (more seeds, more arms, other words); anything else would mix two studies.
-
-    Raises:
-        OutputError: the directory holds other files, or a study whose recipe differs; the keys are named.
-    """
-    refuse_file_or_links_out(directory)
-    problem = dist.from_main(_claim_on_main(recipe, directory) if dist.is_main() else None)
-    if problem:
-        raise OutputError(
-            given=f"{directory} {problem}",
-            expected=f"an empty directory, or one that already holds study {recipe.name} with the same recipe",
-            fix="give another --output (or name), or restore the recipe; to start over, remove the directory",
-        )
-
-
-def _claim_on_main(recipe: StudyRecipe, directory: Path) -> str | None:
-    path = directory / results.RECIPE_FILE
-    if path.is_file():
-        keys = changed_keys(config.load(path, StudyRecipe), recipe)
-        if keys:
-            return "holds a study with another recipe; these keys differ: " + "; ".join(keys)
-    elif directory.exists() and any(directory.iterdir()):
-        return f"is not empty and holds no {results.RECIPE_FILE}"
-    with disk_full_is_clear(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        logs.write_text(path, recipe_yaml.dump(recipe.model_dump(mode="json")))
-    return None
-
-
-def _holds(longer: Any, shorter: list[Any]) -> bool:
-    return isinstance(longer, list) and all(value in longer for value in shorter)
-
-
-def changed_keys(old: StudyRecipe, new: StudyRecipe) -> list[str]:
-    """The keys in which ``new`` is not ``old`` or a growth of it, each with both values."""
-    before, after = (
-        fairness.flatten(recipe.model_dump(mode="json", exclude={*WITHOUT_WORDS})) for recipe in (old, new)
-    )
-    changed = []
-    for key in sorted(before.keys() | after.keys()):
-        if before.get(key) == after.get(key):
-            continue
-        if key in MAY_GROW and isinstance(before.get(key), list) and _holds(after.get(key), before[key]):
-            continue
-        if key.startswith("arms.") and not any(key.startswith(f"arms.{arm}.") for arm in old.arms):
-            continue
-        changed.append(f"{key} was {before.get(key)!r}, is {after.get(key)!r}")
-    return changed

@@ -7,6 +7,7 @@ report over all is the grid's.
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,18 +70,18 @@ def _scaled(options: dict[str, object], factor: float) -> dict[str, object]:
     return {key: factor * float(str(value)) if key in own else value for key, value in options.items()}
 
 
-def cell_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
+def cell_pieces(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> list[Piece]:
     """One piece for each cell of the grid in ``directory``."""
-    return [_cell_piece(recipe, directory, place) for place in places(recipe)]
+    return [_cell_piece(recipe, directory, place, redo) for place in places(recipe)]
 
 
-def _cell_piece(recipe: StudyRecipe, directory: Path, place: Place) -> Piece:
+def _cell_piece(recipe: StudyRecipe, directory: Path, place: Place, redo: Sequence[str]) -> Piece:
     where, cell = cell_directory(directory, place), cell_recipe(recipe, place)
 
     def run() -> None:
         from kd_megatron.study import report, runner
 
-        runner.begin(cell, where)
+        runner.begin(cell, where, redo)
         if dist.is_main():
             share(directory, where)
         dist.barrier()

@@ -1,0 +1,199 @@
+"""Makes a directory one study's own, and says what an edited recipe leaves valid of it.
+
+Growing is free: more seeds, more arms, other words. So is an edit of what nothing has run with yet. Otherwise what the
+edit makes stale is named, arm by arm, and `--redo` moves exactly that aside; nothing is ever removed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kd_megatron import config, dist, logs, recipe_yaml
+from kd_megatron.errors import OutputError, RecipeError, disk_full_is_clear, nearest
+from kd_megatron.paths import refuse_file_or_links_out
+from kd_megatron.schema import StudyRecipe
+from kd_megatron.study import fairness, results
+from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, WITHOUT_WORDS, read
+
+FINETUNE, STALE = "finetune", "stale"
+PARTS = ("arms", FINETUNE, "tuning")  # directories with one of each arm in them
+GROWING = ("seeds", "grid.budgets", "grid.unique_tokens")  # lists that may become longer
+NOT_OF_THE_TEACHER = ("arms", "student", "budget", "seeds", "tuning", "markers", "finetune", "allow_difference", "grid")
+
+
+@dataclass
+class Change:
+    """What differs between two recipes of one study, and what was made with the old one."""
+
+    keys: list[str] = field(default_factory=list)  # with both values
+    shrunk: list[str] = field(default_factory=list)  # keys that leave out what was there
+    arms: list[str] = field(default_factory=list)  # stale ones
+    teacher: bool = False  # whether the study's own teacher is stale
+    finetune: bool = False  # whether all fine-tunings are
+
+
+def claim(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> None:
+    """Make ``directory`` this study's own, or check that it is. Collective.
+
+    Args:
+        recipe: as the file says.
+        directory: of the study.
+        redo: arms whose stale runs are moved aside, and ``"finetune"`` for all fine-tunings. What is not stale stays
+            where it is, so that the same command can be given again after a stop.
+
+    Raises:
+        OutputError: the directory holds other files, or runs that the recipe has made stale; keys and runs are named.
+        RecipeError: ``redo`` names no arm.
+    """
+    if unknown := [name for name in redo if name not in (*recipe.arms, FINETUNE)]:
+        raise RecipeError(given=f"--redo {unknown[0]}: {nearest(unknown[0], [*recipe.arms, FINETUNE])}")
+    refuse_file_or_links_out(directory)
+    problem = dist.from_main(_claim_on_main(recipe, directory, redo) if dist.is_main() else None)
+    if problem:
+        given, expected, fix = problem
+        raise OutputError(given=f"{directory} {given}", expected=expected, fix=fix)
+
+
+def _claim_on_main(recipe: StudyRecipe, directory: Path, redo: Sequence[str]) -> tuple[str, str, str] | None:
+    path = directory / results.RECIPE_FILE
+    if path.is_file():
+        found = compare(config.load(path, StudyRecipe), recipe)
+        if problem := _problem(found, recipe, directory, redo):
+            return problem
+        _move_aside(found, directory)
+    elif directory.exists() and any(directory.iterdir()):
+        return (
+            f"is not empty and holds no {results.RECIPE_FILE}",
+            f"an empty directory, or one that already holds study {recipe.name}",
+            "give another --output (or name)",
+        )
+    with disk_full_is_clear(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        logs.write_text(path, recipe_yaml.dump(recipe.model_dump(mode="json")))
+    return None
+
+
+def compare(old: StudyRecipe, new: StudyRecipe) -> Change:
+    """What ``new`` changes of ``old`` beyond growing and other words."""
+    before, after = (
+        fairness.flatten(recipe.model_dump(mode="json", exclude={*WITHOUT_WORDS})) for recipe in (old, new)
+    )
+    change, stale = Change(), set[str]()
+    for key in sorted(before.keys() | after.keys()):
+        was, now = before.get(key), after.get(key)
+        if was == now or _grows(key, was, now, old):
+            continue
+        change.keys.append(f"{key} was {was!r}, is {now!r}")
+        section, _, rest = key.partition(".")
+        if key in GROWING or (section == "arms" and rest.split(".")[0] not in new.arms):
+            change.shrunk.append(key)
+        elif section == FINETUNE:
+            change.finetune = True
+        else:
+            stale |= _reads(section, rest, old)
+            change.teacher |= section not in NOT_OF_THE_TEACHER
+    change.arms = [arm for arm in old.arms if arm in stale]
+    return change
+
+
+def _grows(key: str, was: object, now: object, old: StudyRecipe) -> bool:
+    if key in GROWING and isinstance(was, list) and isinstance(now, list):
+        return all(value in now for value in was)
+    return key.startswith("arms.") and key.split(".")[1] not in old.arms
+
+
+def _reads(section: str, rest: str, recipe: StudyRecipe) -> set[str]:
+    """The arms whose runs hang on a key: one, those with a teacher, or all."""
+    if section == "arms":
+        return {rest.split(".")[0]}
+    if section == "teacher":
+        return {arm for arm, options in recipe.arms.items() if options.get("objective") != results.PREFERRED_REFERENCE}
+    return {*recipe.arms}
+
+
+def begun(directory: Path, arm: str) -> list[str]:
+    """What there is of ``arm``, in words; empty when nothing has run yet."""
+    seeds = sorted(int(path.name.removeprefix("seed_")) for path in (directory / "arms" / arm).glob("seed_*"))
+    found = [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"] if seeds else []
+    return found + ["its trials"] * (directory / "tuning" / arm).is_dir()
+
+
+def _problem(change: Change, recipe: StudyRecipe, directory: Path, redo: Sequence[str]) -> tuple[str, str, str] | None:
+    """(given, expected, fix) where something that has run would be stale or left out, and is not to be redone."""
+    stale = [arm for arm in change.arms if begun(directory, arm)]
+    teacher_is_stale = change.teacher and results.teacher_directory(directory).is_dir()
+    finetune_is_stale = change.finetune and (directory / FINETUNE).is_dir()
+    wanted = [*stale, *[FINETUNE] * finetune_is_stale]
+    if not change.shrunk and not teacher_is_stale and set(wanted) <= set(redo):
+        return None
+    valid = [arm for arm in recipe.arms if arm not in stale and begun(directory, arm)]
+    found = [("stale", stale), ("still valid", valid)]
+    lines = [f"{word}: {_listed(directory, arms)}" for word, arms in found if arms]
+    lines += ["stale: all fine-tunings (the students stay valid)"] * (finetune_is_stale and not stale)
+    lines += ["stale: the study's own teacher"] * teacher_is_stale
+    restore = "restore the recipe, or give another --output (or name)"
+    if change.shrunk:
+        restore = f"put back what {', '.join(change.shrunk)} leaves out (a study only grows); {restore}"
+    elif not teacher_is_stale:
+        moved = f"what is stale is moved to {directory / STALE}, and that alone is done anew"
+        restore = f"--redo {','.join(wanted)}: {moved}; or {restore}"
+    given = f"holds a study with another recipe; these keys differ: {'; '.join(change.keys)}"
+    return given, "; ".join([f"the recipe that study {recipe.name} was begun with", *lines]), restore
+
+
+def _listed(directory: Path, arms: list[str]) -> str:
+    return ", ".join(f"{arm} ({', '.join(begun(directory, arm))})" for arm in arms)
+
+
+def _move_aside(change: Change, directory: Path) -> None:
+    """Move what is stale to a new directory of ``stale``, each by one rename; a stop in between is made up for."""
+    sources = [directory / part / arm for arm in change.arms for part in PARTS]
+    sources += [directory / FINETUNE] * change.finetune
+    sources = [source for source in sources if source.exists()]
+    for name, entries in ((CALIBRATION_FILE, "arms"), (TUNING_FILE, "chosen")):
+        _forget(directory / name, entries, change.arms)
+    if not sources:
+        return
+    number = 1 + len(list((directory / STALE).glob("*")))
+    for source in sources:
+        if source.exists():  # not moved already, with a directory above it
+            target = directory / STALE / str(number) / source.relative_to(directory)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
+    logs.say(f"moved to {directory / STALE / str(number)}: {', '.join(str(s.relative_to(directory)) for s in sources)}")
+
+
+def _forget(path: Path, entries: str, arms: list[str]) -> None:
+    """Take stale arms out of what was measured or chosen for all: that piece is then done again for them alone."""
+    found = read(path)
+    if found is not None and set(arms) & found[entries].keys():
+        found[entries] = {arm: entry for arm, entry in found[entries].items() if arm not in arms}
+        logs.write_json(path, found)
+
+
+def recalibrate(directory: Path) -> None:
+    """Put a calibration of another machine aside, so that it is made here anew; one of this machine stays. Collective.
+
+    Raises:
+        OutputError: students have begun, whose steps it fixed.
+    """
+    from kd_megatron.errors import EnvironmentFault
+    from kd_megatron.study.calibration import refuse_other_machine
+
+    found = dist.from_main(read(directory / CALIBRATION_FILE))
+    if found is None:
+        return
+    try:
+        refuse_other_machine(found)
+    except EnvironmentFault as other:
+        trained = dist.from_main([arm for arm in found["arms"] if begun(directory, arm)])
+        if trained:
+            raise OutputError(
+                given=f"--recalibrate: {other.given}, and there are runs with the steps of that calibration "
+                f"({_listed(directory, trained)})",
+                expected="one calibration for all runs of a study",
+                fix="go on where it was made, or begin anew here with another --output",
+            ) from other
+        if dist.is_main():
+            (directory / CALIBRATION_FILE).unlink()
+        dist.barrier()

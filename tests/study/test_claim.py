@@ -1,0 +1,183 @@
+"""A study's directory: whose it is, what an edited recipe makes stale in it, and how that is done anew."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from study_on_disk import ARMS, study_recipe, write_study
+from tiny_study import tiny_study, write_inputs
+
+from kd_megatron.errors import KdError, OutputError, RecipeError
+from kd_megatron.study import calibration, results, runner
+from kd_megatron.study.claim import claim, compare, recalibrate
+
+OTHER_MINILM = ARMS | {"minilm": {"objective": "minilm", "num_relation_heads": 24}}
+
+
+@pytest.fixture(scope="module")
+def _written(tmp_path_factory):
+    return write_study(tmp_path_factory.mktemp("written") / "s", study_recipe(num_seeds=2))
+
+
+@pytest.fixture
+def study(tmp_path, _written):
+    """A finished study of four arms and two seeds."""
+    return shutil.copytree(_written, tmp_path / "s")
+
+
+def refusal(recipe, study, redo=()):
+    with pytest.raises(OutputError) as refused:
+        claim(recipe, study, redo)
+    return str(refused.value)
+
+
+def files(study):
+    return {path.relative_to(study) for path in study.rglob("*") if path.is_file()}
+
+
+def test_an_edited_arm_alone_is_stale_and_the_others_stay_valid(study):
+    before = files(study)
+    said = refusal(study_recipe(num_seeds=2, arms=OTHER_MINILM), study)
+    assert "arms.minilm.num_relation_heads was 12, is 24" in said
+    assert "stale: minilm (seeds 0, 1); " in said
+    assert "still valid: scratch (seeds 0, 1), vanilla_kd (seeds 0, 1), tinybert (seeds 0, 1)" in said
+    assert "--redo minilm: what is stale is moved to" in said
+    assert files(study) == before
+    assert yaml.safe_load((study / "study.yaml").read_text())["arms"]["minilm"]["num_relation_heads"] == 12
+
+
+def test_redo_moves_what_is_stale_aside_and_nothing_else(study):
+    edited = study_recipe(num_seeds=2, arms=OTHER_MINILM)
+    before = files(study)
+    claim(edited, study, ["minilm", "scratch"])  # of which scratch is not stale
+    moved = {path for path in before if "minilm" in path.parts}
+    assert files(study) == before - moved | {Path("stale", "1", path) for path in moved}
+    assert {arm: len(runs) for arm, runs in results.load(study).runs.items()} == dict.fromkeys(ARMS, 2) | {"minilm": 0}
+    unfinished = [piece.label for piece in runner.pieces(edited, study) if not piece.is_finished()]
+    assert unfinished == [f"minilm seed {seed}: {what}" for what in ("pretrain", "fine-tune") for seed in (0, 1)]
+    after = files(study)
+    claim(edited, study, ["minilm"])  # the same command after a stop
+    assert files(study) == after
+
+
+def test_redo_goes_on_after_a_stop_in_between(study):
+    edited = study_recipe(num_seeds=2, arms=OTHER_MINILM)
+    (study / "stale" / "1" / "arms").mkdir(parents=True)
+    (study / "arms" / "minilm").rename(study / "stale" / "1" / "arms" / "minilm")
+    claim(edited, study, ["minilm"])
+    assert (study / "stale" / "2" / "finetune" / "minilm" / "seed_0").is_dir()
+    assert not (study / "finetune" / "minilm").exists()
+
+
+def test_what_every_arm_read_makes_all_of_them_stale(study):
+    said = refusal(study_recipe(num_seeds=2, training={"global_batch_size": 32}), study)
+    assert "training.global_batch_size was 64, is 32" in said
+    assert "still valid" not in said
+    assert "--redo scratch,vanilla_kd,minilm,tinybert:" in said
+
+
+def test_another_teacher_makes_what_it_taught_stale(study):
+    said = refusal(study_recipe(num_seeds=2, teacher={"path": "teachers/other"}), study)
+    assert "still valid: scratch (seeds 0, 1)\n" in said
+    assert "--redo vanilla_kd,minilm,tinybert:" in said
+
+
+def test_another_fine_tuning_leaves_the_students_valid(study):
+    finetune = study_recipe().finetune.model_dump() | {"epochs": 2.0}
+    edited = study_recipe(num_seeds=2, finetune=finetune)
+    said = refusal(edited, study)
+    assert "still valid: scratch (seeds 0, 1)" in said
+    assert "stale: all fine-tunings" in said
+    claim(edited, study, ["finetune"])
+    assert not (study / "finetune").exists()
+    assert (study / "stale" / "1" / "finetune" / "scratch" / "seed_0" / "summary.json").is_file()
+    assert len(results.load(study).all_runs()) == 8
+
+
+def test_the_studys_own_teacher_is_stale_where_its_data_is(study):
+    (study / "teacher").mkdir()
+    changed = study_recipe(num_seeds=2, data={"shards": [{"path": "data/other"}]})
+    assert "stale: the study's own teacher" in refusal(changed, study, list(ARMS))
+    assert not compare(study_recipe(), study_recipe(budget={"flops": 1e13})).teacher
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [({"num_seeds": 1}, "seeds"), ({"num_seeds": 2, "arms": {"scratch": ARMS["scratch"]}}, "arms.minilm.objective")],
+)
+def test_a_study_does_not_shrink(study, changes, key):
+    said = refusal(study_recipe(**changes), study, ["scratch"])
+    assert key in said
+    assert "a study only grows" in said
+
+
+def test_an_edit_before_anything_has_run_is_free(tmp_path):
+    claim(study_recipe(), tmp_path / "s")
+    claim(study_recipe(budget={"flops": 1e12}, arms=OTHER_MINILM), tmp_path / "s")
+    assert results.load(tmp_path / "s").recipe.budget.flops == 1e12
+
+
+def test_a_study_may_grow_and_be_renamed_in_words(study):
+    arms = ARMS | {"minilm_24": {"objective": "minilm", "num_relation_heads": 24}}
+    claim(study_recipe(num_seeds=3, arms=arms, description="more", notes=["new"]), study)
+    assert list(results.load(study).recipe.arms)[-1] == "minilm_24"
+    assert len(results.load(study).all_runs()) == 8
+
+
+def test_a_directory_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(OutputError, match="is not empty"):
+        claim(study_recipe(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_redo_names_arms(study):
+    with pytest.raises(RecipeError, match=r"did you mean 'minilm'\?"):
+        claim(study_recipe(num_seeds=2), study, ["minilmm"])
+
+
+def test_what_was_measured_and_chosen_for_all_is_kept_for_the_others(study):
+    (study / "calibration.json").write_text(json.dumps({"arms": {key: {} for key in ARMS}}))
+    (study / "tuning.json").write_text(json.dumps({"chosen": {key: {} for key in ARMS}, "seed": 1}))
+    claim(study_recipe(num_seeds=2, arms=OTHER_MINILM), study, ["minilm"])
+    assert "minilm" not in json.loads((study / "calibration.json").read_text())["arms"]
+    assert list(json.loads((study / "tuning.json").read_text())["chosen"]) == ["scratch", "vanilla_kd", "tinybert"]
+
+
+def test_only_a_calibration_of_elsewhere_that_nothing_ran_with_is_made_anew(study):
+    here = calibration.machine.facts(())["hardware"] | {"num_processes": 1}
+    path = study / "calibration.json"
+    path.write_text(json.dumps({"arms": {key: {} for key in ARMS}, "hardware": here}))
+    recalibrate(study)
+    assert path.is_file()  # of this machine: the command can be given again
+    path.write_text(json.dumps({"arms": {key: {} for key in ARMS}, "hardware": here | {"device": "another"}}))
+    with pytest.raises(OutputError, match=r"with device another.*there are runs.*scratch \(seeds 0, 1\)"):
+        recalibrate(study)
+    shutil.rmtree(study / "arms")
+    recalibrate(study)
+    assert not path.is_file()
+    recalibrate(study)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"tokens": 100}, r"one optimizer step of arm scratch costs 128"),
+        ({"flops": 1000}, r"one optimizer step of arm scratch costs"),
+        ({"tokens": 128}, "validations at 0.5, 1"),
+    ],
+)
+def test_a_budget_too_small_is_refused_before_anything_is_written(tmp_path, budget, message):
+    recipe = tiny_study(write_inputs(tmp_path), budget={"tokens": None} | budget)
+    with pytest.raises(RecipeError, match=message):
+        runner.run_study(recipe, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_errors_say_what_was_expected_and_what_to_change(study):
+    with pytest.raises(KdError) as refused:
+        claim(study_recipe(num_seeds=2, arms=OTHER_MINILM), study)
+    assert re.search(r"expected: .*\n  to fix: ", str(refused.value))
