@@ -104,4 +104,4 @@ def _finetuning(study: StudyResults, run: Run) -> Table:
 
 
 def _number(value: float | None) -> str:
-    return words.NOTHING if value is None else f"{value:.3f}"
+    return words.NOTHING if value is None else f"{value:.4g}"
