@@ -15,7 +15,7 @@ from kd_megatron.study.statistics import Method
 
 HTML = "index.html"
 PAGE = "report.md"
-DRAWN = ("figures", "tables")  # directories that are the report's own: what it no longer has is removed there
+OWN = ("figures/*", "tables/*", "cells/*/report/*/*")  # the report's own: what it no longer has is removed there
 
 
 def publish(
@@ -46,9 +46,12 @@ def publish(
         shutil.rmtree(aside, ignore_errors=True)
         directory, others = study.unpack(aside / "studies")
         report.write_files(directory, aside / "page", study.interval, others)
+        for cell in sorted(directory.glob("cells/*/")):  # of a grid
+            report.write_files(cell, aside / "page" / "cells" / cell.name / "report", study.interval)
         study.write(aside / "page" / raw.RAW_FILE)
         if target is not None:
-            (aside / "page" / HTML).unlink()
+            for html in (aside / "page").rglob(HTML):
+                html.unlink()
         _move(aside / "page", place)
         shutil.rmtree(aside)
     return place / (PAGE if target is not None else HTML)
@@ -59,8 +62,8 @@ def _move(page: Path, place: Path) -> None:
     files = sorted((path for path in page.rglob("*") if path.is_file()), key=lambda path: path.name == PAGE)
     for path in files:
         final = place / path.relative_to(page)
-        final.parent.mkdir(exist_ok=True)
+        final.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, final)
     moved = {place / path.relative_to(page) for path in files}
-    for old in (old for name in DRAWN for old in (place / name).glob("*") if old not in moved):
+    for old in (old for pattern in OWN for old in place.glob(pattern) if old not in moved):
         old.unlink()

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
 from kd_megatron import logs
-from kd_megatron.study import raw, results, words
+from kd_megatron.study import leads, raw, results, words
 from kd_megatron.study.clock import duration
 from kd_megatron.study.report import write_report
 from kd_megatron.study.results import Run, StudyResults
@@ -86,18 +87,26 @@ def watch(
     with contextlib.suppress(KeyboardInterrupt), Live(console=logs.console, auto_refresh=False) as live:
         while True:
             now = pieces(directory)
-            study = results.load(directory, interval)
-            live.update(table(study), refresh=logs.console.is_terminal)
+            studies, missing = load(directory, interval)
+            live.update(Group(*map(table, studies)), refresh=logs.console.is_terminal)
             if now != seen:
                 page, seen = write_report(directory, interval, beside), now
                 if not logs.console.is_terminal:
-                    logs.say(
-                        f"runs pretrained: {len(study.all_runs())}; next: {', '.join(study.missing[:1]) or 'none'}"
-                    )
-            if not study.missing:
+                    num_runs = sum(len(study.all_runs()) for study in studies)
+                    logs.say(f"runs pretrained: {num_runs}; next: {', '.join(missing[:1]) or 'none'}")
+            if not missing:
                 break
             time.sleep(every_seconds)
     return page
+
+
+def load(directory: Path, interval: Method) -> tuple[list[StudyResults], list[str]]:
+    """(the study, or of a grid the cells that were begun; what is missing)."""
+    if results.is_grid(directory):
+        grid = leads.load(directory, interval)
+        return [cell.study for cell in grid.cells], grid.missing
+    study = results.load(directory, interval)
+    return [study], study.missing
 
 
 def pieces(directory: Path) -> dict[str, tuple[int, int]]:

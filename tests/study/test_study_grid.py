@@ -13,7 +13,7 @@ from tiny_study import tiny_study, write_inputs
 
 from kd_megatron.errors import OutputError
 from kd_megatron.schema import StudyRecipe
-from kd_megatron.study import grid_report, leads, results
+from kd_megatron.study import figures, grid_report, leads, results
 from kd_megatron.study.answer import PROBE, SCORE
 from kd_megatron.study.publish import publish
 from kd_megatron.study.report import write_report
@@ -228,12 +228,15 @@ def test_the_report_has_its_parts_and_an_unfinished_grid_says_so(tmp_path: Path)
     assert "Nothing can be said of repetition" in report
 
 
-def test_a_grid_is_committed_and_made_again_like_a_study(tmp_path: Path) -> None:
+def test_a_grid_is_committed_and_made_again_like_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
     directory = planted(tmp_path)
-    write_report(directory)
     publish(directory, tmp_path / "committed")
     shutil.rmtree(directory)
     publish(tmp_path / "committed" / "raw.json", tmp_path / "again")
     for name in ("report.md", "results.json", "raw.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "committed" / name).read_bytes()
     assert str(tmp_path) not in (tmp_path / "again" / "raw.json").read_text()
+    cells = list((tmp_path / "again" / "cells").iterdir())  # each with its own report
+    assert len(cells) == 2
+    assert all((cell / "report" / "report.md").is_file() for cell in cells)

@@ -11,6 +11,7 @@ import pytest
 import study_on_disk
 from rich.console import Console
 
+from kd_megatron import recipe_yaml
 from kd_megatron.cli import main as cli
 from kd_megatron.errors import OutputError, RecipeError
 from kd_megatron.study import figures, results, watch
@@ -94,6 +95,17 @@ def test_two_writers_wait_for_each_other(study):
     os.close(descriptor)
     writer.join()
     assert (study / "report" / "index.html").is_file()
+
+
+def test_a_grid_is_watched_cell_by_cell(study):
+    recipe = study_on_disk.study_recipe(num_seeds=1, arms=ARMS, grid={"unique_tokens": [512, None]})
+    grid = study.parent / "grid"
+    shutil.copytree(study, grid / "cells" / "budget_1_unique_512")
+    (grid / "study.yaml").write_text(recipe_yaml.dump(recipe.model_dump(mode="json")))
+    studies, missing = watch.load(grid, "t")
+    assert [one.state for one in watch.progress(studies[0])] == ["finished", "pretraining"]
+    assert missing == ["1 pieces of cell budget_1_unique_512", "cell budget_1_unique_all"]
+    assert any(name.startswith("cells/") for name in watch.pieces(grid))
 
 
 def test_what_cannot_be_watched(study, tmp_path):
