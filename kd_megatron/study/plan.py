@@ -5,7 +5,7 @@ of each arm, run on tensors without numbers), hours from `plan_speed`. How it is
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from kd_megatron.errors import DataError, RecipeError
 from kd_megatron.hardware import named_gpu, resolve_precision
 from kd_megatron.manifest import Manifest, read_manifest
 from kd_megatron.schema import CorpusRecipe, StudyRecipe
-from kd_megatron.study import fairness, plan_speed, plan_totals
+from kd_megatron.study import fairness, plan_speed, plan_totals, tuning
 from kd_megatron.study.fairness import Difference
 from kd_megatron.study.plan_arms import ArmPlan, Means, charged_flops_per_token, plan_arm
 from kd_megatron.study.plan_checks import require_enough
 from kd_megatron.study.plan_speed import Speed
 from kd_megatron.study.plan_totals import Item
 from kd_megatron.study.results import PREFERRED_REFERENCE
+from kd_megatron.study.study_grid import cell_recipe, places
 
 BERT_VOCABULARY = 30_522
 
@@ -64,8 +65,12 @@ class Plan:
         return as_dict
 
 
-def plan(recipe: StudyRecipe, num_processes: int = 1, hardware: Hardware | None = None) -> Plan:
+def plan(
+    recipe: StudyRecipe, num_processes: int = 1, hardware: Hardware | None = None, simulates_memory: bool = True
+) -> Plan:
     """Plan ``recipe`` on ``num_processes`` processes; ``precision: auto`` as on the hardware, else on this machine.
+
+    Simulating memory takes seconds; without it nothing does, and the plan has none.
 
     Raises:
         RecipeError: arms differ in more than the study allows, an objective's options are wrong, the budget is too
@@ -74,6 +79,7 @@ def plan(recipe: StudyRecipe, num_processes: int = 1, hardware: Hardware | None 
     """
     hardware = hardware or Hardware()
     allowed = fairness.check(recipe)
+    tuning.check(recipe)
     gpu = named_gpu(hardware.gpu) if hardware.gpu else None
     recipe = resolve_precision(recipe, gpu)
     manifests = _manifests(recipe)
@@ -86,8 +92,9 @@ def plan(recipe: StudyRecipe, num_processes: int = 1, hardware: Hardware | None 
     reference = costs.get(PREFERRED_REFERENCE, next(iter(costs.values())))
     means = Means(speed, num_processes, pool)
     arms = [plan_arm(resolved[arm], arm, cost, reference, means) for arm, cost in costs.items()]
-    totals = plan_totals.totals(recipe, resolved, arms, vocab_size, means)
-    memory = _memory(resolved, num_processes, vocab_size)
+    totals = plan_totals.before_students(recipe, resolved, costs, vocab_size, means)
+    totals += plan_totals.joined([_cell(cell, costs, manifests, vocab_size, means) for cell in _cells(recipe)])
+    memory = _memory(resolved, num_processes, vocab_size) if simulates_memory else {}
     return Plan(recipe, arms, vocab_size, source, pool, memory, num_processes, allowed, speed, totals)
 
 
@@ -105,7 +112,7 @@ def _speed(hardware: Hardware, recipe: StudyRecipe, costs: Mapping[str, ArmCost]
             fix="add such as --hardware h100",
         )
     if hardware.calibration:
-        return plan_speed.of_calibration(hardware.calibration, costs)
+        return plan_speed.of_calibration(hardware.calibration, costs, num_processes)
     if hardware.gpu:
         efficiency = plan_speed.EFFICIENCY if hardware.efficiency is None else hardware.efficiency
         return plan_speed.of_data_sheet(named_gpu(hardware.gpu), recipe.training.precision, efficiency, num_processes)
@@ -118,6 +125,26 @@ def _require_enough(
     for arm, recipe in resolved.items():
         known = {} if speed is None else {arm: speed.tokens_per_second(arm, costs[arm])}
         require_enough(recipe, {arm: charged_flops_per_token(recipe, costs[arm])}, known, num_devices)
+
+
+def _cells(recipe: StudyRecipe) -> list[StudyRecipe]:
+    """The studies of a grid; otherwise the one."""
+    return [cell_recipe(recipe, place) for place in places(recipe)] if recipe.grid else [recipe]
+
+
+def _cell(
+    recipe: StudyRecipe,
+    costs: Mapping[str, ArmCost],
+    manifests: list[Manifest] | None,
+    vocab_size: int,
+    means: Means,
+) -> list[Item]:
+    """What the students of one cell cost."""
+    resolved = {arm: fairness.resolve_arm(recipe, arm) for arm in recipe.arms}
+    own = replace(means, pool=_pool_tokens(recipe, manifests))
+    _require_enough(resolved, costs, own.speed, own.num_devices)
+    arms = [plan_arm(resolved[arm], arm, cost, cost, own) for arm, cost in costs.items()]
+    return plan_totals.of_students(recipe, resolved, arms, vocab_size, own)
 
 
 def _memory(resolved: dict[str, StudyRecipe], num_processes: int, vocab_size: int) -> dict[str, tuple[str, Memory]]:

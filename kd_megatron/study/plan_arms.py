@@ -66,11 +66,13 @@ def _steps(recipe: StudyRecipe, arm: str, cost: ArmCost, tokens_per_step: int, m
     charged = charged_flops_per_token(recipe, cost)
     saved = charged - charged_flops_per_token(recipe, cost, again=True)
     known = steps_afforded(recipe, charged, tokens_per_step, saved, means.pool)
-    if known is not None or means.speed is None or recipe.budget.splits_training_time:
+    measures_charged = means.speed is not None and arm in means.speed.measured
+    if known is not None or means.speed is None or (recipe.budget.splits_training_time and not measures_charged):
         return known
     devices = means.num_devices if recipe.budget.unit == "gpu_hours" else 1
     tokens = means.speed.tokens_in(recipe.budget.limit / devices, arm, cost, means.pool)
-    return max(1, math.ceil(tokens / tokens_per_step - 1e-9))
+    whole = math.floor if recipe.budget.calibrate else math.ceil  # a calibrated budget is never overshot
+    return max(1, whole(round(tokens / tokens_per_step, 9)))
 
 
 def charged_flops_per_token(recipe: StudyRecipe, cost: ArmCost, again: bool = False) -> float:

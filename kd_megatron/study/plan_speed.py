@@ -78,11 +78,11 @@ def of_data_sheet(gpu: Gpu, precision: str, efficiency: float, num_devices: int)
     )
 
 
-def of_calibration(path: Path, costs: Mapping[str, ArmCost]) -> Speed:
+def of_calibration(path: Path, costs: Mapping[str, ArmCost], num_processes: int) -> Speed:
     """What the command calibrate wrote: tokens per second of each arm on the machine it ran on.
 
     Raises:
-        RecipeError: the file cannot be read, or an arm is missing in it.
+        RecipeError: the file cannot be read, lacks an arm, or was measured with another number of processes.
     """
     content = _read(path)
     try:
@@ -95,8 +95,14 @@ def of_calibration(path: Path, costs: Mapping[str, ArmCost]) -> Speed:
             fix="calibrate this recipe again",
         ) from error
     rates = [measured[arm].p50 * cost.total_flops_per_token for arm, cost in costs.items()]
-    machine = content.get("machine") or content
-    device = machine.get("hardware", {}).get("device", "the machine that was calibrated")
+    hardware = content.get("hardware", {})
+    if hardware.get("num_processes", num_processes) != num_processes:
+        raise RecipeError(
+            given=f"--calibration {path} of {hardware['num_processes']} processes, and a plan for {num_processes}",
+            expected="as many processes as were measured together",
+            fix=f"add --procs {hardware['num_processes']}, or calibrate with {num_processes}",
+        )
+    device = hardware.get("device", "the machine that was calibrated")
     return Speed(f"measured on {device} ({path.name})", statistics.median(rates), measured=measured)
 
 

@@ -32,22 +32,60 @@ class Item:
     note: str = ""
 
 
-def totals(
+def before_students(
+    recipe: StudyRecipe,
+    resolved: Mapping[str, StudyRecipe],
+    costs: Mapping[str, ArmCost],
+    vocab_size: int,
+    means: Means,
+) -> list[Item]:
+    """What is done once, whatever the number of cells: the teacher, and the trials of tuning at most."""
+    found = [_teacher(recipe, vocab_size, means)] if recipe.teacher and recipe.teacher.train else []
+    if recipe.tuning is None:
+        return found
+    at_most, flops, hours = 0, [], []
+    for arm, cost in costs.items():
+        alone = resolved[arm].model_copy(update={"budget": recipe.tuning.budget})
+        trial, number = plan_arm(alone, arm, cost, cost, means), recipe.tuning.num_trials(arm)
+        at_most += number
+        flops.append(_times(number, trial.flops))
+        hours.append(_times(number, trial.hours))
+    return [*found, Item("tuning", _all_of(flops), _all_of(hours), f"{at_most} trials")]
+
+
+def of_students(
     recipe: StudyRecipe, resolved: Mapping[str, StudyRecipe], arms: Sequence[ArmPlan], vocab_size: int, means: Means
 ) -> list[Item]:
-    """The study's cost by what it is spent on, all arms and seeds together; ``resolved`` are the arms' own recipes."""
+    """What students cost, all arms and seeds of one study or cell together; ``resolved`` are the arms' own recipes."""
     num_seeds = len(recipe.seeds)
     num_students = len(arms) * num_seeds
-    found = [_teacher(recipe, vocab_size, means)] if recipe.teacher and recipe.teacher.train else []
     flops, hours = (_all_of([getattr(entry, kind) for entry in arms], num_seeds) for kind in ("flops", "hours"))
-    found.append(Item("students", flops, hours, f"{num_students} runs"))
-    validations = [validation_flops(resolved[entry.arm], entry.cost, vocab_size) for entry in arms]
-    places = f"{len(recipe.validation.at)} for each student"
-    found.append(_item("validations", num_seeds * sum(validations), places, means))
+    found = [Item("students", flops, hours, f"{num_students} runs")]
+    branches = recipe.markers.branches if recipe.markers else []
+    if recipe.markers and branches:
+        more = sum(fraction - recipe.markers.start(fraction) for fraction in branches)
+        note = f"{len(branches)} a student, from its checkpoints"
+        found.append(Item("branches", _times(more, flops), _times(more, hours), note))
+    once = [_validation_flops(resolved[entry.arm], entry.cost, vocab_size) for entry in arms]
+    places = len({*recipe.validation.at, 1.0}) + len(branches)  # a run always ends with one
+    found.append(_item("validations", num_seeds * places * sum(once), f"{places} a student", means))
     if recipe.finetune:
+        tuned = 1 + len(branches) * bool(recipe.markers and recipe.markers.finetune)
         grid, unknown = finetune_flops(recipe.finetune, student_config(recipe.student, vocab_size))
         missing = f"; without {', '.join(unknown)}, of unknown size" if unknown else ""
-        found.append(_item("fine-tuning", num_students * grid, f"at most: rows of max_length{missing}", means))
+        note = f"at most: rows of max_length{missing}"
+        found.append(_item("fine-tuning", num_students * tuned * grid, note, means))
+    return found
+
+
+def joined(cells: Sequence[Sequence[Item]]) -> list[Item]:
+    """The items of all cells, those of one kind added up."""
+    if len(cells) == 1:
+        return list(cells[0])
+    found = []
+    for same in zip(*cells, strict=True):
+        flops, hours = (_all_of([getattr(item, kind) for item in same]) for kind in ("flops", "hours"))
+        found.append(Item(same[0].what, flops, hours, f"{len(same)} cells, each: {same[0].note}"))
     return found
 
 
@@ -55,7 +93,11 @@ def _item(what: str, flops: float, note: str, means: Means) -> Item:
     return Item(what, flops, None if means.speed is None else means.speed.hours(flops), note)
 
 
-def _all_of(parts: Sequence[float | None], times: int) -> float | None:
+def _times(number: float, amount: float | None) -> float | None:
+    return None if amount is None else number * amount
+
+
+def _all_of(parts: Sequence[float | None], times: int = 1) -> float | None:
     known = [part for part in parts if part is not None]
     return times * math.fsum(known) if len(known) == len(parts) else None
 
@@ -72,14 +114,9 @@ def _teacher(recipe: StudyRecipe, vocab_size: int, means: Means) -> Item:
     return Item(TEACHER, planned.flops, planned.hours, "trained first")
 
 
-def validation_flops(recipe: StudyRecipe, cost: ArmCost, vocab_size: int) -> float:
-    """All validations of one student: the probe's training on the frozen student, then the held-out samples."""
-    config = student_config(recipe.student, vocab_size)
-    return len(recipe.validation.at) * _one_validation(recipe, config, cost.student_head_flops_per_token > 0)
-
-
-def _one_validation(recipe: StudyRecipe, config: PretrainedConfig, trains_head: bool) -> float:
-    """One validation of a model with that config."""
+def _validation_flops(recipe: StudyRecipe, cost: ArmCost, vocab_size: int) -> float:
+    """One validation: the probe's training on the frozen student, then the held-out samples."""
+    config, trains_head = student_config(recipe.student, vocab_size), cost.student_head_flops_per_token > 0
     length, num_masked = recipe.data.sequence_length, num_masked_positions(recipe)
     forward = _whole(config, length)
     head = head_flops(config, num_masked)
