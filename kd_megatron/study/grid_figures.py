@@ -6,7 +6,6 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kd_megatron.study.answer import Measure
 from kd_megatron.study.figures import look
 from kd_megatron.study.leads import Cell, GridResults
 from kd_megatron.study.statistics import estimate
@@ -40,8 +39,10 @@ def _panels(
     measure = grid.measures[0]
     for axes, (title, cells) in zip(row.flat, panels.items(), strict=True):
         axes.axhline(0.0, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)))
-        for arm in grid.arms:
-            _lead_line(axes, grid, arm, sorted(cells, key=place), place, measure)
+        for number, arm in enumerate(grid.arms):
+            aside = 1 + 0.03 * (number - (len(grid.arms) - 1) / 2)  # so that bars do not hide each other
+            points = [(aside * place(cell), cell.leads(arm, measure)) for cell in sorted(cells, key=place)]
+            _lead_line(axes, grid, arm, points)
         axes.set_title(title)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
@@ -51,18 +52,18 @@ def _panels(
     return figure
 
 
-def _lead_line(
-    axes: Axes, grid: GridResults, arm: str, cells: list[Cell], place: Callable[[Cell], float], measure: Measure
-) -> None:
-    points = [(place(cell), estimate(list(cell.leads(arm, measure).values()), method=grid.interval)) for cell in cells]
-    known = [(x, lead) for x, lead in points if lead is not None]
+def _lead_line(axes: Axes, grid: GridResults, arm: str, points: list[tuple[float, dict[int, float]]]) -> None:
+    """The arm's mean leads with their intervals; ``points``: (place, seed -> lead)."""
+    means = [(x, estimate(list(by_seed.values()), method=grid.interval)) for x, by_seed in points]
+    known = [(x, lead) for x, lead in means if lead is not None]
     if not known:
         return
     colour, marker, dash = look(grid.cells[0].study, arm)
+    scale = grid.measures[0].scale
     axes.errorbar(
         [x for x, _ in known],
-        [measure.scale * lead.mean for _, lead in known],
-        yerr=[measure.scale * (lead.half_width or 0.0) for _, lead in known],
+        [scale * lead.mean for _, lead in known],
+        yerr=[scale * (lead.half_width or 0.0) for _, lead in known],
         color=colour,
         linestyle=dash,
         marker=marker,

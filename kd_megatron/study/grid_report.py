@@ -26,8 +26,8 @@ from kd_megatron.study.document import (
     to_html,
     to_markdown,
 )
-from kd_megatron.study.grid_tables import AXES, FIXED, all_tables, cells_table, growth_table, leads_table
-from kd_megatron.study.leads import Axis, GridResults, Growth
+from kd_megatron.study.grid_tables import FIXED, all_tables, cells_table, growth_table, leads_table
+from kd_megatron.study.leads import AXES, Axis, GridResults, Growth
 from kd_megatron.study.statistics import Estimate, Method
 from kd_megatron.study.tables import Table
 
@@ -107,15 +107,16 @@ def growth_in_words(growth: Growth, measure: Measure) -> str:
         ends = f"{low} where text is read {growth.epochs[0]:.1f} times and {high} at {growth.epochs[1]:.1f} times"
     else:
         ends = f"{low} at the smallest budget and {high} at the largest"
-    size = words.difference(growth.growth, measure.scale, measure.digits)
+    size = words.difference(growth.corrected, measure.scale, measure.digits)
     arms = growth.arms[0] if len(growth.arms) == 1 else f"the mean of {', '.join(growth.arms)}"
     over = "" if not growth.level.startswith("mean") else f", {growth.level} levels of {FIXED[growth.axis]}"
     what = "mean score" if measure.quantity == "score" else measure.name
     said = f"by {what}, {arms} leads by {ends}{over}, a growth of {size} {measure.unit}"
     if not growth.growth.has_interval:
         return f"{said}: one observation and no evidence"
-    zero = "excludes" if growth.growth.excludes_zero else "includes"
-    return f"{said} (95 % interval, paired over {num_seeds(growth.growth.n)}, which {zero} zero)"
+    zero = "excludes" if growth.corrected.excludes_zero else "includes"
+    both = ", corrected for the two questions asked," if growth.num_comparisons > 1 else ""
+    return f"{said} (95 % interval{both} over {num_seeds(growth.growth.n)}, which {zero} zero)"
 
 
 # --- the page ---------------------------------------------------------------------------------------------

@@ -6,11 +6,10 @@ from typing import Any
 
 from kd_megatron.study import leads, words
 from kd_megatron.study.answer import Measure
-from kd_megatron.study.leads import Axis, Cell, GridResults, Growth
+from kd_megatron.study.leads import AXES, Axis, Cell, GridResults, Growth
 from kd_megatron.study.statistics import Estimate
 from kd_megatron.study.tables import Column, Table
 
-AXES: tuple[Axis, ...] = ("repetition", "budget")
 FIXED = {"repetition": "budget", "budget": "pool of text"}
 
 
@@ -80,8 +79,8 @@ def growth_table(grid: GridResults, axis: Axis) -> Table | None:
     )  # fmt: skip
     note = (
         f"Growth: the lead with {ends}, seed by seed, with its 95 % interval. The corrected intervals and p hold "
-        "together for all arms and levels of one measure; the mean over distilled arms is one comparison. Points, or "
-        "nats of the probe's loss, where above zero is better."
+        "together for all arms and levels of one measure, those of means over distilled arms for "
+        "the axes asked about. Points, or nats of the probe's loss, where above zero is better."
     )
     title = "Does the lead grow when text repeats?" if axis == "repetition" else "Does the lead grow with the budget?"
     return Table(f"growth_with_{axis}", title, columns, rows, note)

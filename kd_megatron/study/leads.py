@@ -2,14 +2,14 @@
 
 A growth is a difference of differences: the lead in one cell less the lead in another, seed by seed, for students of a
 seed begin from the same weights in all cells. Growths of all arms and levels along one axis are one family and are
-corrected together; their mean over the distilled arms is one comparison, and is what the answer rests on.
+corrected together; the answer rests on their mean over the distilled arms, corrected for the two axes asked about.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from kd_megatron import config
 from kd_megatron.schema import StudyRecipe
@@ -28,6 +28,7 @@ from kd_megatron.study.statistics import (
 from kd_megatron.study.study_grid import Place, cell_directory, places
 
 Axis = Literal["repetition", "budget"]
+AXES: tuple[Axis, ...] = get_args(Axis)
 MORE_OFTEN = 1.5  # times: text that is read less than that much more often is no repetition to speak of
 
 
@@ -174,31 +175,37 @@ def growths(grid: GridResults, axis: Axis, measure: Measure) -> list[Growth]:
 
 
 def mean_growth(grid: GridResults, axis: Axis, measure: Measure) -> Growth | None:
-    """The mean over the distilled arms and all levels: one comparison; None without any."""
-    found = contrasts(grid, axis)
-    if not grid.distilled or not found:
+    """The mean over the distilled arms and all levels; None without any. Those of both axes are one family."""
+    asked = {one: found for one in AXES if (found := contrasts(grid, one))}
+    if not grid.distilled or axis not in asked:
         return None
-    return next(iter(_family(grid, axis, measure, [(tuple(grid.distilled), found)])), None)
+    family = _family(grid, axis, measure, [(tuple(grid.distilled), asked[axis])], num_comparisons=len(asked))
+    return next(iter(family), None)
 
 
 def _family(
-    grid: GridResults, axis: Axis, measure: Measure, pairs: Sequence[tuple[tuple[str, ...], list[Contrast]]]
+    grid: GridResults,
+    axis: Axis,
+    measure: Measure,
+    pairs: Sequence[tuple[tuple[str, ...], list[Contrast]]],
+    num_comparisons: int | None = None,
 ) -> list[Growth]:
     """One growth for each pair of arms and contrasts, where they share a seed; means where these are several."""
     ends = [_ends(arms, found, measure) for arms, found in pairs]
     known = [(pair, both) for pair, both in zip(pairs, ends, strict=True) if both[0]]
     values = [[high[seed] - low[seed] for seed in low] for _, (low, high) in known]
+    num = num_comparisons or len(known)
     p_values = [paired_p_value(growing) for growing in values]
-    adjusted = holm([1.0 if p is None else p for p in p_values])
+    adjusted = [min(1.0, p * num / len(known)) for p in holm([1.0 if p is None else p for p in p_values])]
     growths_found = []
     for ((arms, found), (low, high)), growing, p, p_holm in zip(known, values, p_values, adjusted, strict=True):
         means = [estimate(list(one.values()), method=grid.interval) for one in (low, high)]
         plain = estimate(growing, method=grid.interval)
-        corrected = estimate(growing, simultaneous_confidence(len(known)), grid.interval)
+        corrected = estimate(growing, simultaneous_confidence(num), grid.interval)
         if plain and corrected and means[0] and means[1]:  # None: a value that is not finite
             level = found[0].level if len(found) == 1 else f"mean over {len(found)}"
             read = _mean_epochs(grid, [one.low for one in found]), _mean_epochs(grid, [one.high for one in found])
-            sure = (len(known), p, None if p is None else p_holm)
+            sure = (num, p, None if p is None else p_holm)
             growths_found.append(Growth(axis, arms, level, means[0], means[1], read, plain, corrected, *sure))
     return growths_found
 
