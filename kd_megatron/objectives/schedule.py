@@ -76,6 +76,16 @@ def phases_of(options: ObjectiveOptions) -> list[Phase]:
     return [Phase(*entry) for entry in zip([0.0, *ends[:-1]], ends, parsed, strict=True)]
 
 
+def split(raw: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
+    """An arm's options as written -> (share of the budget, options as written) of each phase."""
+    if raw.get("objective") != "schedule":
+        return [(1.0, raw)]
+    ends = [phase["until"] for phase in raw["phases"]]
+    shares = [end - begins for begins, end in zip([0.0, *ends[:-1]], ends, strict=True)]
+    written = [{key: value for key, value in phase.items() if key != "until"} for phase in raw["phases"]]
+    return list(zip(shares, written, strict=True))
+
+
 def phase_at(phases: list[Phase], fraction: float) -> int:
     """The number, from 0, of the phase that trains the step which begins at budget ``fraction``."""
     return next((number for number, phase in enumerate(phases) if fraction < phase.until), len(phases) - 1)

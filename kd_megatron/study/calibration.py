@@ -7,6 +7,7 @@ for at its median speed. Only the charged accounts count, as in the budget itsel
 
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from kd_megatron import dist, machine
 from kd_megatron.errors import EnvironmentFault, disk_full_is_clear
 from kd_megatron.kernels.bench.rows import percentile
 from kd_megatron.logs import say, write_json
+from kd_megatron.objectives import schedule
 from kd_megatron.schema import CalibrateRecipe, StudyRecipe
 from kd_megatron.study.effective import CALIBRATION_FILE, read, run_recipe, with_steps
 from kd_megatron.study.piece import Piece, teacher_path
-from kd_megatron.study.timed_run import TimedRun
+from kd_megatron.study.timed_run import TimedRun, Variant
 from kd_megatron.training.fingerprint import PACKAGES
 
 SAME_MACHINE = ("device", "num_threads_per_process", "num_processes")  # of ``hardware``: what speed hangs on
@@ -61,14 +63,15 @@ def measure(recipe: StudyRecipe, calibrate: CalibrateRecipe, teacher: str | None
         ``p80`` over the rounds, and all of them) and ``tokens_per_step``; beside it what was measured, how, when and
         on what.
     """
-    from kd_megatron.study.throughput import arm_variant, built
+    from kd_megatron.study.throughput import built, key
 
-    variants = [arm_variant(recipe, arm) for arm in recipe.arms]
+    phases = {arm: phase_variants(recipe, arm) for arm in recipe.arms}
     speeds: dict[str, list[float]] = {arm: [] for arm in recipe.arms}
-    with built(variants, teacher) as runs:
+    with built([variant for found in phases.values() for _, variant in found], teacher) as runs:
         for number in range(calibrate.rounds):
-            for timed in list(runs.values())[:: -1 if number % 2 else 1]:  # no arm always follows the same one
-                speeds[timed.variant.arm].append(_speed(timed, calibrate.steps))
+            for arm in list(phases)[:: -1 if number % 2 else 1]:  # no arm always follows the same one
+                each = [(share, _speed(runs[key(variant)], calibrate.steps)) for share, variant in phases[arm]]
+                speeds[arm].append(mean_speed(each))
         arms = {
             timed.variant.arm: {
                 "tokens_per_second": _spread(speeds[timed.variant.arm]),
@@ -87,6 +90,25 @@ def measure(recipe: StudyRecipe, calibrate: CalibrateRecipe, teacher: str | None
         "steps": calibrate.steps,
         "arms": arms,
     }
+
+
+def phase_variants(recipe: StudyRecipe, arm: str) -> list[tuple[float, Variant]]:
+    """What is timed of ``arm``: the whole of it, or each phase of a schedule with its share of the steps."""
+    from kd_megatron.study.throughput import arm_variant
+
+    whole = arm_variant(recipe, arm)
+    found = schedule.split(whole.study.arms[arm])
+    if len(found) == 1:
+        return [(1.0, whole)]
+    return [
+        (share, replace(whole, name=f"{whole.name}/{n}", study=whole.study.model_copy(update={"arms": {arm: options}})))
+        for n, (share, options) in enumerate(found)
+    ]
+
+
+def mean_speed(speeds: list[tuple[float, float]]) -> float:
+    """Over steps of which each share is taken at its own speed: seconds add up, speeds do not."""
+    return 1.0 / sum(share / speed for share, speed in speeds)
 
 
 def _speed(timed: TimedRun, num_steps: int) -> float:

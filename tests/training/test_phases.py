@@ -20,6 +20,7 @@ from kd_megatron.engine.simulate import simulate_arm
 from kd_megatron.errors import RecipeError
 from kd_megatron.logs import read_metrics
 from kd_megatron.schema import BudgetRecipe, StudyRecipe
+from kd_megatron.study import calibration
 from kd_megatron.training.branch import leave
 from kd_megatron.training.run import pretrain
 from kd_megatron.training.setup import prepare_run
@@ -236,3 +237,21 @@ def test_a_teacher_cache_is_refused_at_plan_and_before_training(inputs: Path, tm
         refused: Callable[[], Any] = spend
         with pytest.raises(RecipeError, match=r"is a schedule, and the recipe has teacher\.cache"):
             refused()
+
+
+def test_a_calibration_times_every_phase(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = study(inputs, budget={"tokens": None, "hours": 1.0, "calibrate": {"rounds": 2, "steps": 1}})
+    speeds, timed = {"scratch": 100.0, "tinybert": 40.0, "minilm": 50.0}, []
+
+    def speed(run: Any, num_steps: int) -> float:
+        run.step()
+        timed.append(run.run.objective.options.objective)
+        return speeds[timed[-1]]
+
+    monkeypatch.setattr(calibration, "_speed", speed)
+    calibrate = recipe.budget.calibrate
+    assert calibrate is not None
+    found = calibration.measure(alone(recipe, ARM), calibrate, str(inputs / "teacher"))
+    assert timed == ["scratch", "tinybert", "minilm"] * 2
+    expected = 1.0 / (0.4 / 100 + 0.3 / 40 + 0.3 / 50)
+    assert found["arms"][ARM]["tokens_per_second"]["p50"] == pytest.approx(expected)
