@@ -41,10 +41,11 @@ def _blocks(study: StudyResults, run: Run, differing: dict[str, dict[str, Any]])
 
 def _in_words(run: Run) -> str:
     budget = run.summary["budget"]
+    spent = words.flops if budget["unit"] == "flops" else "{:.4g}".format
     return (
         f"{words.count(run.summary['steps'])} steps, {words.count(run.summary['tokens'])} tokens, of them "
-        f"{words.count(run.summary['unique_tokens'])} different ones; spent {budget['spent']:.4g} of "
-        f"{budget['limit']:.4g} {budget['unit'].replace('_', ' ').replace('flops', 'FLOPs')}."
+        f"{words.count(run.summary['unique_tokens'])} different ones; spent {spent(budget['spent'])} of "
+        f"{spent(budget['limit'])} {budget['unit'].replace('_', ' ').replace('flops', 'FLOPs')}."
     )
 
 
@@ -56,10 +57,10 @@ def _on_the_way(run: Run) -> Table:
     rows += [row for row in run.metrics if row.get(PROBE) is not None]
     shown = [{**row, "probe_loss": row.get(PROBE)} for row in sorted(rows, key=lambda row: row.get("tokens", 0))]
     columns = [
-        Column("budget_fraction", "budget", words.percent),
+        Column("budget_fraction", "budget", lambda value: words.percent(None if value is None else min(value, 1.0))),
         Column("tokens", "tokens", words.count),
-        Column("loss", "own loss", _number),
-        Column("probe_loss", "held-out MLM loss (probe, nats)", _number),
+        Column("loss", "own loss", _own),
+        Column("probe_loss", "held-out MLM loss (probe, nats)", _nats),
     ]
     return Table("", "On the way", columns, shown, "The own loss is that of the objective: no two arms share it.")
 
@@ -103,5 +104,10 @@ def _finetuning(study: StudyResults, run: Run) -> Table:
     return Table("", "Its fine-tuning", columns, rows)
 
 
-def _number(value: float | None) -> str:
-    return words.NOTHING if value is None else f"{value:.4g}"
+def _own(value: float | None) -> str:
+    """Of any size: relations that are nearly uniform differ by millionths."""
+    return words.NOTHING if value is None else f"{value:#.4g}"
+
+
+def _nats(value: float | None) -> str:
+    return words.NOTHING if value is None else f"{value:.3f}"

@@ -4,9 +4,11 @@ DOTS_PER_INCH = 200  # of the PNG files
 PIXELS_PER_INCH = 108  # of figures on the page: their 9-point letters become 13.5 pixels, near the text's size
 
 CSS = """\
-:root { --ink: #1c1e21; --faint: #5f6670; --paper: #ffffff; --line: #dfe3e8; --shade: #f5f7f9; --accent: #0b62a4; }
+:root { --ink: #1c1e21; --faint: #5f6670; --paper: #ffffff; --line: #dfe3e8; --shade: #f5f7f9; --accent: #0b62a4;
+  --shadow: rgb(0 0 0 / 0.18); }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8eb; --faint: #a0a8b3; --paper: #16181c; --line: #343a42; --shade: #1f2329; --accent: #6db3ee; }
+  :root { --ink: #e6e8eb; --faint: #a0a8b3; --paper: #16181c; --line: #343a42; --shade: #1f2329; --accent: #6db3ee;
+    --shadow: rgb(255 255 255 / 0.16); }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
@@ -24,8 +26,8 @@ li { margin: 0.35rem 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; background:  /* a shadow on the side where there is more */
   linear-gradient(to right, var(--paper) 50%, transparent) 0 / 2rem 100% no-repeat local,
   linear-gradient(to left, var(--paper) 50%, transparent) 100% / 2rem 100% no-repeat local,
-  linear-gradient(to right, rgb(0 0 0 / 0.18), transparent) 0 / 0.6rem 100% no-repeat scroll,
-  linear-gradient(to left, rgb(0 0 0 / 0.18), transparent) 100% / 0.6rem 100% no-repeat scroll; }
+  linear-gradient(to right, var(--shadow), transparent) 0 / 0.6rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--shadow), transparent) 100% / 0.6rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: 0.875rem; line-height: 1.35; font-variant-numeric: tabular-nums; }
 th { font-weight: 600; vertical-align: bottom; border-bottom: 1.5px solid var(--ink); }
 th, td { padding: 0.4rem 0.7rem; }
