@@ -9,7 +9,7 @@ from tiny_study import tiny_study, write_inputs
 
 from kd_megatron import config, machine
 from kd_megatron.errors import EnvironmentFault, OutputError, RecipeError
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.schema import CalibrateRecipe, StudyRecipe
 from kd_megatron.study import calibration, fairness, results, runner, tuning, tuning_tables
 from kd_megatron.study.effective import (
     LEARNING_RATE,
@@ -224,6 +224,20 @@ def test_an_arm_that_comes_later_is_brought_to_the_level_of_the_others():
     }
     assert arms["minilm"]["scaled_by"] == 2.0
     assert calibration.joined(None, now) == now
+
+
+def test_phases_are_timed_each_and_weighed_by_their_share(tmp_path, monkeypatch):
+    """Half of the steps at 100 and half at 50 tokens/s: 1 / (0.5 / 100 + 0.5 / 50)."""
+    phases = [{"until": 0.5, "objective": "scratch"}, {"until": 1.0, "objective": "vanilla_kd"}]
+    recipe = tiny_study(write_inputs(tmp_path))
+    arms = {"scratch": recipe.arms["scratch"], "both": {"objective": "schedule", "phases": phases}}
+    given = {"step/scratch": 80.0, "step/both/0": 100.0, "step/both/1": 50.0}
+    monkeypatch.setattr(calibration, "_speed", lambda timed, steps: given[timed.variant.name])
+    recipe = recipe.model_copy(update={"arms": arms})
+    found = calibration.measure(recipe, CalibrateRecipe(rounds=2, steps=1), str(tmp_path / "teacher"))
+    medians = {arm: entry["tokens_per_second"]["p50"] for arm, entry in found["arms"].items()}
+    assert medians == {"scratch": 80.0, "both": pytest.approx(200 / 3)}
+    assert {entry["tokens_per_step"] for entry in found["arms"].values()} == {8 * 16}
 
 
 @pytest.mark.parametrize(("budget", "steps"), [({"hours": 1.0}, 36), ({"gpu_hours": 1.0}, 18)])
