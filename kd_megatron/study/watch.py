@@ -92,8 +92,7 @@ def watch(
             if now != seen:
                 page, seen = write_report(directory, interval, beside), now
                 if not logs.console.is_terminal:
-                    num_runs = sum(len(study.all_runs()) for study in studies)
-                    logs.say(f"runs pretrained: {num_runs}; next: {', '.join(missing[:1]) or 'none'}")
+                    logs.say("; ".join(f"{study.recipe.name}: {done(study)}" for study in studies) or "nothing yet")
             if not missing:
                 break
             time.sleep(every_seconds)
@@ -128,8 +127,17 @@ def table(study: StudyResults) -> Table:
     for where in progress(study):
         style = {"pretraining": "bold", "finished": "dim"}.get(where.state)
         found.add_row(*where.cells(), style=style)
-    found.caption = f"next: {study.missing[0]}" if study.missing else "finished"
+    found.caption = done(study)
     return found
+
+
+def done(study: StudyResults) -> str:
+    """``"3 of 8 runs pretrained, 2 fine-tuned"``, or ``"finished"``."""
+    if not study.missing:
+        return "finished"
+    runs, num = study.all_runs(), len(study.recipe.arms) * len(study.recipe.seeds)
+    finetuned = f", {sum(run.finetune is not None for run in runs)} fine-tuned" if study.recipe.finetune else ""
+    return f"{len(runs)} of {num} runs pretrained{finetuned}"
 
 
 def progress(study: StudyResults) -> Iterator[Where]:

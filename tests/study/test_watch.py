@@ -58,7 +58,7 @@ def test_the_table_is_drawn(study):
     console.print(watch.table(results.load(study)))
     text = console.export_text()
     assert "639k" in text
-    assert "next: pretraining of minilm, seed 0" in text
+    assert "1 of 2 runs pretrained, 1 fine-tuned" in text
 
 
 def test_it_follows_a_study_to_its_end(study, tmp_path):
