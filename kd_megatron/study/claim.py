@@ -99,6 +99,8 @@ def compare(old: StudyRecipe, new: StudyRecipe) -> Change:
 def _grows(key: str, was: object, now: object, old: StudyRecipe) -> bool:
     if key in GROWING and isinstance(was, list) and isinstance(now, list):
         return all(value in now for value in was)
+    if key == "markers.finetune" and now is True:  # of branches that are there
+        return True
     return key.startswith("arms.") and key.split(".")[1] not in old.arms
 
 

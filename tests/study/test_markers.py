@@ -1,11 +1,14 @@
 """Branches at markers of the budget: what they train, that their run is none the wiser, resuming, and what is shown."""
 
+import time
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import study_on_disk
 import torch
+import yaml
 from matplotlib import pyplot
 from pydantic import ValidationError
 from safetensors.torch import load_file
@@ -18,6 +21,7 @@ from kd_megatron.logs import read_metrics
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study import curve_figures as figures
 from kd_megatron.study import curves, markers, results, scaling_report
+from kd_megatron.study.claim import compare
 from kd_megatron.study.runner import pieces, run_study
 from kd_megatron.training.branch import leave
 from kd_megatron.training.run import pretrain
@@ -134,6 +138,33 @@ def test_a_killed_branch_goes_on_to_the_same_bits(
     assert steps == [12, 13, 14]  # nothing is told twice
 
 
+@pytest.mark.long
+def test_kill_9_in_a_branch_loses_nothing(inputs: Path, tmp_path: Path) -> None:
+    recipe = study(
+        inputs,
+        {"at": [0.6], "decay": 0.8},
+        training={"checkpoint_every_steps": 2},
+        budget={"tokens": 100 * STEP_TOKENS},
+    )
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")), encoding="utf-8")
+    command = ["-m", "kd_megatron", "study", str(tmp_path / "recipe.yaml"), "--output"]
+    branches = {name: results.branch_directory(tmp_path / name, "scratch", 0, 0.6) for name in ("killed", "whole")}
+    (process,) = processes.start([*command, str(tmp_path / "killed")])
+    deadline = time.monotonic() + 200
+    while len(read_metrics(branches["killed"])) < 10 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (branches["killed"] / "summary.json").exists(), "it was not killed within the branch"
+    for name in branches:
+        (process,) = processes.start([*command, str(tmp_path / name)])
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+    assert same_weights(branches["killed"], branches["whole"])
+    steps = [row["step"] for row in read_metrics(branches["killed"]) if "learning_rate" in row]
+    assert steps == list(range(13, 61))
+
+
 def test_without_decay_the_student_is_taken_as_it_is(inputs: Path, tmp_path: Path) -> None:
     recipe = study(inputs, {"at": [0.5], "decay": 0.0}, training={"keep_at": [0.5]})
     run_study(recipe, tmp_path / "s")
@@ -157,8 +188,10 @@ def test_branches_follow_their_run_and_fine_tuning_their_student(tmp_path: Path)
         "scratch seed 0: pretrain", "scratch seed 0: branch at 50 % of the budget", "vanilla_kd seed 0: pretrain"
     ]  # fmt: skip
     assert labels[8:10] == ["scratch seed 0: fine-tune", "scratch seed 0: fine-tune its branch at 50 %"]
-    alone = study_on_disk.study_recipe(num_seeds=1, markers={"at": [0.5], "finetune": False})
+    alone = study_on_disk.study_recipe(num_seeds=1, markers={"at": [0.5], "decay": 0.1, "finetune": False})
     assert len(pieces(alone, tmp_path)) == len(labels) - 4
+    assert compare(alone, recipe).arms == []  # fine-tuning them may be added later
+    assert compare(recipe, study_on_disk.study_recipe(num_seeds=1)).arms == list(recipe.arms)
 
 
 def test_curves_laws_and_figures_are_of_branches(tmp_path: Path) -> None:
