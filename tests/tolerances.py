@@ -88,6 +88,8 @@ SCIPY_RELATIVE = 1e-12
 
 # Both count matrix products alone, with integers: only the order of a float sum differs.
 FLOPS_RELATIVE = 1e-12
+# Whole steps: our count has the element-wise work of losses, torch's has matrix products alone.
+COUNTED_STEP_RELATIVE = 0.02
 # The published study's distillation arms saw 2.6B of No-KD's 4.6B tokens: 0.57, each to two digits.
 PUBLISHED_RATIO = 0.03
 # Its token counts, predicted from one of them: the counts are published to two or three digits, and the model leaves

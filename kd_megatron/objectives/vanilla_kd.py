@@ -143,11 +143,17 @@ class VanillaKd(Objective):
     def flops(self, length: int, num_masked: int) -> float:
         """`vocab_kl_flops` of the compared rows (K or L), plus for the cosine 10 per hidden feature.
 
-        (forward three products of 2, backward 4.) The same where the teacher's logits come from a cache.
+        (forward three products of 2, backward 4.) The same where the teacher's logits come from a cache. With
+        positions "all" the cross-entropy multiplies the logits of the K masked slots out a second time: ``6 K D V``.
         """
-        num_rows = length if self.options.positions == "all" else num_masked
-        cosine = 10.0 * length * self.student.hidden_size if "cosine" in self.weights else 0.0
-        return kernel.vocab_kl_flops(num_rows, self.student.vocab_size) + cosine
+        everywhere, width, vocab_size = (
+            self.options.positions == "all",
+            self.student.hidden_size,
+            self.student.vocab_size,
+        )
+        again = 6.0 * num_masked * width * vocab_size if everywhere else 0.0
+        cosine = 10.0 * length * width if "cosine" in self.weights else 0.0
+        return kernel.vocab_kl_flops(length if everywhere else num_masked, vocab_size) + cosine + again
 
 
 def cosine_distance(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:

@@ -123,7 +123,8 @@ def test_refuses_models(change, student, teacher, says):
 def test_flops_follow_the_positions():
     per_row = 24 * VOCAB_SIZE
     assert build(RECIPE).flops(6, 3) == 3 * per_row
-    assert build({**RECIPE, "positions": "all"}).flops(6, 3) == 6 * per_row
+    at_slots_again = 6 * 3 * STUDENT.hidden_size * VOCAB_SIZE
+    assert build({**RECIPE, "positions": "all"}).flops(6, 3) == 6 * per_row + at_slots_again
     with_cosine = build({**RECIPE, "weight_cosine": 0.5}, WIDE_STUDENT)
     assert with_cosine.flops(6, 3) == 3 * per_row + 10 * 6 * 18
 
