@@ -45,7 +45,10 @@ def answer(results: StudyResults) -> str:
         return f"{opening}; no other arm has a result to compare it with."
     if unfair := unfair_checks(results):
         checks = "; ".join(unfair)
-        return f"No winner is named: arms with one seed differ in more than their objective ({checks})."
+        return (
+            f"No winner is named: arms with the same seed differ in more than their objective ({checks}), as the "
+            "fairness check below has it."
+        )
     other = results.reference if best != results.reference else ranked[1][0]
     found = comparisons.best_against(results, best, other, measure.quantity)
     if found is None:

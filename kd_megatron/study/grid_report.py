@@ -71,7 +71,7 @@ def answer(grid: GridResults) -> str:
     if not grid.cells:
         return "No cell has begun: there is no answer."
     if grid.unfair:
-        return f"Nothing is concluded: arms with one seed differ in more than their objective ({grid.unfair[0]})."
+        return f"Nothing is concluded: arms with the same seed differ in more than their objective ({grid.unfair[0]})."
     if not grid.distilled:
         return f"No arm with a teacher has a result beside {grid.reference}: there is no answer yet."
     measure = grid.measures[0]
@@ -141,7 +141,7 @@ def caveats(grid: GridResults) -> list[str]:
     """What a reader must know before believing the numbers."""
     seeds = len(grid.recipe.seeds)
     said = [f"Not finished: {'; '.join(grid.missing)}."] if grid.missing else []
-    said += [f"Arms with one seed differ in more than their objective in {found}." for found in grid.unfair]
+    said += [f"Arms with the same seed differ in more than their objective in {found}." for found in grid.unfair]
     said += [
         "One seed: no interval can be given, and a growth may be chance."
         if seeds == 1

@@ -27,8 +27,8 @@ from kd_megatron.study.scaling_report import Laws
 from kd_megatron.study.tables import Table
 
 CAPTIONS = {
-    "scores": "Score of each arm. Filled marker: mean over seeds, with its 95 % interval; open circles: single seeds; "
-    "dashed line: mean of the reference arm.",
+    "scores": "Score of each arm. Filled marker: mean over seeds, with its 95 % interval from two seeds on; open "
+    "circles: single seeds; dashed line: mean of the reference arm.",
     "scores_by_task": "The same for each task.",
     "loss": "Held-out masked-language-model loss of the same probe head for all arms, against tokens seen (left) and "
     "against the budget (right). Thin lines: single seeds; thick lines: their mean.",
@@ -147,7 +147,7 @@ def _method(study: StudyResults, findings: list[Finding], allowed: list[Differen
         f"Optimisation: batch {training.global_batch_size} sequences, learning rate {training.learning_rate:g}, "
         f"{training.schedule} schedule over the budget, warm-up {100 * training.warmup_fraction:g} %, "
         f"{training.precision}, DeepSpeed {training.ds_config}.",
-        f"Seeds: {', '.join(map(str, recipe.seeds))}. Arms with one seed see the same batches with the same masks.",
+        f"Seeds: {', '.join(map(str, recipe.seeds))}. Arms with the same seed see the same batches, masked alike.",
         f"Statistics: means over seeds with intervals at 95 % ({certainty_tables.INTERVALS[study.interval]}); "
         "differences are taken seed by seed, corrected as their table says (docs/statistics.md).",
     ]

@@ -42,10 +42,10 @@ def run_findings(results: StudyResults) -> list[Finding]:
 
 
 def unfair_checks(results: StudyResults) -> list[str]:
-    """The checks in which arms with one and the same seed differ: such results name no winner.
+    """The checks in which arms with the same seed differ: such results name no winner.
 
     A seed that an arm lacks is no such check, for arms are compared over the seeds they share; neither is what differs
-    between seeds alone, such as the commit of seeds added later, for differences pair arms with one seed.
+    between seeds alone, such as the commit of seeds added later, for differences pair arms seed by seed.
     """
     found: dict[str, None] = {}
     for seed in results.recipe.seeds:

@@ -83,15 +83,16 @@ def scores(results: StudyResults) -> Table:
     ]
     columns += [Column(f"score_{task}", task_heading(results, task), words.score) for task in results.tasks]
     interval = "t-interval" if results.interval == "t" else "bootstrap interval"
+    mean = f"Mean over seeds ± half of the 95 % {interval}"
+    if max((len(runs) for runs in results.runs.values()), default=0) < 2:
+        mean = "One seed, so without intervals"
     note = (
         "Scores in points of 100 (Matthews correlation for CoLA, Pearson for STS-B, accuracy or F1 otherwise); the "
-        f"average is over tasks. Mean over seeds ± half of the 95 % {interval}. Differences are paired by seed. "
+        f"average is over tasks. {mean}. Differences are paired by seed. "
         "The probe is one MLM head trained on the frozen student, alike for all arms; lower is better, in nats."
     )
     if not results.tasks:
-        note = (
-            f"Mean over seeds ± half of the 95 % {interval}; differences are paired by seed; lower is better, in nats."
-        )
+        note = f"{mean}; differences are paired by seed; lower is better, in nats."
     if partial_tasks(results):
         note += " * scored on a partial or substitute split."
     strong = _winners(results)

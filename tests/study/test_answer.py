@@ -76,7 +76,7 @@ def test_an_unfair_study_names_no_winner(tmp_path):
     study_on_disk.edit_summary(run, fingerprint=recorded | {"data": "0badf00d"})
     study = results.load(directory)
     assert answer(study).startswith(
-        "No winner is named: arms with one seed differ in more than their objective (finger"
+        "No winner is named: arms with the same seed differ in more than their objective (finger"
     )
     assert {one.verdict for one in comparisons.all_comparisons(study)} == {"unfair: none"}
     assert comparisons.winner(study, "score") is None

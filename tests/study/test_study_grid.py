@@ -209,7 +209,7 @@ def test_unfair_cells_conclude_nothing(tmp_path: Path) -> None:
     directory = planted(tmp_path)
     cell = cell_directory(directory, Place(1.0, 512))
     study_on_disk.edit_summary(results.arm_directory(cell, "minilm", 1), parameters=1)
-    assert grid_report.answer(leads.load(directory)).startswith("Nothing is concluded: arms with one seed differ")
+    assert grid_report.answer(leads.load(directory)).startswith("Nothing is concluded: arms with the same seed differ")
 
 
 def test_the_report_has_its_parts_and_an_unfinished_grid_says_so(tmp_path: Path) -> None:
