@@ -57,7 +57,8 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
 def apply_override(raw: dict[str, Any], override: str) -> None:
     """Apply one ``dotted.key=value`` (value read as YAML) to ``raw`` in place.
 
-    Setting one unit of ``budget`` replaces the unit the recipe had: a budget has exactly one.
+    Setting one unit of ``budget`` replaces the unit the recipe had: a budget has exactly one. A calibration goes with
+    it where the new unit is counted, not measured.
     """
     key, separator, text = override.partition("=")
     if not separator or not key:
@@ -77,6 +78,8 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     if parents[-1:] == ["budget"] and leaf in BUDGET_UNITS:
         for unit in BUDGET_UNITS:
             section.pop(unit, None)
+        if leaf not in TIME_UNITS:
+            section.pop("calibrate", None)
     try:
         section[leaf] = recipe_yaml.read(text)
     except ValueError as error:
@@ -85,7 +88,8 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         ) from error
 
 
-BUDGET_UNITS = ("hours", "gpu_hours", "flops", "tokens")
+TIME_UNITS = ("hours", "gpu_hours")
+BUDGET_UNITS = (*TIME_UNITS, "flops", "tokens")
 
 
 def validate(schema: type[Recipe], raw: Any, where: str) -> Recipe:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from kd_megatron.config import BUDGET_UNITS, Strict
+from kd_megatron.config import BUDGET_UNITS, TIME_UNITS, Strict
 from kd_megatron.finetune_presets import STUDY, fill_in
 from kd_megatron.paths import PathPart, PathText, Revision
 
@@ -204,7 +204,7 @@ class BudgetRecipe(Strict):
     @property
     def is_time(self) -> bool:
         """Whether a clock measures it."""
-        return self.unit in ("hours", "gpu_hours")
+        return self.unit in TIME_UNITS
 
     @property
     def unit(self) -> str:

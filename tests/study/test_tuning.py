@@ -265,6 +265,14 @@ def test_what_cannot_be_calibrated_is_refused(changes, message):
         config.validate(StudyRecipe, validated().model_dump(mode="json") | changes, where="s")
 
 
+def test_a_counted_budget_on_the_command_line_takes_the_calibration_away():
+    raw = {"budget": {"hours": 4.0, "calibrate": {"rounds": 5}}}
+    config.apply_override(raw, "budget.gpu_hours=2.0")
+    assert raw == {"budget": {"gpu_hours": 2.0, "calibrate": {"rounds": 5}}}
+    config.apply_override(raw, "budget.flops=1e18")
+    assert raw == {"budget": {"flops": 1e18}}
+
+
 def test_an_unfinished_tuned_study_still_reports(finished, tmp_path):
     recipe, _ = finished
     runner.claim(recipe, tmp_path / "s")
