@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from kd_megatron import __version__, logs, recipe_yaml
-from kd_megatron.study import figures, grid_figures, latex, leads, results, words
+from kd_megatron.study import fairness, figures, grid_figures, latex, leads, results, words
 from kd_megatron.study.answer import Measure, budget_in_words, num_seeds
 from kd_megatron.study.document import (
     Block,
@@ -149,9 +149,16 @@ def caveats(grid: GridResults) -> list[str]:
         "Small pools are parts of the large ones, drawn once: how much the choice of a pool matters is in no interval.",
         "Repetition and the size of the pool go together here: a small pool is both read more often and less varied.",
         "The probe's loss favours arms that train masked-language modelling.",
+        *_allowed(grid),
         *grid.recipe.notes,
     ]
     return said
+
+
+def _allowed(grid: GridResults) -> list[str]:
+    allowed = fairness.check(grid.cells[0].study.recipe) if grid.cells else []
+    keys = ", ".join(difference.key for difference in allowed)
+    return [f"The recipe lets arms differ in {keys} beside their objective: see the reports of the cells."] * bool(keys)
 
 
 def _method(grid: GridResults) -> list[str]:
