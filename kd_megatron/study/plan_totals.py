@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from kd_megatron.engine.flops import ArmCost, arm_cost, encoder_flops, head_flops, num_masked_positions
 from kd_megatron.finetune import halving
+from kd_megatron.finetune.embedded import NUM_DEV, NUM_TRAIN
 from kd_megatron.finetune.glue import GLUE
 from kd_megatron.models.build import student_config
 from kd_megatron.schema import FinetuneRecipe, StudyRecipe, TaskRecipe
@@ -141,11 +142,11 @@ def finetune_flops(recipe: FinetuneRecipe, config: PretrainedConfig) -> tuple[fl
 
 
 def task_sizes(task: TaskRecipe) -> tuple[int, int] | None:
-    """(training rows, dev rows) of a GLUE task after the recipe's caps; None for own data, whose files are not read."""
+    """(training rows, dev rows) after the recipe's caps; None for own data, whose files are not read."""
     known = GLUE.get(task.name) if task.is_glue else None
-    if known is None:
+    if known is None and task.train != "embedded":
         return None
-    num_train, num_dev = known.num_train[0], sum(known.num_dev.values())
+    num_train, num_dev = (known.num_train[0], sum(known.num_dev.values())) if known else (NUM_TRAIN, NUM_DEV)
     return min(num_train, task.max_train_examples or num_train), min(num_dev, task.max_dev_examples or num_dev)
 
 
