@@ -98,7 +98,7 @@ def _waits(frame: FrameType) -> bool:
         return True
     if not _WAITING_FILES.search(file):
         return False
-    line = linecache.getline(file, frame.f_lineno)
+    line = linecache.getline(file, frame.f_lineno or 0)  # a frame that runs may be between two lines: None
     return bool(_WAITS_FOR_RANKS.search(line) or (_has_gpu() and _WAITS_FOR_DEVICE.search(line)))
 
 

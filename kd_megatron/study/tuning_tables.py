@@ -74,18 +74,23 @@ def _note(found: dict[str, Any]) -> str:
 
 
 def show(results: StudyResults) -> None:
-    """Print the trials."""
-    table = tuning(results)
-    if table is None:
+    """Print the trials, narrow enough for a terminal."""
+    found = results.tuning
+    if found is None:
         return
-    shown = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in table.columns:
-        shown.add_column(column.heading, justify="left" if column.is_text else "right", no_wrap=True)
-    for cells in table.shown():
-        shown.add_row(*cells)
+    title = "What was tried before training"
+    shown = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("arm", "setting"):
+        shown.add_column(heading)
+    shown.add_column("held-out loss", justify="right", no_wrap=True)
+    shown.add_column("outcome")
+    for arm, trials in found["trials"].items():
+        for trial in trials:
+            cells = (setting_in_words(trial["setting"]), _loss(trial["probe_mlm_loss"]), _outcome(found, arm, trial))
+            shown.add_row(arm, *cells)
     console = Console(soft_wrap=False)
     console.print(shown)
-    console.print(table.note, style="dim")
+    console.print(_note(found), style="dim")
 
 
 def tuning_caveats(results: StudyResults) -> list[str]:
