@@ -126,6 +126,8 @@ def test_the_study_as_coded_is_the_canonical_one_but_for_its_arms(name):
     for arm, options in as_coded.arms.items():
         if arm.endswith("_as_coded"):
             assert options == {"objective": arm.removesuffix("_as_coded"), "as_coded": True}
+        elif arm.endswith("_equal_weights"):
+            assert options.keys() - canonical.arms["vanilla_kd"].keys() == {"temperature", "weight_kd", "weight_mlm"}
         else:
             assert options == canonical.arms[arm]
 
