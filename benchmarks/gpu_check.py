@@ -59,7 +59,7 @@ def _check_kernels(dry_run: bool, report, alone: bool) -> None:
 def _time_steps(dry_run: bool, report) -> None:
     start = time.perf_counter()
     from kd_megatron import dist
-    from kd_megatron.study import device_step_sizes, device_steps
+    from kd_megatron.study.measuring import device_step_sizes, device_steps
 
     report.say(f"\nimported what whole steps need in {time.perf_counter() - start:.0f} s")
     try:

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.cli import bench_output
     from kd_megatron.errors import RecipeError
     from kd_megatron.kernels.bench.rows import as_json
-    from kd_megatron.study.made_up_pools import MIN_TOKENS, working_directory
+    from kd_megatron.study.measuring.made_up_pools import MIN_TOKENS, working_directory
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise RecipeError(given=f"bench data with {os.environ['WORLD_SIZE']} processes", expected="one process")
@@ -57,8 +57,8 @@ def _measure(directory: Path, num_tokens: int, num_characters: int) -> "list[Row
     import tempfile
 
     from kd_megatron import logs
-    from kd_megatron.study import data_throughput, made_up_pools, prepare_throughput
-    from kd_megatron.study.in_turn import measure
+    from kd_megatron.study.measuring import data_throughput, made_up_pools, prepare_throughput
+    from kd_megatron.study.measuring.in_turn import measure
 
     rows: list[Row] = []
     pools = made_up_pools.pools(directory, made_up_pools.sizes(num_tokens))

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.hardware import resolve_precision
     from kd_megatron.kernels.bench.rows import as_json
     from kd_megatron.schema import FinetuneRecipe
-    from kd_megatron.study import finetune_throughput
+    from kd_megatron.study.measuring import finetune_throughput
 
     num_rounds = 2 if args.rounds is None else args.rounds
     processes = _check(args, num_rounds)

@@ -27,7 +27,7 @@ def check_outputs(args: argparse.Namespace, source: str) -> None:
     from pathlib import Path
 
     from kd_megatron.errors import RecipeError
-    from kd_megatron.study import performance
+    from kd_megatron.study.measuring import performance
 
     for name in (args.json, args.markdown, args.plot):
         if name:
@@ -48,7 +48,7 @@ def finish(args: argparse.Namespace, rows: "Sequence[Row]", record: dict[str, An
     from pathlib import Path
 
     from kd_megatron import logs
-    from kd_megatron.study import performance
+    from kd_megatron.study.measuring import performance
 
     recorded = performance.read(Path(args.compare)) if args.compare else None  # before --json replaces that very file
     if args.json:
@@ -64,7 +64,7 @@ def _compare(
     from rich.table import Table
 
     from kd_megatron.kernels.bench import comparison
-    from kd_megatron.study import performance
+    from kd_megatron.study.measuring import performance
 
     changes = comparison.compare(rows, recorded)
     table = Table(title=f"{args.compare}: {performance.describe(record)}", title_justify="left")
@@ -91,7 +91,7 @@ def present(args: argparse.Namespace, source: str, rows: "Sequence[Row]", record
     from rich.table import Table
 
     from kd_megatron.kernels.bench.rows import NUM_PLACE_COLUMNS, cells, columns
-    from kd_megatron.study import performance
+    from kd_megatron.study.measuring import performance
 
     page = console()
     places = list(dict.fromkeys((row.name, row.shape, row.dtype) for row in rows))

@@ -15,7 +15,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from kd_megatron.cli import bench_output
-    from kd_megatron.study import performance
+    from kd_megatron.study.measuring import performance
 
     rows, record = performance.read(Path(args.file))
     bench_output.check_outputs(args, args.file)

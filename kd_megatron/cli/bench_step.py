@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batches", metavar="SIZES", help="time each arm at its fastest micro-batch size of these")
     group.add_argument("--best-batch", action="store_true", help=f"the same with {BATCHES}, as far as they divide")
     group.add_argument(
-        "--ladder", action="store_true", help="instead, for each distilling arm: the study's way, then lever by lever"
+        "--ladder", action="store_true", help="instead, for each distilling arm: both models whole, then lever by lever"
     )
     group.add_argument("--peers", action="store_true", help="in the same rounds: Hugging Face's Trainer, bertdistiller")
     group.add_argument(
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.hardware import resolve_precision
     from kd_megatron.kernels.bench.rows import as_json
     from kd_megatron.schema import StudyRecipe
-    from kd_megatron.study import made_up_inputs
+    from kd_megatron.study.measuring import made_up_inputs
     from kd_megatron.training.fingerprint import fingerprint
 
     num_steps = 20 if args.steps is None else args.steps
@@ -113,7 +113,7 @@ def micro_batch_sizes(args: argparse.Namespace, global_batch_size: int, num_proc
 
 def _measure(args: argparse.Namespace, recipe: "StudyRecipe", num_steps: int, teacher: str | None) -> "list[Row]":
     from kd_megatron import dist
-    from kd_megatron.study import peers, throughput
+    from kd_megatron.study.measuring import peers, throughput
 
     sizes = micro_batch_sizes(args, recipe.training.global_batch_size, dist.world_size())
     if sizes:

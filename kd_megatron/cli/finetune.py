@@ -92,7 +92,7 @@ def _write_outputs(summary: dict[str, Any], output: Path, recipe: "FinetuneRecip
     """The page, and the zip for GLUE's server where one is asked for."""
     from kd_megatron.finetune.jobs import SUMMARY
     from kd_megatron.finetune.submission import write_submission
-    from kd_megatron.study.finetune_page import HTML, write_page
+    from kd_megatron.study.reporting.finetune_page import HTML, write_page
 
     page = write_page(output)
     print(f"written to {output / SUMMARY}, {page} and {output / HTML}")

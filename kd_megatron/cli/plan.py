@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.errors import RecipeError
     from kd_megatron.hardware import named_gpu
     from kd_megatron.schema import StudyRecipe
-    from kd_megatron.study import plan, plan_view, published_code, published_code_view
+    from kd_megatron.study.planner import plan, plan_view, published_code, published_code_view
 
     if args.procs < 1:
         raise RecipeError(given=f"--procs {args.procs}", expected="1 or more", fix="give the number of processes")

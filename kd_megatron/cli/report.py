@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the report and print its path."""
     directory = Path(args.directory)
     if _is_finetuning(directory):
-        from kd_megatron.study.finetune_page import write_page
+        from kd_megatron.study.reporting.finetune_page import write_page
 
         print(write_page(directory, args.to, args.published))
         return 0
@@ -70,12 +70,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _of_study(directory: Path, args: argparse.Namespace) -> Path:
     from kd_megatron.errors import RecipeError
-    from kd_megatron.study import raw
-    from kd_megatron.study.publish import publish
-    from kd_megatron.study.report import write_report
+    from kd_megatron.study.reporting import raw
+    from kd_megatron.study.reporting.publish import publish
+    from kd_megatron.study.reporting.report import write_report
 
     if args.watch:
-        from kd_megatron.study.watch import watch
+        from kd_megatron.study.reporting.watch import watch
 
         if args.to or raw.find(directory):
             raise RecipeError(

@@ -27,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.hardware import resolve_precision
     from kd_megatron.launch.preflight import compare_nodes
     from kd_megatron.schema import StudyRecipe
-    from kd_megatron.study import results, runner, tuning_tables
+    from kd_megatron.study import results, runner
+    from kd_megatron.study.reporting import tuning_tables
 
     recipe = config.load(args.recipe, StudyRecipe, args.overrides)
     if recipe.tuning is None:

@@ -20,10 +20,10 @@ import numpy
 from kd_megatron.study import comparisons, curves, words
 from kd_megatron.study.crossover import paid_back
 from kd_megatron.study.curves import Reading
+from kd_megatron.study.reporting.tables import Column, Table, teacher_flops
 from kd_megatron.study.results import StudyResults
 from kd_megatron.study.scaling import Fit
 from kd_megatron.study.statistics import Estimate, estimate
-from kd_megatron.study.tables import Column, Table, teacher_flops
 
 NUM_PLACES = 200  # of budgets between the first reading of the reference and its last
 

@@ -21,8 +21,8 @@ from kd_megatron.logs import say, write_json
 from kd_megatron.objectives import schedule
 from kd_megatron.schema import CalibrateRecipe, StudyRecipe
 from kd_megatron.study.effective import CALIBRATION_FILE, read, run_recipe, with_steps
+from kd_megatron.study.measuring.timed_run import TimedRun, Variant
 from kd_megatron.study.piece import Piece, teacher_path
-from kd_megatron.study.timed_run import TimedRun, Variant
 from kd_megatron.training.fingerprint import PACKAGES
 
 SAME_MACHINE = ("device", "num_threads_per_process", "num_processes")  # of ``hardware``: what speed hangs on
@@ -63,7 +63,7 @@ def measure(recipe: StudyRecipe, calibrate: CalibrateRecipe, teacher: str | None
         ``p80`` over the rounds, and all of them) and ``tokens_per_step``; beside it what was measured, how, when and
         on what.
     """
-    from kd_megatron.study.throughput import built, key
+    from kd_megatron.study.measuring.throughput import built, key
 
     phases = {arm: phase_variants(recipe, arm) for arm in recipe.arms}
     speeds: dict[str, list[float]] = {arm: [] for arm in recipe.arms}
@@ -94,7 +94,7 @@ def measure(recipe: StudyRecipe, calibrate: CalibrateRecipe, teacher: str | None
 
 def phase_variants(recipe: StudyRecipe, arm: str) -> list[tuple[float, Variant]]:
     """What is timed of ``arm``: the whole of it, or each phase of a schedule with its share of the steps."""
-    from kd_megatron.study.throughput import arm_variant
+    from kd_megatron.study.measuring.throughput import arm_variant
 
     whole = arm_variant(recipe, arm)
     found = schedule.split(whole.study.arms[arm])

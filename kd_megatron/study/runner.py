@@ -35,7 +35,7 @@ def run_study(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) ->
     begin(recipe, directory, redo)
     run_pieces(pieces(recipe, directory, redo), directory)
     if dist.is_main():
-        from kd_megatron.study import report
+        from kd_megatron.study.reporting import report
 
         report.write_report(directory)
     dist.barrier()
@@ -62,8 +62,8 @@ def refuse_too_small(recipe: StudyRecipe, directory: Path) -> None:
     are calibration's affair.
     """
     from kd_megatron.engine.flops import arm_cost
-    from kd_megatron.study.plan_arms import charged_flops_per_token
-    from kd_megatron.study.plan_checks import require_enough
+    from kd_megatron.study.planner.plan_arms import charged_flops_per_token
+    from kd_megatron.study.planner.plan_checks import require_enough
 
     runs = {arm: [results.arm_directory(directory, arm, seed) for seed in recipe.seeds] for arm in recipe.arms}
     waiting = [arm for arm, places in runs.items() if any(results.finished_run(place) is None for place in places)]

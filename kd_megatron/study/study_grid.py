@@ -79,7 +79,8 @@ def _cell_piece(recipe: StudyRecipe, directory: Path, place: Place, redo: Sequen
     where, cell = cell_directory(directory, place), cell_recipe(recipe, place)
 
     def run() -> None:
-        from kd_megatron.study import report, runner
+        from kd_megatron.study import runner
+        from kd_megatron.study.reporting import report
 
         runner.begin(cell, where, redo)
         if dist.is_main():

@@ -9,7 +9,7 @@ from kd_megatron import errors
 from kd_megatron.cli import main as cli
 from kd_megatron.kernels import vocab_kl
 from kd_megatron.kernels.bench.rows import Row, as_json
-from kd_megatron.study import performance
+from kd_megatron.study.measuring import performance
 
 FACTS = {
     "commit": "0123456789abcdef",

@@ -18,7 +18,7 @@ from kd_megatron import schema
 from kd_megatron.config import validate
 from kd_megatron.errors import ModelError, RecipeError
 from kd_megatron.objectives import registry
-from kd_megatron.study.plan import plan
+from kd_megatron.study.planner.plan import plan
 from kd_megatron.tensors import Batch, ModelShape, Taps
 
 STUDENT = ModelShape(num_layers=1, hidden_size=2, num_attention_heads=1, vocab_size=7)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from tolerances import HAND_WORKED_STATISTIC_RELATIVE
 
-from kd_megatron.study import grid_report, leads, raw, results, tables
-from kd_megatron.study.answer import answer
+from kd_megatron.study import leads, results
+from kd_megatron.study.reporting import grid_report, raw, tables
+from kd_megatron.study.reporting.answer import answer
 from kd_megatron.study.statistics import Estimate
 
 ROOT = Path(__file__).resolve().parents[2]

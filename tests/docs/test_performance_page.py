@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_megatron.study import performance
+from kd_megatron.study.measuring import performance
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/performance.md"

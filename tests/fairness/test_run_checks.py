@@ -8,7 +8,7 @@ import study_on_disk
 
 from kd_megatron.study import results
 from kd_megatron.study.effective import run_recipe
-from kd_megatron.study.report import write_report
+from kd_megatron.study.reporting.report import write_report
 from kd_megatron.study.run_checks import run_findings
 
 

@@ -14,8 +14,8 @@ from kd_megatron.errors import DataError, OutputError
 from kd_megatron.finetune.grid import run_grid
 from kd_megatron.finetune.summary import t_interval
 from kd_megatron.schema import FinetuneRecipe
-from kd_megatron.study import finetune_results
-from kd_megatron.study.finetune_page import write_page
+from kd_megatron.study.reporting import finetune_results
+from kd_megatron.study.reporting.finetune_page import write_page
 
 ROOT = Path(__file__).parents[2]
 

@@ -63,7 +63,7 @@ def test_its_corpus_makes_the_shards_it_reads(path):
 
 @pytest.mark.parametrize("path", STUDIES)
 def test_it_can_be_planned(path):
-    from kd_megatron.study.plan import plan
+    from kd_megatron.study.planner.plan import plan
 
     recipe = load(path)
     teacher = recipe.teacher and recipe.teacher.path

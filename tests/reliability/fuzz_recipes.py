@@ -163,7 +163,7 @@ def require_held(given: Any, read: Any, key: str) -> None:
 def show_plan(recipe: Any) -> None:
     from rich.console import Console
 
-    from kd_megatron.study import plan, plan_view
+    from kd_megatron.study.planner import plan, plan_view
 
     output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     plan_view.show(plan.plan(recipe), Console(file=output, width=120))

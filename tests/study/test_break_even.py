@@ -5,7 +5,7 @@ import study_on_disk
 
 from kd_megatron.study import break_even, results
 from kd_megatron.study.curves import Reading
-from kd_megatron.study.report import write_report
+from kd_megatron.study.reporting.report import write_report
 
 ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
 FLOPS = [1e13, 2e13, 3e13, 4e13]

@@ -42,7 +42,7 @@ def test_the_second_seed_finds_what_the_first_one_filled_and_both_are_charged_al
 
 
 def test_plan_and_ledger_agree_on_the_steps(study):
-    from kd_megatron.study.plan import plan
+    from kd_megatron.study.planner.plan import plan
 
     found = results.load(study)
     for entry in plan(found.recipe).arms:

@@ -5,9 +5,10 @@ import study_on_disk
 from tolerances import HAND_WORKED_STATISTIC_RELATIVE
 
 from kd_megatron.errors import RecipeError
-from kd_megatron.study import certainty_tables, comparisons, results, tables
-from kd_megatron.study.answer import answer
-from kd_megatron.study.report import write_report
+from kd_megatron.study import comparisons, results
+from kd_megatron.study.reporting import certainty_tables, tables
+from kd_megatron.study.reporting.answer import answer
+from kd_megatron.study.reporting.report import write_report
 
 
 def read(tmp_path, **arguments):

@@ -19,8 +19,8 @@ from kd_megatron.data import verified
 from kd_megatron.data.loader import Loader
 from kd_megatron.kernels.bench.rows import Row
 from kd_megatron.schema import DataRecipe
-from kd_megatron.study import data_throughput, made_up_pools, prepare_throughput
-from kd_megatron.study.in_turn import Case, measure
+from kd_megatron.study.measuring import data_throughput, made_up_pools, prepare_throughput
+from kd_megatron.study.measuring.in_turn import Case, measure
 from kd_megatron.tensors import IGNORED
 
 SMALL, LARGE = 50_000, 5_000_000

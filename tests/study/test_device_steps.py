@@ -10,8 +10,8 @@ import torch
 
 from kd_megatron.cli.main import main
 from kd_megatron.kernels.bench.device_report import Report
-from kd_megatron.study import device_place, device_steps
-from kd_megatron.study.device_step_sizes import (
+from kd_megatron.study.measuring import device_place, device_steps
+from kd_megatron.study.measuring.device_step_sizes import (
     ALLOWED_FP8,
     CACHED,
     COMPILED,
@@ -20,13 +20,13 @@ from kd_megatron.study.device_step_sizes import (
     GPU,
     LEVERS,
     OURS,
-    STUDY,
+    WHOLE,
     Place,
     StepSizes,
     recipe,
     variant,
 )
-from kd_megatron.study.timed_run import TimedRun
+from kd_megatron.study.measuring.timed_run import TimedRun
 
 ARMS = ("scratch", "vanilla_kd", "minilm", "tinybert")
 
@@ -65,7 +65,7 @@ def test_fp8_and_compiled_steps_are_what_they_say(dry_run: tuple[int, dict, Path
     _, record, _ = dry_run
     errors = {(check["name"], check["backend"], check["tensor"]): check["error"] for check in record["checks"]}
     assert all(errors[f"steps/{arm}", FP8, term] > 1e-6 for arm, term in (("minilm", "keys"), ("tinybert", "hidden")))
-    assert errors["steps/minilm", STUDY, "keys"] == 0.0
+    assert errors["steps/minilm", WHOLE, "keys"] == 0.0
     assert max(error for (_, lever, _), error in errors.items() if lever != FP8) < 1e-2
     assert max(errors.values()) < ALLOWED_FP8
 
@@ -97,11 +97,11 @@ def test_a_lever_that_differs_is_red_and_not_timed(tmp_path: Path, monkeypatch: 
         return {term: factor * value for term, value in true(run).items()}
 
     monkeypatch.setattr(TimedRun, "losses_of_a_step", planted)
-    exit_code, record = run(quick(STUDY, OURS), tmp_path)
+    exit_code, record = run(quick(WHOLE, OURS), tmp_path)
     assert exit_code == 1
     assert {line.partition(": ")[0] for line in record["red"]} == {f"minilm, {OURS}, 2x32 from 4x32 L16"}
     rows = {(row["name"], row["backend"]) for row in record["rows"]}
-    assert rows == {(f"steps/{arm}", lever) for arm in ARMS for lever in (STUDY, OURS)} - {("steps/minilm", OURS)}
+    assert rows == {(f"steps/{arm}", lever) for arm in ARMS for lever in (WHOLE, OURS)} - {("steps/minilm", OURS)}
 
 
 def test_faults_and_full_memory_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

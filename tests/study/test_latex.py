@@ -5,8 +5,9 @@ import re
 import pytest
 import study_on_disk
 
-from kd_megatron.study import certainty_tables, latex, published, results, tables
-from kd_megatron.study.tables import Column, Table
+from kd_megatron.study import results
+from kd_megatron.study.reporting import certainty_tables, latex, published, tables
+from kd_megatron.study.reporting.tables import Column, Table
 
 
 @pytest.fixture(scope="module")

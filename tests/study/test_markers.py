@@ -19,9 +19,10 @@ from kd_megatron.engine import checkpoint
 from kd_megatron.errors import OutputError
 from kd_megatron.logs import read_metrics
 from kd_megatron.schema import StudyRecipe
-from kd_megatron.study import curve_figures as figures
-from kd_megatron.study import curves, markers, results, scaling_report
+from kd_megatron.study import curves, markers, results
 from kd_megatron.study.claim import compare
+from kd_megatron.study.reporting import curve_figures as figures
+from kd_megatron.study.reporting import scaling_report
 from kd_megatron.study.runner import pieces, run_study
 from kd_megatron.training.branch import leave
 from kd_megatron.training.run import pretrain

@@ -10,7 +10,7 @@ import pytest
 from tiny_study import tiny_study, write_inputs
 
 from kd_megatron.errors import EnvironmentFault
-from kd_megatron.study import peers
+from kd_megatron.study.measuring import peers
 
 # A program that takes its turns as the real ones do, by their own module, and ends in its fourth step.
 STAND_IN = """

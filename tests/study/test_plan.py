@@ -10,8 +10,8 @@ from kd_megatron.cli import main
 from kd_megatron.engine.flops import arm_cost
 from kd_megatron.errors import ModelError
 from kd_megatron.manifest import read_manifest
-from kd_megatron.study.plan import plan
-from kd_megatron.study.plan_view import show
+from kd_megatron.study.planner.plan import plan
+from kd_megatron.study.planner.plan_view import show
 
 
 @pytest.fixture(scope="module")

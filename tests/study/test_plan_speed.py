@@ -10,10 +10,10 @@ from tiny_study import tiny_study, write_inputs
 from kd_megatron.cli import main
 from kd_megatron.errors import RecipeError
 from kd_megatron.hardware import GPUS, named_gpu
-from kd_megatron.study.plan import Hardware
-from kd_megatron.study.plan import plan as plan_with_memory
-from kd_megatron.study.plan_totals import finetune_flops, task_sizes
-from kd_megatron.study.plan_view import show
+from kd_megatron.study.planner.plan import Hardware
+from kd_megatron.study.planner.plan import plan as plan_with_memory
+from kd_megatron.study.planner.plan_totals import finetune_flops, task_sizes
+from kd_megatron.study.planner.plan_view import show
 
 STEP_TOKENS = 8 * 16
 SPEEDS = {"scratch": 4000.0, "vanilla_kd": 2500.0, "minilm": 3000.0, "tinybert": 2000.0}

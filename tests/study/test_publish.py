@@ -9,9 +9,9 @@ import study_on_disk
 
 from kd_megatron.cli import main as cli
 from kd_megatron.errors import DataError, OutputError, RecipeError
-from kd_megatron.study import figures, raw
-from kd_megatron.study.publish import publish
-from kd_megatron.study.report import write_report
+from kd_megatron.study.reporting import figures, raw
+from kd_megatron.study.reporting.publish import publish
+from kd_megatron.study.reporting.report import write_report
 
 
 def contents(directory: Path) -> dict[str, bytes]:

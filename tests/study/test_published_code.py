@@ -14,10 +14,10 @@ from kd_megatron.engine import flops
 from kd_megatron.errors import RecipeError
 from kd_megatron.hardware import GPUS
 from kd_megatron.schema import StudyRecipe
-from kd_megatron.study import eager_step, published_code
-from kd_megatron.study.published import REFERENCE
-from kd_megatron.study.published_code import ANCHOR, PUBLISHED, as_published, predicted_tokens
-from kd_megatron.study.published_code_view import show
+from kd_megatron.study.planner import eager_step, published_code
+from kd_megatron.study.planner.published_code import ANCHOR, PUBLISHED, as_published, predicted_tokens
+from kd_megatron.study.planner.published_code_view import show
+from kd_megatron.study.reporting.published import REFERENCE
 from kd_megatron.tensors import Needs
 
 ROOT = Path(__file__).resolve().parents[2]

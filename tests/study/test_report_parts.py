@@ -5,8 +5,9 @@ import json
 import pytest
 import study_on_disk
 
-from kd_megatron.study import published, results, run_details, words
-from kd_megatron.study.document import Bullets, TableBlock
+from kd_megatron.study import results, words
+from kd_megatron.study.reporting import published, run_details
+from kd_megatron.study.reporting.document import Bullets, TableBlock
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@ import pytest
 import study_on_disk
 
 from kd_megatron.errors import OutputError
-from kd_megatron.study import results, scaling_report
-from kd_megatron.study.report import write_report
+from kd_megatron.study import results
+from kd_megatron.study.reporting import scaling_report
+from kd_megatron.study.reporting.report import write_report
 
 ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
 LAWS = {"scratch": (2.0, 60.0, 0.28), "minilm": (1.9, 70.3189, 0.28)}  # cross at 1.5446e7 tokens: test_scaling.py

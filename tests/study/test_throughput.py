@@ -12,9 +12,9 @@ from kd_megatron.data.loader import Loader
 from kd_megatron.engine.flops import sequence_cost
 from kd_megatron.kernels.bench import bounds
 from kd_megatron.schema import StudyRecipe
-from kd_megatron.study import ladder, made_up_inputs, throughput
 from kd_megatron.study.effective import run_recipe
-from kd_megatron.study.timed_run import TimedRun, batch_shape
+from kd_megatron.study.measuring import ladder, made_up_inputs, throughput
+from kd_megatron.study.measuring.timed_run import TimedRun, batch_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "benchmarks/recipes/step_6x384.yaml"
@@ -84,7 +84,7 @@ def executed(variant, teacher: Path, tmp_path: Path) -> tuple[set[str], dict[str
 def test_levers_change_what_runs_and_not_what_is_learnt(arm: str, inputs: Path, tmp_path: Path):
     study = run_recipe(tiny_study(inputs), arm, 0)
     variants = {variant.backend: variant for variant in ladder.rungs(study, arm, tmp_path)}
-    assert list(variants)[:4] == [ladder.STUDY, "+ fused losses", "+ teacher stops", "+ student stops"]
+    assert list(variants)[:4] == [ladder.WHOLE, "+ fused losses", "+ teacher stops", "+ student stops"]
     runs = {name: executed(variants[name], inputs / "teacher", tmp_path) for name in list(variants)[:4]}
     losses = [losses for _, losses in runs.values()]
     for other in losses[1:]:
@@ -92,7 +92,7 @@ def test_levers_change_what_runs_and_not_what_is_learnt(arm: str, inputs: Path, 
     whole, fused, teacher_stops, student_stops = (modules for modules, _ in runs.values())
     heads = {"student.model.cls.predictions.transform", "teacher.model.cls.predictions.transform"}
     assert heads <= whole == fused
-    assert variants[ladder.STUDY].study.arms[arm]["backend"] == "reference"
+    assert variants[ladder.WHOLE].study.arms[arm]["backend"] == "reference"
     assert "backend" not in variants["+ fused losses"].study.arms[arm]
     if arm == "vanilla_kd":  # which reads both heads
         assert student_stops == whole
@@ -112,7 +112,7 @@ def test_the_ladder_is_timed_beside_scratch(inputs: Path):
     assert {row.name for row in rows[1:]} == {"ladder/minilm"}
     assert {row.ratio_to for row in rows} == {"scratch"}
     assert [row.backend for row in rows[1:]] == [
-        ladder.STUDY,
+        ladder.WHOLE,
         *(name for name in ladder.LEVERS if "compile" not in name),
     ]
 

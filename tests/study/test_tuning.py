@@ -10,7 +10,7 @@ from tiny_study import tiny_study, write_inputs
 from kd_megatron import config, machine
 from kd_megatron.errors import EnvironmentFault, OutputError, RecipeError
 from kd_megatron.schema import CalibrateRecipe, StudyRecipe
-from kd_megatron.study import calibration, fairness, results, runner, tuning, tuning_tables
+from kd_megatron.study import calibration, fairness, results, runner, tuning
 from kd_megatron.study.effective import (
     LEARNING_RATE,
     effective_recipe,
@@ -20,7 +20,8 @@ from kd_megatron.study.effective import (
     with_steps,
     with_tuning,
 )
-from kd_megatron.study.report import write_report
+from kd_megatron.study.reporting import tuning_tables
+from kd_megatron.study.reporting.report import write_report
 
 TUNING = {"learning_rates": [1e-3, 3e-3], "budget": {"flops": 1e12}}
 WEIGHTS = {"vanilla_kd": {"weight_kd": [1.0, 5.0, 25.0]}}

@@ -14,8 +14,9 @@ from rich.console import Console
 from kd_megatron import recipe_yaml
 from kd_megatron.cli import main as cli
 from kd_megatron.errors import OutputError, RecipeError
-from kd_megatron.study import figures, results, watch
-from kd_megatron.study.report import write_report
+from kd_megatron.study import results
+from kd_megatron.study.reporting import figures, watch
+from kd_megatron.study.reporting.report import write_report
 
 ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
 

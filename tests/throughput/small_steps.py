@@ -24,8 +24,8 @@ from kd_megatron.kernels.bench.case import Case
 from kd_megatron.kernels.bench.rows import Row, as_json, timing_figures
 from kd_megatron.kernels.bench.vocab_cases import VocabKl
 from kd_megatron.schema import StudyRecipe
-from kd_megatron.study import ladder, made_up_inputs, peers, throughput
 from kd_megatron.study.effective import run_recipe
+from kd_megatron.study.measuring import ladder, made_up_inputs, peers, throughput
 from kd_megatron.training.fingerprint import PACKAGES
 
 RECORDED = Path(__file__).with_name("recorded.json")

@@ -15,7 +15,7 @@ from tolerances import KERNEL_RATIO_FALL, PLANTED_SLOW_DOWN, STEP_RATIO_FALL
 from kd_megatron.errors import SlowerError
 from kd_megatron.kernels.bench.comparison import PEER, compare, refuse_slower
 from kd_megatron.kernels.bench.rows import Row
-from kd_megatron.study import performance, throughput
+from kd_megatron.study.measuring import performance, throughput
 
 pytestmark = [pytest.mark.throughput, pytest.mark.timeout(1800)]
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny_study import ARMS, tiny_study, write_inputs
 from tolerances import PARITY_FLOAT32_RELATIVE
 
-from kd_megatron.study.timed_run import TimedRun, Variant
+from kd_megatron.study.measuring.timed_run import TimedRun, Variant
 from kd_megatron.training.run import pretrain
 
 NUM_STEPS = 200

@@ -20,7 +20,7 @@ from tolerances import CACHE_BF16_RELATIVE, CACHE_TOP_ALL_RELATIVE, PARITY_FLOAT
 from kd_megatron import config
 from kd_megatron.errors import OutputError, RecipeError
 from kd_megatron.schema import StudyRecipe
-from kd_megatron.study.plan import plan
+from kd_megatron.study.planner.plan import plan
 from kd_megatron.training.cached_teacher import CachedTeacher
 from kd_megatron.training.setup import prepare_run
 

@@ -1,0 +1,194 @@
+"""What a study will cost: sizes, FLOPs per token, tokens, steps and hours of its budget, memory, repetition.
+
+FLOPs come from `engine.flops` (counted by hand, as the ledger charges them), memory from `engine.memory` (a micro-batch
+of each arm, run on tensors without numbers), hours from `plan_speed`. How it is printed: `plan_view`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kd_megatron import config
+from kd_megatron.engine.build import DS_CONFIGS, read_ds_config
+from kd_megatron.engine.flops import ArmCost, arm_cost, teacher_config
+from kd_megatron.engine.memory import Memory, predict
+from kd_megatron.engine.simulate import simulate_arm
+from kd_megatron.errors import DataError, RecipeError
+from kd_megatron.hardware import named_gpu, resolve_precision
+from kd_megatron.manifest import Manifest, read_manifest
+from kd_megatron.schema import CorpusRecipe, StudyRecipe
+from kd_megatron.study import fairness, tuning
+from kd_megatron.study.fairness import Difference
+from kd_megatron.study.planner import plan_speed, plan_totals
+from kd_megatron.study.planner.plan_arms import ArmPlan, Means, charged_flops_per_token, plan_arm
+from kd_megatron.study.planner.plan_checks import require_enough
+from kd_megatron.study.planner.plan_speed import Speed
+from kd_megatron.study.planner.plan_totals import Item
+from kd_megatron.study.results import PREFERRED_REFERENCE
+from kd_megatron.study.study_grid import cell_recipe, places
+
+BERT_VOCABULARY = 30_522
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What to plan for beside the recipe: at most one of a named GPU and a file of the command calibrate."""
+
+    gpu: str | None = None
+    efficiency: float | None = None  # of the data sheet's rate; None: `plan_speed.EFFICIENCY`
+    calibration: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole study, planned."""
+
+    recipe: StudyRecipe
+    arms: list[ArmPlan]
+    vocab_size: int
+    vocab_source: str
+    pool_tokens: int | None  # tokens of one epoch, None before the data is prepared
+    memory: dict[str, tuple[str, Memory]]  # ds_config -> the arm that needs most, and what one of its processes needs
+    num_processes: int
+    allowed: list[Difference]
+    speed: Speed | None
+    totals: list[Item]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for ``plan --json``."""
+        as_dict = asdict(self) | {"recipe": self.recipe.model_dump(mode="json")}
+        for planned, entry in zip(as_dict["arms"], self.arms, strict=True):
+            planned["cost"]["total_flops_per_token"] = entry.cost.total_flops_per_token
+        as_dict["memory"] = {
+            name: {"arm": arm, **asdict(needed), "total": needed.total} for name, (arm, needed) in self.memory.items()
+        }
+        return as_dict
+
+
+def plan(
+    recipe: StudyRecipe, num_processes: int = 1, hardware: Hardware | None = None, simulates_memory: bool = True
+) -> Plan:
+    """Plan ``recipe`` on ``num_processes`` processes; ``precision: auto`` as on the hardware, else on this machine.
+
+    Simulating memory takes seconds; without it nothing does, and the plan has none.
+
+    Raises:
+        RecipeError: arms differ in more than the study allows, an objective's options are wrong, the budget is too
+            small for a step or for the validations, or the hardware is not known.
+        ModelError: the teacher's size cannot be known, or student and teacher do not fit.
+    """
+    hardware = hardware or Hardware()
+    allowed = fairness.check(recipe)
+    tuning.check(recipe)
+    gpu = named_gpu(hardware.gpu) if hardware.gpu else None
+    recipe = resolve_precision(recipe, gpu)
+    manifests = _manifests(recipe)
+    vocab_size, source = _vocabulary(recipe, manifests)
+    pool = _pool_tokens(recipe, manifests)
+    resolved = {arm: fairness.resolve_arm(recipe, arm) for arm in recipe.arms}
+    costs = {arm: arm_cost(resolved[arm], arm, vocab_size) for arm in recipe.arms}
+    speed = _speed(hardware, recipe, costs, num_processes)
+    _require_enough(resolved, costs, speed, num_processes)
+    reference = costs.get(PREFERRED_REFERENCE, next(iter(costs.values())))
+    means = Means(speed, num_processes, pool)
+    arms = [plan_arm(resolved[arm], arm, cost, reference, means) for arm, cost in costs.items()]
+    totals = plan_totals.before_students(recipe, resolved, costs, vocab_size, means)
+    totals += plan_totals.joined([_cell(cell, costs, manifests, vocab_size, means) for cell in _cells(recipe)])
+    memory = _memory(resolved, num_processes, vocab_size) if simulates_memory else {}
+    return Plan(recipe, arms, vocab_size, source, pool, memory, num_processes, allowed, speed, totals)
+
+
+def _speed(hardware: Hardware, recipe: StudyRecipe, costs: Mapping[str, ArmCost], num_processes: int) -> Speed | None:
+    if hardware.gpu and hardware.calibration:
+        raise RecipeError(
+            given=f"--hardware {hardware.gpu} and --calibration {hardware.calibration}",
+            expected="one source of speed: a data sheet, or a measurement",
+            fix="leave one of them out",
+        )
+    if hardware.efficiency is not None and not hardware.gpu:
+        raise RecipeError(
+            given=f"--efficiency {hardware.efficiency:g} without --hardware",
+            expected="the GPU whose data sheet it is a share of",
+            fix="add such as --hardware h100",
+        )
+    if hardware.calibration:
+        return plan_speed.of_calibration(hardware.calibration, costs, num_processes)
+    if hardware.gpu:
+        efficiency = plan_speed.EFFICIENCY if hardware.efficiency is None else hardware.efficiency
+        return plan_speed.of_data_sheet(named_gpu(hardware.gpu), recipe.training.precision, efficiency, num_processes)
+    return None
+
+
+def _require_enough(
+    resolved: Mapping[str, StudyRecipe], costs: Mapping[str, ArmCost], speed: Speed | None, num_devices: int
+) -> None:
+    for arm, recipe in resolved.items():
+        known = {} if speed is None else {arm: speed.tokens_per_second(arm, costs[arm])}
+        require_enough(recipe, {arm: charged_flops_per_token(recipe, costs[arm])}, known, num_devices)
+
+
+def _cells(recipe: StudyRecipe) -> list[StudyRecipe]:
+    """The studies of a grid; otherwise the one."""
+    return [cell_recipe(recipe, place) for place in places(recipe)] if recipe.grid else [recipe]
+
+
+def _cell(
+    recipe: StudyRecipe,
+    costs: Mapping[str, ArmCost],
+    manifests: list[Manifest] | None,
+    vocab_size: int,
+    means: Means,
+) -> list[Item]:
+    """What the students of one cell cost."""
+    resolved = {arm: fairness.resolve_arm(recipe, arm) for arm in recipe.arms}
+    own = replace(means, pool=_pool_tokens(recipe, manifests))
+    _require_enough(resolved, costs, own.speed, own.num_devices)
+    arms = [plan_arm(resolved[arm], arm, cost, cost, own) for arm, cost in costs.items()]
+    return plan_totals.of_students(recipe, resolved, arms, vocab_size, own)
+
+
+def _memory(resolved: dict[str, StudyRecipe], num_processes: int, vocab_size: int) -> dict[str, tuple[str, Memory]]:
+    """For each ds_config, the arm that needs most."""
+    held = {arm: simulate_arm(recipe, arm, vocab_size) for arm, recipe in resolved.items()}
+
+    def largest(ds_config: str) -> tuple[str, Memory]:
+        needed = {arm: predict(resolved[arm], held[arm], ds_config, num_processes) for arm in resolved}
+        return max(needed.items(), key=lambda entry: entry[1].total)
+
+    read_ds_config(next(iter(resolved.values())).training.ds_config)  # there is such a file
+    return {path.stem: largest(path.stem) for path in sorted(DS_CONFIGS.glob("*.json"))}
+
+
+def _manifests(recipe: StudyRecipe) -> list[Manifest] | None:
+    """The manifests of all shard sets, None when one is not prepared yet."""
+    try:
+        return [read_manifest(shards.path) for shards in recipe.data.shards]
+    except DataError:
+        return None
+
+
+def _vocabulary(recipe: StudyRecipe, manifests: list[Manifest] | None) -> tuple[int, str]:
+    if manifests:
+        return manifests[0].vocab_size, "of the shards' tokenizer"
+    try:
+        corpus = config.load(recipe.data.corpus, CorpusRecipe) if recipe.data.corpus else None
+    except RecipeError:
+        corpus = None
+    if corpus and corpus.tokenizer.train:
+        return corpus.tokenizer.train.vocab_size, "that the corpus recipe trains"
+    if recipe.teacher and recipe.teacher.path:
+        given = teacher_config(recipe, BERT_VOCABULARY)
+        return getattr(given, "vocab_size", BERT_VOCABULARY), "of the teacher, assumed: the data is not prepared yet"
+    return BERT_VOCABULARY, "of bert-base-uncased, assumed: the data is not prepared yet"
+
+
+def _pool_tokens(recipe: StudyRecipe, manifests: list[Manifest] | None) -> int | None:
+    """Tokens that one epoch processes: each window holds [CLS], length - 2 tokens of the stream, and [SEP]."""
+    if manifests is None:
+        return None
+    length = recipe.data.sequence_length
+    windows = sum(manifest.tokens("train") for manifest in manifests) // (length - 2)
+    if recipe.data.unique_tokens:
+        windows = min(windows, recipe.data.unique_tokens // length)
+    return windows * length or None

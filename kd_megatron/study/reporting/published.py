@@ -1,0 +1,160 @@
+"""The published study beside this one: the same rows, and what differs. Its numbers are in ``published.json``."""
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kd_megatron.study import fairness, words
+from kd_megatron.study.reporting.answer import budget_in_words
+from kd_megatron.study.reporting.document import Block, Bullets, Details, TableBlock
+from kd_megatron.study.reporting.tables import Column, Table, mean_over
+from kd_megatron.study.results import StudyResults
+
+FILE = Path(__file__).with_suffix(".json")
+REFERENCE = "scratch"
+
+
+@cache
+def _read() -> dict[str, Any]:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def setting(study: StudyResults) -> dict[str, Any]:
+    """Of the settings that were published, the nearest one: limited data as here, else the nearest number of layers."""
+    limited = study.recipe.data.unique_tokens is not None
+    layers = study.recipe.student.num_layers
+    alike = [one for one in _read()["settings"] if one["limited"] == limited]
+    return min(alike, key=lambda one: abs(one["num_layers"] - layers))
+
+
+def beside(study: StudyResults) -> list[Block]:
+    """The two tables, and what the study's code computes otherwise; empty where no arm but the reference is in it."""
+    table = rows(study)
+    if table is None:
+        return []
+    said = [*_read()["code"], _read()["remark"]]
+    return [
+        TableBlock(replace(table, title="")),
+        TableBlock(setup(study)),
+        Details("What its code computes otherwise", [Bullets(said)]),
+    ]
+
+
+def objective_of(study: StudyResults, arm: str) -> str:
+    """The name of an arm's objective."""
+    return str(fairness.split_arm(study.recipe.arms[arm])[0].get("objective", arm))
+
+
+def rows(study: StudyResults) -> Table | None:
+    """Per arm: tokens, tokens relative to the reference, and the difference in the average; theirs and ours."""
+    found, theirs = setting(study), setting(study)["rows"]
+    arms = [arm for arm in study.arms if objective_of(study, arm) in theirs]
+    if objective_of(study, study.reference) != REFERENCE or set(arms) <= {study.reference}:
+        return None
+    tokens = {arm: mean_over(list(study.runs[arm].values()), lambda run: run.summary["tokens"]) for arm in arms}
+    base = tokens.get(study.reference)
+    shown = []
+    for arm in arms:
+        one = theirs[objective_of(study, arm)]
+        mine = tokens[arm]
+        shown.append(
+            {
+                "arm": arm,
+                "published_name": _read()["names"][objective_of(study, arm)],
+                "published_tokens": one["tokens"],
+                "published_ratio": one["tokens"] / theirs[REFERENCE]["tokens"],
+                "published_difference": _said(one),
+                "tokens": mine,
+                "ratio": mine / base if mine and base else None,
+                "difference": study.difference(arm, "score"),
+            }
+        )
+    columns = [
+        Column("arm", "arm", is_text=True),
+        Column("published_name", "its name there", is_text=True),
+        Column("published_tokens", "their tokens", words.count),
+        Column("published_ratio", "to No-KD's", words.ratio),
+        Column("published_difference", "their GLUE to No-KD", is_text=True),
+        Column("tokens", "our tokens", words.count),
+        Column("ratio", f"to {study.reference}'s", words.ratio),
+        Column("difference", f"our average to {study.reference}", words.score_difference),
+    ]
+    note = (
+        f"Theirs: {found['name']}; {_read()['source']}. Differences of averages in points; theirs are of one "
+        "seed, without an interval. Tokens of equal hours there, of an equal budget here."
+    )
+    return Table("published", "The published study beside this one", columns, shown, note)
+
+
+def _said(row: dict[str, Any]) -> str:
+    if "difference" in row:
+        return words.signed(row["difference"], 1)
+    return f"{row['said']} (number not known to us)" if "said" in row else words.NOTHING
+
+
+def setup(study: StudyResults) -> Table:
+    """What is not the same here and there; rows that agree are left out."""
+    theirs = {**setting(study)["setup"], **_read()["setup"]}
+    ours = _ours(study)
+    differing = [
+        {"what": what, "theirs": theirs[what], "ours": ours[what]} for what in theirs if theirs[what] != ours[what]
+    ]
+    columns = [
+        Column(key, heading, is_text=True) for key, heading in (("what", ""), ("theirs", "there"), ("ours", "here"))
+    ]
+    return Table("published_setup", "What differs", columns, differing)
+
+
+def _ours(study: StudyResults) -> dict[str, str]:
+    recipe = study.recipe
+    student, training, data = recipe.student, recipe.training, recipe.data
+    fixed = "static" if data.mask_seed is not None else "dynamic"
+    dropouts = sorted({student.hidden_dropout, student.attention_dropout})
+    return {
+        "student": f"{student.num_layers} layers x {student.hidden_size}",
+        "teacher": _teacher(study),
+        "budget": budget_in_words(recipe.budget),
+        "text": ", ".join(Path(shards.path).name for shards in data.shards)
+        + (f", {words.count(data.unique_tokens)} tokens of it" if data.unique_tokens else ""),
+        "first weights": student.initialise.method.replace("_", " "),
+        "sequence length": f"{data.sequence_length}, packed",
+        "masks": f"{fixed}, {100 * data.mask_fraction:g} %",
+        "batch": f"{training.global_batch_size} sequences",
+        "learning rate": _rates(study),
+        "warm-up": f"{100 * training.warmup_fraction:g} %",
+        "schedule": f"{training.schedule} in the share of the budget spent",
+        "precision": training.precision,
+        "dropout": f"{' and '.join(f'{value:g}' for value in dropouts)}; none in the teacher",
+        "pretraining seeds": str(len(recipe.seeds)),
+        "tasks": ", ".join(study.tasks) or "none",
+        "fine-tuning": _finetuning(study),
+    }
+
+
+def _teacher(study: StudyResults) -> str:
+    recipe = study.recipe.teacher
+    if recipe is None:
+        return "none"
+    if recipe.train:
+        return f"{recipe.train.encoder.num_layers} layers x {recipe.train.encoder.hidden_size}, trained by this study"
+    return Path(recipe.path or "").name
+
+
+def _rates(study: StudyResults) -> str:
+    rates = {arm: fairness.resolve_arm(study.recipe, arm).training.learning_rate for arm in study.recipe.arms}
+    if len(set(rates.values())) == 1:
+        return f"{next(iter(rates.values())):g} in all arms"
+    return ", ".join(f"{arm} {rate:g}" for arm, rate in rates.items())
+
+
+def _finetuning(study: StudyResults) -> str:
+    recipe = study.recipe.finetune
+    if recipe is None:
+        return "none"
+    rates = " or ".join(f"{rate:g}" for rate in recipe.grid.learning_rates)
+    batches = " or ".join(map(str, recipe.grid.batch_sizes))
+    seeds = f"{len(recipe.seeds)} seed{'' if len(recipe.seeds) == 1 else 's'}"
+    selected = "" if recipe.grid.num_settings == 1 else f", selected on {recipe.selection.on.replace('_', ' ')}"
+    return f"{recipe.epochs:g} epochs, learning rate {rates}, batch {batches}, {seeds}{selected}"

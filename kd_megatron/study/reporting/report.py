@@ -1,0 +1,130 @@
+"""Writes a study's report: index.html (one self-contained file), report.md, results.json, tables/ and figures/.
+
+Works on an unfinished study and says what is missing. The report appears at once or not at all.
+"""
+
+import contextlib
+import fcntl
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from kd_megatron import logs, recipe_yaml
+from kd_megatron.errors import disk_full_is_clear
+from kd_megatron.study import break_even, comparisons, fairness, results
+from kd_megatron.study.reporting import curve_figures, figures, grid_report, latex, scaling_report, tables
+from kd_megatron.study.reporting.answer import answer, measure_of
+from kd_megatron.study.reporting.caveats import caveats
+from kd_megatron.study.reporting.document import to_html, to_markdown
+from kd_megatron.study.reporting.report_content import Analysis, all_tables, content, subtitle
+from kd_megatron.study.results import StudyResults
+from kd_megatron.study.run_checks import run_findings
+from kd_megatron.study.statistics import Method
+
+
+def write_report(directory: Path | str, interval: Method = "t", beside: Sequence[Path | str] = ()) -> Path:
+    """Write ``directory/report`` anew from what the study's pieces left behind.
+
+    Args:
+        directory: of a study, finished or not.
+        interval: how intervals are made.
+        beside: other studies, of other budgets, whose losses the scaling laws are fitted to as well.
+
+    Returns:
+        The path of ``index.html``.
+
+    Raises:
+        OutputError: ``directory`` is no study, or a summary in it is damaged.
+        RecipeError: too few seeds for this kind of interval.
+    """
+    final, aside = Path(directory) / "report", Path(directory) / "report.partial"
+    with _alone(Path(directory)):
+        shutil.rmtree(aside, ignore_errors=True)
+        with disk_full_is_clear(final):
+            write_files(directory, aside, interval, beside)
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+    return final / "index.html"
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """One writer of a report at a time: a study writes its own at its end, while somebody may be watching it."""
+    if not directory.is_dir():
+        raise results.no_study(directory)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_files(directory: Path | str, target: Path, interval: Method = "t", beside: Sequence[Path | str] = ()) -> None:
+    """Write the report's files to ``target``, a new directory. Arguments and errors as of `write_report`."""
+    if results.is_grid(Path(directory)):
+        grid_report.write_files(Path(directory), target, interval)
+    else:
+        _write_study_files(results.load(directory, interval), target, beside)
+
+
+def _write_study_files(study: StudyResults, target: Path, beside: Sequence[Path | str]) -> None:
+    comparisons.check_interval(study)
+    found = Analysis(
+        run_findings(study),
+        fairness.check(study.recipe),
+        scaling_report.laws([study, *scaling_report.load_beside(study, beside)]),
+        break_even.all_break_evens(study),
+    )
+    for part in ("figures", "tables"):
+        (target / part).mkdir(parents=True)
+    drawn = figures.write_figures(study, target / "figures", _more_figures(study, found))
+    blocks = content(study, found, drawn)
+    for table in all_tables(study, found):
+        table.write_csv(target / "tables")
+        latex.write(table, target / "tables")
+    logs.write_json(target / "results.json", as_data(study, found))
+    title = f"Study {study.recipe.name}"
+    (target / "report.md").write_text(to_markdown(title, subtitle(study), blocks, target), encoding="utf-8")
+    (target / "index.html").write_text(to_html(title, subtitle(study), blocks), encoding="utf-8")
+
+
+def _more_figures(study: StudyResults, found: Analysis) -> dict[str, Callable[[], Figure | None]]:
+    return {
+        "score_against_budget": lambda: curve_figures.score_against_budget(study),
+        "loss_against_budget": lambda: curve_figures.loss_against_budget(study),
+        "cola_against_tokens": lambda: curve_figures.cola_against_tokens(study),
+        "scaling": lambda: curve_figures.scaling(study, found.laws),
+        "break_even": lambda: curve_figures.break_even(study, found.break_evens),
+    }
+
+
+def as_data(study: StudyResults, analysis: Analysis) -> dict[str, Any]:
+    """``results.json``: everything the report says, as numbers in base units (scores in [0, 1], seconds, FLOPs)."""
+    measure = measure_of(study)
+    found = all_tables(study, analysis)
+    return {
+        "study": study.recipe.name,
+        "answer": answer(study),
+        "ranked_by": measure.quantity,
+        "reference": study.reference,
+        "missing": study.missing,
+        "tables": {table.name: [_plain(row) for row in table.rows] for table in found},
+        "caveats": caveats(study, analysis.findings, analysis.allowed),
+        "scaling_warnings": analysis.laws.warnings,
+        "fingerprint": study.all_runs()[0].summary.get("fingerprint") if study.arms else None,
+        "recipe": recipe_yaml.read((study.directory / results.RECIPE_FILE).read_text(encoding="utf-8")),
+    }
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Estimates as mappings, and no NaN, which is not JSON."""
+    plain = {key: asdict(value) if isinstance(value, tables.Estimate) else value for key, value in row.items()}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}

@@ -1,0 +1,236 @@
+"""The laws of a study's arms for its report: which points, the table, and what the data cannot say."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_megatron.errors import OutputError
+from kd_megatron.schema import StudyRecipe
+from kd_megatron.study import curves, fairness, results, words
+from kd_megatron.study.crossover import Crossover, crossover
+from kd_megatron.study.reporting.tables import Column, Table
+from kd_megatron.study.results import StudyResults
+from kd_megatron.study.scaling import FEWEST_AMOUNTS, FEWEST_SEEDS, Fit, Point, Refusal, fit, num_amounts
+from kd_megatron.study.statistics import Estimate
+
+MAY_DIFFER = (
+    *("kind", "name", "description", "notes", "output", "seeds", "budget.", "finetune", "validation.at"),
+    *("data.unique_tokens", "student.hidden_size", "student.num_", "student.intermediate_size", "teacher.cost_"),
+    *("training.checkpoint_", "training.keep_", "training.log_", "training.tensorboard"),
+)
+ENOUGH_AMOUNTS = 8
+WIDE_RANGE = 10.0  # most tokens / fewest
+FAR = 10.0  # times the largest budget measured
+REPEATED, OFTEN = 1.05, 4.0  # epochs; Muennighoff et al. 2023 (arXiv 2305.16264): up to four are nearly new text
+
+
+@dataclass(frozen=True)
+class Laws:
+    """What was fitted, and between which arms the order changes."""
+
+    fits: dict[str, Fit | Refusal]
+    crossovers: dict[str, Crossover]  # arm -> with the reference
+    warnings: list[str]
+
+    @property
+    def fitted(self) -> dict[str, Fit]:
+        """The arms that have a law."""
+        return {arm: found for arm, found in self.fits.items() if isinstance(found, Fit)}
+
+
+def laws(studies: Sequence[StudyResults]) -> Laws:
+    """Fit a law to each arm of the first study.
+
+    Args:
+        studies: the one reported, then others that differ from it in budget, pool, seeds or size alone.
+    """
+    study = studies[0]
+    fits: dict[str, Fit | Refusal] = {
+        arm: _fit(points(studies, arm), branched=_branched(studies)) for arm in study.arms
+    }
+    found = {arm: law for arm, law in fits.items() if isinstance(law, Fit)}
+    prices = {arm: _price(study, arm) for arm in found}
+    crossovers = {}
+    if reference := found.get(study.reference):
+        base = (study.reference, reference, prices[study.reference])
+        others = {arm: law for arm, law in found.items() if arm != study.reference}
+        crossovers = {arm: crossover((arm, law, prices[arm]), base) for arm, law in others.items()}
+    return Laws(fits, crossovers, _warnings(studies, found, crossovers))
+
+
+def points(studies: Sequence[StudyResults], arm: str) -> list[Point]:
+    """Final losses, and those of branches, where they are of enough budgets; else every loss on the way."""
+    for is_final in (True, False):
+        found = [point for study in studies for point in _points(study, arm, is_final)]
+        if is_final and num_amounts(found) >= FEWEST_AMOUNTS:
+            return found
+    return found
+
+
+def _points(study: StudyResults, arm: str, final_alone: bool) -> list[Point]:
+    found = []
+    for seed, run in study.runs.get(arm, {}).items():
+        epochs = run.summary["tokens"] / max(run.summary["unique_tokens"], 1)
+        readings = curves.loss_readings(study, run)
+        settled = [reading for reading in readings if reading.is_decayed] if run.markers else readings[-1:]
+        for reading in settled if final_alone else readings:
+            so_far = max(1.0, epochs * reading.tokens / max(run.summary["tokens"], 1))
+            size = float(run.summary["parameters"])
+            found.append(Point(reading.tokens, reading.value, seed, size, so_far, reading.is_decayed))
+    return found
+
+
+def _fit(found: list[Point], branched: bool) -> Fit | Refusal:
+    sizes, seeds = ({getattr(point, name) for point in found} for name in ("parameters", "seed"))
+    on_the_way = any(not point.is_final for point in found)
+    by_seed = (on_the_way or branched) and len(seeds) >= FEWEST_SEEDS
+    return fit(found, with_sizes=len(sizes) > 1, unit="seeds" if by_seed else "points")
+
+
+def _branched(studies: Sequence[StudyResults]) -> bool:
+    return any(run.markers for study in studies for run in study.all_runs())
+
+
+def _price(study: StudyResults, arm: str) -> float:
+    """What a token costs in the budget's unit."""
+    spent = [(run.summary["budget"]["spent"], run.summary["tokens"]) for run in study.runs[arm].values()]
+    return math.fsum(amount for amount, _ in spent) / math.fsum(tokens for _, tokens in spent)
+
+
+def table(study: StudyResults, found: Laws) -> Table | None:
+    """Per arm: floor, exponent and the crossover with the reference; None when no arm has a law."""
+    if not found.fitted:
+        return None
+    unit = study.recipe.budget.unit.replace("flops", "FLOPs").replace("_", " ")
+    columns = [
+        Column("arm", "arm", is_text=True),
+        Column("num_points", "points"),
+        Column("amounts", "amounts of text"),
+        Column("floor", "floor E (nats)", _with_interval),
+        Column("exponent", "exponent alpha", _with_interval),
+        Column("deviation", "scatter", words.percent),
+        Column("crossover", f"order with {study.reference} changes at ({unit})", is_text=True),
+    ]
+    rows = [_row(study, arm, law, found.crossovers.get(arm)) for arm, law in found.fitted.items()]
+    units = {"points": "points around the law", "seeds": "whole seeds"}
+    resampled = " or ".join(sorted({units[law.unit] for law in found.fitted.values()}))
+    note = (
+        "L(D) = E + A D^-alpha through the probe's held-out loss, least squares on log L; in brackets 95 % intervals "
+        f"by bootstrap, resampling {resampled}. The crossover is at equal budgets, where arms see different amounts of "
+        "text; it is looked for up to 100 times the largest budget. See docs/statistics.md."
+    )
+    return Table("scaling", "", columns, rows, note)
+
+
+def _with_interval(value: Estimate) -> str:
+    return f"{value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]"
+
+
+def _row(study: StudyResults, arm: str, law: Fit, change: Crossover | None) -> dict[str, Any]:
+    return {
+        "arm": arm,
+        "num_points": len(law.points),
+        "amounts": num_amounts(law.points),
+        "floor": Estimate(len(law.points), law.floor, *law.interval(0)),
+        "exponent": Estimate(len(law.points), law.exponent, *law.interval(2)),
+        "coefficient": law.coefficient,
+        "deviation": law.deviation,
+        "crossover": words.NOTHING if change is None else _change_in_words(change, arm, study.reference),
+    }
+
+
+def _change_in_words(change: Crossover, arm: str, reference: str) -> str:
+    other = reference if change.better_after == arm else arm
+    if change.at is None:
+        sure = "" if change.share_agreeing >= 0.975 else f", in {100 * change.share_agreeing:.0f} % of resamples"
+        return f"none: {change.better_after} is lower than {other} throughout{sure}"
+    if not change.is_known:
+        return f"cannot be said: {_ends(change)}"
+    far = ", extrapolated" if change.is_extrapolated else ""
+    return f"{words.flops(change.at)} [{_ends(change)}]{far}; {change.better_after} is lower beyond"
+
+
+def _ends(change: Crossover) -> str:
+    low = "below all budgets" if change.low <= 0 else words.flops(change.low)
+    high = "beyond 100 times the largest" if math.isinf(change.high) else words.flops(change.high)
+    return f"{low} to {high}"
+
+
+def _warnings(studies: Sequence[StudyResults], found: dict[str, Fit], crossovers: dict[str, Crossover]) -> list[str]:
+    if not found:
+        return []
+    every = [point for law in found.values() for point in law.points]
+    said = []
+    if any(not point.is_final for point in every):
+        said.append(
+            "These points are of one run each, on the way, under a learning rate that had not come down. A run with "
+            "that budget would have ended lower, so these are not losses of smaller budgets: the laws are too steep, "
+            "their intervals too narrow, and what they say beyond the last point is no forecast. Final losses of "
+            "studies with different budgets would be."
+        )
+    elif _branched(studies):
+        said.append(
+            "Points before the end are of branches that left one run and brought its learning rate down: several "
+            "points of a seed share what came before, which the intervals of points, not of seeds, leave out."
+        )
+    amounts = min(num_amounts(law.points) for law in found.values())
+    if amounts < ENOUGH_AMOUNTS:
+        said.append(f"Few points: {amounts} amounts of text for three unknowns.")
+    reach = min(law.token_range[1] / law.token_range[0] for law in found.values())
+    if reach < WIDE_RANGE:
+        said.append(f"The points reach over a factor of {reach:.1f} of text alone, too little to tell a floor.")
+    epochs = max(point.epochs for point in every)
+    if epochs > REPEATED:
+        grave = "; beyond about four, text teaches much less than new text does" if epochs > OFTEN else ""
+        said.append(f"Data is repeated, up to {epochs:.1f} times: the law is one for text without repetition{grave}.")
+    said += [warning for arm, law in found.items() for warning in _of_one_law(arm, law)]
+    for arm, change in crossovers.items():
+        if change.is_known and change.at is not None and change.at > FAR * change.measured[1]:
+            said.append(f"{arm}: the crossover lies more than {FAR:.0f} times beyond the largest budget measured.")
+    return said
+
+
+def _of_one_law(arm: str, law: Fit) -> list[str]:
+    losses = [point.loss for point in law.points]
+    low, high = law.interval(0)
+    said = []
+    if high - low > max(losses) - min(losses):
+        said.append(f"{arm}: the floor's interval is wider than the range of the losses: it is not known.")
+    elif law.floor < 0.01 * min(losses):
+        said.append(f"{arm}: no floor can be seen in these points.")
+    if law.parameters[2] > 2.0:
+        said.append(f"{arm}: the loss falls in one step and no power law fits it.")
+    return said
+
+
+def load_beside(study: StudyResults, directories: Sequence[Path | str]) -> list[StudyResults]:
+    """Other studies that give the laws points of other budgets, pools, seeds or sizes.
+
+    Raises:
+        OutputError: one is no study, or differs from ``study`` in something else.
+    """
+    found = []
+    for directory in directories:
+        other = results.load(directory)
+        differing = _differing(study.recipe, other.recipe)
+        if differing:
+            raise OutputError(
+                given=f"{directory} cannot lend its losses to {study.directory}: they differ in {', '.join(differing)}",
+                expected="studies that differ in budget, data.unique_tokens, seeds or the student's size alone",
+                fix="leave that study out",
+            )
+        found.append(other)
+    return found
+
+
+def _differing(recipe: StudyRecipe, other: StudyRecipe) -> list[str]:
+    first, second = (fairness.flatten(one.model_dump(mode="json")) for one in (recipe, other))
+    shared = {f"arms.{arm}" for arm in recipe.arms.keys() & other.arms.keys()}
+    keys = sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
+    return [
+        key
+        for key in keys
+        if not key.startswith(MAY_DIFFER) and (not key.startswith("arms.") or ".".join(key.split(".")[:2]) in shared)
+    ]
