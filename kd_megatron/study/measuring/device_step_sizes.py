@@ -29,7 +29,8 @@ LEVERS: dict[str, Levers] = {
 MAIN_LEVERS = (WHOLE, COMPILED, FP8, CACHED)
 
 # Relative differences of a loss term to that of whole models in each of the first steps. In bfloat16 at width 768 they
-# were 1e-4 at most, 3e-3 with an FP8 teacher of four layers, 4e-3 where a cached teacher has another gradient (vanilla_kd).
+# were 1e-4 at most, 3e-3 with an FP8 teacher of four layers, 4e-3 where a cached teacher has another gradient
+# (vanilla_kd).
 ALLOWED = 0.02
 ALLOWED_FP8 = 0.05
 
