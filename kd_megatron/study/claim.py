@@ -105,12 +105,19 @@ def _grows(key: str, was: object, now: object, old: StudyRecipe) -> bool:
 
 
 def _reads(section: str, rest: str, recipe: StudyRecipe) -> set[str]:
-    """The arms whose runs hang on a key: one, those with a teacher, or all."""
+    """The arms whose runs hang on a key: one, those that have something of the teacher, or all."""
     if section == "arms":
         return {rest.split(".")[0]}
     if section == "teacher":
-        return {arm for arm, options in recipe.arms.items() if options.get("objective") != results.PREFERRED_REFERENCE}
+        return {arm for arm in recipe.arms if _owes_the_teacher(recipe, arm)}
     return {*recipe.arms}
+
+
+def _owes_the_teacher(recipe: StudyRecipe, arm: str) -> bool:
+    """Whether a run has its first weights or its targets from the teacher."""
+    if recipe.arms[arm].get("objective") != results.PREFERRED_REFERENCE:
+        return True
+    return fairness.resolve_arm(recipe, arm).student.initialise.method == "teacher_layers"
 
 
 def begun(directory: Path, arm: str) -> list[str]:

@@ -11,6 +11,7 @@ from study_on_disk import ARMS, study_recipe, write_study
 from tiny_study import tiny_study, write_inputs
 
 from kd_megatron.errors import KdError, OutputError, RecipeError
+from kd_megatron.schema import InitialiseRecipe
 from kd_megatron.study import calibration, results, runner
 from kd_megatron.study.claim import claim, compare, recalibrate
 
@@ -83,6 +84,14 @@ def test_another_teacher_makes_what_it_taught_stale(study):
     said = refusal(study_recipe(num_seeds=2, teacher={"path": "teachers/other"}), study)
     assert "still valid: scratch (seeds 0, 1)\n" in said
     assert "--redo vanilla_kd,minilm,tinybert:" in said
+
+
+def test_another_teacher_makes_those_stale_that_began_with_its_layers():
+    recipe = study_recipe(teacher={"path": "teachers/one"})
+    student = recipe.student.model_copy(update={"initialise": InitialiseRecipe(method="teacher_layers")})
+    recipe = recipe.model_copy(update={"student": student})
+    other = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"path": "teachers/other"})})
+    assert compare(recipe, other).arms == list(recipe.arms)
 
 
 def test_another_fine_tuning_leaves_the_students_valid(study):
