@@ -27,6 +27,10 @@ BELOW = {
     "study": {*BELOW_ENGINE, "engine", "training", "finetune", "data_prep"},
     "cli": {*BELOW_ENGINE, "engine", "training", "finetune", "study", "data_prep", "launch"},
 }
+# The packages of study/ stand on its other files. Each may import, beside these and itself:
+WITHIN_STUDY = {"reporting": set(), "planner": {"reporting"}, "measuring": {"reporting"}}
+# and from below, inside a function or for one purpose:
+RUNS_ALL = {"runner": {"planner", "reporting"}, "study_grid": {"reporting"}, "calibration": {"measuring"}}
 # Libraries that only some files may import.
 ONLY = {
     "deepspeed": ("kd_megatron/engine/*.py",),
@@ -71,6 +75,15 @@ def test_imports_point_down(path: Path):
     allowed = BELOW[layer] | {layer, GROUND_FLOOR}
     upward = sorted(name for name in imports_of(path) if layer_of(name) not in {*allowed, None})
     assert not upward, f"{layer} imports from above or beside it: {upward}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kd_megatron/study").glob("**/*.py")), ids=lambda path: path.stem)
+def test_what_is_shown_stands_on_what_is_found(path: Path):
+    package = path.parent.name
+    allowed = WITHIN_STUDY[package] | {package} if package in WITHIN_STUDY else RUNS_ALL.get(path.stem, set())
+    used = {parts[2] for name in imports_of(path) if len(parts := name.split(".")) > 2 and parts[1] == "study"}
+    upward = sorted(used & WITHIN_STUDY.keys() - allowed)
+    assert not upward, f"{path} imports study's {', '.join(upward)}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

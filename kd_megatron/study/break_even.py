@@ -12,17 +12,15 @@ extrapolated.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 
-from kd_megatron.study import comparisons, curves, words
-from kd_megatron.study.crossover import paid_back
+from kd_megatron.study import comparisons, curves
 from kd_megatron.study.curves import Reading
-from kd_megatron.study.reporting.tables import Column, Table, teacher_flops
 from kd_megatron.study.results import StudyResults
-from kd_megatron.study.scaling import Fit
 from kd_megatron.study.statistics import Estimate, estimate
 
 NUM_PLACES = 200  # of budgets between the first reading of the reference and its last
@@ -158,90 +156,12 @@ def all_break_evens(results: StudyResults) -> list[BreakEven]:
     return [one for one in found if one]
 
 
-def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit] | None = None) -> Table | None:
-    """Per arm and quality: what is saved, and what pays the teacher back; by ``laws`` of the loss too, where given."""
-    if not found:
-        return None
-    num_taught = sum(bool(run.summary.get("teacher")) for run in results.all_runs())
-    columns = [
-        Column("arm", "arm", is_text=True),
-        Column("quantity", "measured by", is_text=True),
-        Column("readings", "readings a run"),
-        Column("saved", "FLOPs saved per student", _flops_with_interval),
-        Column("finding", "teacher is paid back by", is_text=True),
-        Column("interval", "95 % interval", is_text=True),
-        Column("budget_alone", "break-even budget, 1 student", _budget),
-        Column("budget_shared", f"the same, {num_taught} students", _budget),
-    ]
-    by_laws = {one.arm: words_of for one in found if (words_of := _by_laws(results, one, laws or {}))}
-    if by_laws:
-        columns.append(Column("budget_by_laws", "break-even budget by the laws, 1 student", is_text=True))
-    note = (
-        f"Saved: FLOPs of {results.reference} less those after which the arm is as good as {results.reference} at its "
-        "end, paired by seed. Paid back: when the teacher's training, divided by the students that share it, is no "
-        "more than what each saves. Break-even budget: the smallest at which that many students pay it back; none: not "
-        f"within the budgets measured. {_half_way(results)} The probe's loss "
-        "favours arms that train MLM. See docs/statistics.md."
+def teacher_flops(results: StudyResults) -> tuple[float | None, str]:
+    """(FLOPs of the teacher's own training or None, where the figure comes from)."""
+    if results.teacher:
+        return float(results.teacher["flops"]), "trained by this study; its ledger"
+    teacher: dict[str, Any] = next(
+        (run.summary["teacher"] for run in results.all_runs() if run.summary.get("teacher")), {}
     )
-    rows = [
-        {
-            "arm": one.arm,
-            "quantity": comparisons.TITLES[one.quantity],
-            "readings": one.num_readings,
-            "saved": one.saved,
-            "finding": one.in_words,
-            "students": one.students,
-            "interval": _interval_in_words(one.interval),
-            "teacher_flops": one.teacher_flops,
-            "budget": one.budget,
-            "budget_alone": one.budget_for(1),
-            "budget_shared": one.budget_for(num_taught),
-            "budget_by_laws": by_laws.get(one.arm) if one.quantity == "probe_loss" else None,
-        }
-        for one in found
-    ]
-    return Table("break_even", "What pays the teacher's training back", columns, rows, note)
-
-
-def _half_way(results: StudyResults) -> str:
-    if any(marker.decayed for run in results.all_runs() for marker in run.markers):
-        return "Readings on the way are of branches whose learning rate came down."
-    return "Half-way a learning rate has not come down, so what an arm saves is understated."
-
-
-def _by_laws(results: StudyResults, one: BreakEven, laws: Mapping[str, Fit]) -> str | None:
-    """The break-even budget of one student by the laws of the arm and of the reference; None without these."""
-    if one.arm not in laws or results.reference not in laws or one.teacher_flops is None:
-        return None
-    arm, reference = ((laws[name], _price(results, name)) for name in (one.arm, results.reference))
-    paid = paid_back(arm, reference, one.teacher_flops)
-    high = "none" if math.isinf(paid.high) else words.flops(paid.high)
-    if paid.at is None:
-        low = "" if math.isinf(paid.low) else f" (interval from {words.flops(paid.low)})"
-        return f"none up to 100 times the budgets measured{low}"
-    far = ", extrapolated" if paid.is_extrapolated else ""
-    return f"{words.flops(paid.at)} [{words.flops(paid.low)} to {high}]{far}"
-
-
-def _price(results: StudyResults, arm: str) -> float:
-    """FLOPs that a token costs."""
-    runs = results.runs[arm].values()
-    return math.fsum(run.summary["flops"] for run in runs) / math.fsum(run.summary["tokens"] for run in runs)
-
-
-def _flops_with_interval(value: Estimate | None) -> str:
-    if value is None:
-        return words.NOTHING
-    show = [words.signless(words.flops(end)) for end in (value.mean, value.low, value.high) if end is not None]
-    return show[0] + (f" [{show[1]}, {show[2]}]" if len(show) == 3 else "")
-
-
-def _interval_in_words(interval: tuple[float, float] | None) -> str:
-    if interval is None:
-        return words.NOTHING
-    few, many = ("never" if math.isinf(end) else f"{end:,.0f}" for end in interval)
-    return few if few == many else f"{few} to {many}"
-
-
-def _budget(value: float | None) -> str:
-    return "none" if value is None else words.flops(value)
+    source = teacher.get("cost_source") or "no source given"
+    return teacher.get("cost_flops"), source if teacher.get("cost_flops") else "not stated in the recipe: unknown"

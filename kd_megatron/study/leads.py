@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from kd_megatron import config
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study import results
-from kd_megatron.study.reporting.answer import PROBE, SCORE, Measure
+from kd_megatron.study.measure import PROBE, SCORE, Measure
 from kd_megatron.study.results import StudyResults
 from kd_megatron.study.run_checks import unfair_checks
 from kd_megatron.study.statistics import (

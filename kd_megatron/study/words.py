@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kd_megatron.schema import BudgetRecipe
 from kd_megatron.study.statistics import Estimate
 
 NOTHING = "\N{EN DASH}"
@@ -97,3 +98,17 @@ def _plus_minus(value: Estimate | None, scale: float, digits: int) -> str:
         return NOTHING
     mean = signless(f"{scale * value.mean:.{digits}f}")
     return mean if value.half_width is None else f"{mean} ± {scale * value.half_width:.{digits}f}"
+
+
+def num_seeds(num: int) -> str:
+    """``"1 seed"`` or ``"3 seeds"``."""
+    return f"{num} seed{'' if num == 1 else 's'}"
+
+
+def budget_in_words(budget: BudgetRecipe) -> str:
+    """``"2.00e13 FLOPs"``, ``"1.5 hours"``."""
+    if budget.unit == "flops":
+        return f"{flops(budget.limit)} FLOPs"
+    if budget.unit == "tokens":
+        return f"{count(budget.limit)} tokens"
+    return f"{budget.limit:g} {budget.unit.replace('gpu_hours', 'GPU hours')}"

@@ -14,8 +14,8 @@ from tiny_study import tiny_study, write_inputs
 from kd_megatron.errors import OutputError
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study import leads, results
+from kd_megatron.study.measure import PROBE, SCORE
 from kd_megatron.study.reporting import figures, grid_report
-from kd_megatron.study.reporting.answer import PROBE, SCORE
 from kd_megatron.study.reporting.publish import publish
 from kd_megatron.study.reporting.report import write_report
 from kd_megatron.study.runner import claim, pieces, run_study

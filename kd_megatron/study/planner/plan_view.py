@@ -8,7 +8,7 @@ from kd_megatron.schema import StudyRecipe, TeacherCacheRecipe
 from kd_megatron.study import words
 from kd_megatron.study.planner.plan import Plan
 from kd_megatron.study.planner.plan_speed import Speed
-from kd_megatron.study.reporting.answer import budget_in_words, num_seeds
+from kd_megatron.study.words import budget_in_words, num_seeds
 
 GIB = 2**30
 

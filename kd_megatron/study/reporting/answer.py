@@ -1,34 +1,12 @@
 """The answer in one sentence, no stronger than the seeds allow."""
 
-from dataclasses import dataclass
-
-from kd_megatron.schema import BudgetRecipe
 from kd_megatron.study import comparisons, words
 from kd_megatron.study.comparisons import Comparison
+from kd_megatron.study.measure import Measure, measure_of
 from kd_megatron.study.results import StudyResults
 from kd_megatron.study.run_checks import unfair_checks
 from kd_megatron.study.statistics import Estimate
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What arms are ranked by."""
-
-    quantity: str  # of StudyResults.by_seed
-    name: str
-    unit: str
-    scale: float
-    digits: int
-    higher_is_better: bool
-
-
-SCORE = Measure("score", "mean score", "points", 100, 1, True)
-PROBE = Measure("probe_loss", "held-out MLM loss (probe)", "nats", 1, 3, False)
-
-
-def measure_of(results: StudyResults) -> Measure:
-    """The fine-tuning score where there is one, else the probe's loss."""
-    return SCORE if any(results.by_seed(arm, "score") for arm in results.arms) else PROBE
+from kd_megatron.study.words import budget_in_words, num_seeds
 
 
 def answer(results: StudyResults) -> str:
@@ -89,17 +67,3 @@ def _gap_in_words(found: Comparison, measure: Measure) -> str:
 def _ends(gap: Estimate, measure: Measure) -> str:
     ends = (gap.low, gap.high)
     return " to ".join(words.signed(measure.scale * end, measure.digits) for end in ends if end is not None)
-
-
-def num_seeds(num: int) -> str:
-    """``"1 seed"`` or ``"3 seeds"``."""
-    return f"{num} seed{'' if num == 1 else 's'}"
-
-
-def budget_in_words(budget: BudgetRecipe) -> str:
-    """``"2.00e13 FLOPs"``, ``"1.5 hours"``."""
-    if budget.unit == "flops":
-        return f"{words.flops(budget.limit)} FLOPs"
-    if budget.unit == "tokens":
-        return f"{words.count(budget.limit)} tokens"
-    return f"{budget.limit:g} {budget.unit.replace('gpu_hours', 'GPU hours')}"

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from kd_megatron.study import markers, words
+from kd_megatron.study import break_even, markers, words
 from kd_megatron.study.fairness import Difference
 from kd_megatron.study.reporting import tables
-from kd_megatron.study.reporting.answer import num_seeds
 from kd_megatron.study.reporting.certainty_tables import INTERVALS
 from kd_megatron.study.reporting.tuning_tables import calibration_caveats, tuning_caveats
 from kd_megatron.study.results import StudyResults
 from kd_megatron.study.run_checks import Finding
+from kd_megatron.study.words import num_seeds
 
 TOPS = {  # what fine-tuning does with an untrained top
     "keep": "starts from their initial values",
@@ -147,7 +147,7 @@ def _untuned(results: StudyResults) -> list[str]:
 
 
 def _teacher(results: StudyResults) -> list[str]:
-    cost, source = tables.teacher_flops(results)
+    cost, source = break_even.teacher_flops(results)
     if cost is None or not any(run.summary.get("teacher") for run in results.all_runs()):
         return []
     return [f"The budget does not include the teacher's own training ({words.flops(cost)} FLOPs; {source})."]

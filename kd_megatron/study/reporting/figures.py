@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from kd_megatron.study.measure import Measure, measure_of
 from kd_megatron.study.reporting import tables
-from kd_megatron.study.reporting.answer import Measure, measure_of
 from kd_megatron.study.reporting.style import DOTS_PER_INCH
 from kd_megatron.study.results import StudyResults
 

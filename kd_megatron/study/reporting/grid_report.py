@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from kd_megatron import __version__, logs, recipe_yaml
 from kd_megatron.study import fairness, leads, results, words
 from kd_megatron.study.leads import AXES, Axis, GridResults, Growth
+from kd_megatron.study.measure import Measure
 from kd_megatron.study.reporting import figures, grid_figures, latex
-from kd_megatron.study.reporting.answer import Measure, budget_in_words, num_seeds
 from kd_megatron.study.reporting.document import (
     Block,
     Bullets,
@@ -31,6 +31,7 @@ from kd_megatron.study.reporting.document import (
 from kd_megatron.study.reporting.grid_tables import FIXED, all_tables, cells_table, growth_table, leads_table
 from kd_megatron.study.reporting.tables import Table
 from kd_megatron.study.statistics import Estimate, Method
+from kd_megatron.study.words import budget_in_words, num_seeds
 
 CAPTIONS = {
     "lead_against_repetition": "Lead over the reference against how often the reference read its text, one panel for "

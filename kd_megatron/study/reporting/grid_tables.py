@@ -6,7 +6,7 @@ from typing import Any
 
 from kd_megatron.study import leads, words
 from kd_megatron.study.leads import AXES, Axis, Cell, GridResults, Growth
-from kd_megatron.study.reporting.answer import Measure
+from kd_megatron.study.measure import Measure
 from kd_megatron.study.reporting.tables import Column, Table
 from kd_megatron.study.statistics import Estimate
 

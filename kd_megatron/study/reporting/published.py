@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from kd_megatron.study import fairness, words
-from kd_megatron.study.reporting.answer import budget_in_words
 from kd_megatron.study.reporting.document import Block, Bullets, Details, TableBlock
 from kd_megatron.study.reporting.tables import Column, Table, mean_over
 from kd_megatron.study.results import StudyResults
+from kd_megatron.study.words import budget_in_words
 
 FILE = Path(__file__).with_suffix(".json")
 REFERENCE = "scratch"

@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from kd_megatron import logs, recipe_yaml
 from kd_megatron.errors import disk_full_is_clear
 from kd_megatron.study import break_even, comparisons, fairness, results
+from kd_megatron.study.measure import measure_of
 from kd_megatron.study.reporting import curve_figures, figures, grid_report, latex, scaling_report, tables
-from kd_megatron.study.reporting.answer import answer, measure_of
+from kd_megatron.study.reporting.answer import answer
 from kd_megatron.study.reporting.caveats import caveats
 from kd_megatron.study.reporting.document import to_html, to_markdown
 from kd_megatron.study.reporting.report_content import Analysis, all_tables, content, subtitle

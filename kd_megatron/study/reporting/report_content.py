@@ -4,11 +4,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kd_megatron import __version__
-from kd_megatron.study import break_even, comparisons, fairness
+from kd_megatron.study import comparisons, fairness
 from kd_megatron.study.break_even import BreakEven
 from kd_megatron.study.fairness import Difference
-from kd_megatron.study.reporting import certainty_tables, published, run_details, scaling_report, tables, tuning_tables
-from kd_megatron.study.reporting.answer import answer, budget_in_words, num_seeds
+from kd_megatron.study.reporting import (
+    break_even_table,
+    certainty_tables,
+    published,
+    run_details,
+    scaling_report,
+    tables,
+    tuning_tables,
+)
+from kd_megatron.study.reporting.answer import answer
 from kd_megatron.study.reporting.caveats import caveats
 from kd_megatron.study.reporting.document import Block, Bullets, Details, FigureBlock, Heading, Paragraph, TableBlock
 from kd_megatron.study.reporting.scaling_report import Laws
@@ -16,6 +24,7 @@ from kd_megatron.study.reporting.tables import Table
 from kd_megatron.study.results import StudyResults
 from kd_megatron.study.run_checks import Finding
 from kd_megatron.study.scaling import Refusal
+from kd_megatron.study.words import budget_in_words, num_seeds
 
 CAPTIONS = {
     "scores": "Score of each arm. Filled marker: mean over seeds, with its 95 % interval from two seeds on; open "
@@ -55,7 +64,7 @@ def all_tables(study: StudyResults, analysis: Analysis) -> list[Table]:
         certainty_tables.variance(study),
         published.rows(study),
         tables.teacher_cost(study),
-        break_even.table(study, analysis.break_evens, analysis.laws.fitted),
+        break_even_table.table(study, analysis.break_evens, analysis.laws.fitted),
         scaling_report.table(study, analysis.laws),
         tuning_tables.tuning(study),
         tuning_tables.calibration(study),
@@ -85,7 +94,7 @@ def content(study: StudyResults, found: Analysis, drawn: dict[str, Path]) -> lis
         blocks.append(Details("The same in numbers", ledgers))
         if table := tables.teacher_cost(study):
             blocks += [Heading("With the teacher's own training counted"), TableBlock(table)]
-            paid = break_even.table(study, found.break_evens, found.laws.fitted)
+            paid = break_even_table.table(study, found.break_evens, found.laws.fitted)
             blocks += [TableBlock(paid), *_figures(drawn, "break_even")] if paid else []
         blocks += [Heading("More text, more budget"), *_laws(study, found.laws), *_figures(drawn, "scaling")]
     blocks += tuning_tables.blocks(study)

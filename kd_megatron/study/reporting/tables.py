@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_megatron.budget import ACCOUNTS
-from kd_megatron.study import comparisons, words
+from kd_megatron.study import break_even, comparisons, words
 from kd_megatron.study.fairness import Difference
 from kd_megatron.study.results import Run, StudyResults, objective_in_words
 from kd_megatron.study.run_checks import Finding
@@ -196,7 +196,7 @@ def activities(runs: list[Run], unit: str) -> dict[str, float]:
 
 def teacher_cost(results: StudyResults) -> Table | None:
     """Per arm: FLOPs of one student with the teacher's own training excluded, included, and shared by all students."""
-    cost, source = teacher_flops(results)
+    cost, source = break_even.teacher_flops(results)
     taught = [run for run in results.all_runs() if run.summary.get("teacher")]
     if not taught:
         return None
@@ -222,17 +222,6 @@ def teacher_cost(results: StudyResults) -> Table | None:
     ]
     note = f"FLOPs per student. The teacher's own training: {words.flops(cost)} FLOPs ({source})."
     return Table("teacher_cost", "", columns, rows, note)
-
-
-def teacher_flops(results: StudyResults) -> tuple[float | None, str]:
-    """(FLOPs of the teacher's own training or None, where the figure comes from)."""
-    if results.teacher:
-        return float(results.teacher["flops"]), "trained by this study; its ledger"
-    teacher: dict[str, Any] = next(
-        (run.summary["teacher"] for run in results.all_runs() if run.summary.get("teacher")), {}
-    )
-    source = teacher.get("cost_source") or "no source given"
-    return teacher.get("cost_flops"), source if teacher.get("cost_flops") else "not stated in the recipe: unknown"
 
 
 def runs(results: StudyResults) -> Table:
