@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     from kd_megatron import config, logs
     from kd_megatron.errors import RecipeError
-    from kd_megatron.hardware import named_gpu
+    from kd_megatron.gpus import named_gpu
     from kd_megatron.schema import StudyRecipe
     from kd_megatron.study.planner import plan, plan_view, published_code, published_code_view
 

@@ -180,7 +180,7 @@ def test_what_is_not_finished_or_lost_is_named(output: Path, tmp_path: Path):
 
 
 def test_report_of_a_study_takes_no_options_of_fine_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["report", str(tmp_path), "--to", str(tmp_path / "x")]) == 2
+    assert main(["report", str(tmp_path), "--published", str(tmp_path / "x")]) == 2
     assert "is no output of fine-tuning" in capsys.readouterr().err
 
 

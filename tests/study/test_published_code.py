@@ -12,7 +12,7 @@ from kd_megatron import config
 from kd_megatron.cli import main
 from kd_megatron.engine import flops
 from kd_megatron.errors import RecipeError
-from kd_megatron.hardware import GPUS
+from kd_megatron.gpus import GPUS
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study.planner import eager_step, published_code
 from kd_megatron.study.planner.published_code import ANCHOR, PUBLISHED, as_published, predicted_tokens

@@ -8,7 +8,7 @@ Shapes: B batch, L length, R relation heads, H heads, d head size, N rows, D hid
 
 from dataclasses import dataclass
 
-from kd_megatron.hardware import GPUS
+from kd_megatron.gpus import GPUS
 from kd_megatron.kernels.bench.attention_cases import RelationKl, ScoreMse
 from kd_megatron.kernels.bench.case import Case
 from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy, VocabKl, VocabTopkKl
@@ -24,7 +24,7 @@ class Rates:
     bytes: float
 
 
-# 132 multiprocessors at 1.83 GHz. Matrix products and memory: kd_megatron/hardware.py. Exponentials: 16 results
+# 132 multiprocessors at 1.83 GHz. Matrix products and memory: kd_megatron/gpus.py. Exponentials: 16 results
 # per clock and multiprocessor (CUDA C++ programming guide, arithmetic throughput, compute capability 9.0).
 H200 = Rates(
     "H200",

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from transformers import PretrainedConfig
 
-from kd_megatron.hardware import Gpu
+from kd_megatron.gpus import Gpu
 
 NOWHERE = torch.device("meta")
 DROPOUT = 0.1

@@ -15,7 +15,8 @@ from kd_megatron.engine.flops import ArmCost, arm_cost, teacher_config
 from kd_megatron.engine.memory import Memory, predict
 from kd_megatron.engine.simulate import simulate_arm
 from kd_megatron.errors import DataError, RecipeError
-from kd_megatron.hardware import named_gpu, resolve_precision
+from kd_megatron.gpus import named_gpu
+from kd_megatron.hardware import resolve_precision
 from kd_megatron.manifest import Manifest, read_manifest
 from kd_megatron.schema import CorpusRecipe, StudyRecipe
 from kd_megatron.study import fairness, tuning

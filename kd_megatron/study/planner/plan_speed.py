@@ -9,7 +9,7 @@ from typing import Any
 
 from kd_megatron.engine.flops import ArmCost
 from kd_megatron.errors import RecipeError
-from kd_megatron.hardware import Gpu
+from kd_megatron.gpus import Gpu
 
 EFFICIENCY = 0.4  # share of a data sheet's rate that training reaches: assumed, and said where it is used
 

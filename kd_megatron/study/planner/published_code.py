@@ -3,7 +3,7 @@
 One published number is put in: No-KD's 4.6B tokens in 4 hours, 6 layers. It says which share of the data sheet's rates
 the study's code reached (`Model.efficiency`). All other counts are predicted from what `eager_step` counts: those of
 the distillation arms, of 24 hours, and of 12 layers. The study's GPU is not known to us; the range over the GPUs of
-`hardware.GPUS` says how much hangs on it.
+`gpus.GPUS` says how much hangs on it.
 """
 
 import json
@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from kd_megatron.engine import flops
 from kd_megatron.engine.flops import encoder_flops, head_flops
 from kd_megatron.errors import RecipeError
-from kd_megatron.hardware import GPUS, Gpu
+from kd_megatron.gpus import GPUS, Gpu
 from kd_megatron.models.build import shape_of
 from kd_megatron.models.known import VOCAB_SIZE, config_or_known
 from kd_megatron.objectives import registry
