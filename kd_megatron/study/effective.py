@@ -119,7 +119,7 @@ def steps_within(budget: BudgetRecipe, tokens_per_second: float, tokens_per_step
     return math.floor(hours * 3600.0 * tokens_per_second / tokens_per_step)
 
 
-def read(path: Path) -> dict[str, Any] | None:
+def read(path: Path, expected: str = "what the study wrote there") -> dict[str, Any] | None:
     """A file that a finished piece left; None when there is none yet. Raises `OutputError` when it is not JSON."""
     if not path.is_file():
         return None
@@ -128,7 +128,7 @@ def read(path: Path) -> dict[str, Any] | None:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise OutputError(
             given=f"{path} is not valid JSON: {error}",
-            expected="what the study wrote there",
+            expected=expected,
             fix="remove the file and run the study again: that piece alone is repeated",
         ) from error
     return found

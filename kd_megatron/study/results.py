@@ -5,7 +5,6 @@
 Only ``summary.json`` with ``"status": "finished"`` counts as a result; anything else is a piece still missing.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,17 +48,7 @@ def marker_directory(study: Path, arm: str, seed: int, fraction: float) -> Path:
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
     """The summary in ``directory``; None when there is none yet. Raises `OutputError` when it is not JSON."""
-    path = directory / "summary.json"
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise OutputError(
-            given=f"{path} is not valid JSON: {error}",
-            expected="the summary that a finished run writes",
-            fix="remove the file and run the study again: that piece alone is repeated",
-        ) from error
+    return read(directory / "summary.json", expected="the summary that a finished run writes")
 
 
 def finished_run(directory: Path) -> dict[str, Any] | None:
