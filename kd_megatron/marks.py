@@ -32,6 +32,7 @@ class Marks:
     watched: bool = False
     at: float = field(default_factory=time.monotonic)
     directory: Path | None = None  # gets stack dumps
+    waits: bool = False  # for other ranks, by its own word
 
     def idle_seconds(self) -> float:
         """Seconds since the last mark."""
@@ -71,6 +72,16 @@ def stage(name: str, watched: bool = True) -> Iterator[None]:
         beat()
 
 
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """What the ``with`` block does is wait for other ranks, outside of a collective: no sign of getting on, no hang."""
+    _marks.waits = True
+    try:
+        yield
+    finally:
+        _marks.waits = False
+
+
 @dataclass(frozen=True)
 class Place:
     """Where the main thread is."""
@@ -98,7 +109,7 @@ class _Call:
 
 
 def place() -> Place:
-    """Where this process's main thread is, and whether it waits for other ranks, in a collective.
+    """Where this process's main thread is, and whether it waits for other ranks: in a collective, or by its own word.
 
     Nobody looks while marks come in quick succession: what gets on does not hang.
     """
@@ -111,7 +122,7 @@ def place() -> Place:
         return Place("ended", waits=False)
     # Backward of a GPU runs its hooks, and their collectives, in threads of autograd.
     in_autograd = "/torch/autograd/" in main.file
-    waits = main.waits() or (in_autograd and any(call.waits() for call in calls.values()))
+    waits = _marks.waits or main.waits() or (in_autograd and any(call.waits() for call in calls.values()))
     return Place(f"{main.function} ({Path(main.file).name}:{main.line})", waits)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_megatron import logs
 from kd_megatron.finetune.tasks import Split, Task
 from kd_megatron.finetune.tokens import Tokens, tokenise
 
@@ -95,19 +94,18 @@ def encode_task(task: Task, tokenizer: Any, max_length: int) -> EncodedTask:
     )
 
 
-def warn_of_truncated(encoded: EncodedTask, max_length: int) -> None:
-    """Say how many texts of each split are cut, where they are many."""
+def cut_in_words(encoded: EncodedTask, max_length: int) -> str:
+    """How many texts of each split are cut, where they are many; empty where they are few."""
     splits = {name: split for name, split in encoded.splits().items() if split.num_truncated > MANY * len(split)}
     if not splits:
-        return
+        return ""
     counts = ", ".join(f"{name} {split.num_truncated} of {len(split)}" for name, split in splits.items())
     if all(split.num_truncated == len(split) for split in encoded.splits().values()):
-        logs.warn(
+        return (
             f"{encoded.task.name}: EVERY text is longer than max_length={max_length} tokens ({counts}): the model "
             "never sees the end of one; raise max_length, or check that the text columns are the right ones"
         )
-    else:
-        logs.warn(f"{encoded.task.name}: texts are cut at max_length={max_length} tokens: {counts}")
+    return f"{encoded.task.name}: texts are cut at max_length={max_length} tokens: {counts}"
 
 
 def train_batches(lengths: np.ndarray, batch_size: int, seed: int, num_steps: int) -> Iterator[np.ndarray]:

@@ -12,7 +12,7 @@ from kd_megatron.errors import DataError
 from kd_megatron.finetune.glue import AX, GLUE, HUB_DATASET, HUB_REVISION, GlueTask
 from kd_megatron.finetune.records import load_dataset, row_from_fields
 from kd_megatron.finetune.sources import Rows
-from kd_megatron.finetune.tables import Columns, Row, read_tsv
+from kd_megatron.finetune.tables import Columns, Row, read_lines, read_tsv
 
 # GLUE's download script writes the first; other copies have the rest.
 AX_FILES = ("diagnostic/diagnostic.tsv", "diagnostic/AX.tsv", "AX/AX.tsv", "AX/test.tsv", "AX.tsv")
@@ -46,7 +46,7 @@ def read_local(name: str, directory: Path, with_tests: bool) -> Rows:
     return Rows(
         read(folder / "train.tsv"),
         {split: read(path) for split, path in devs.items()},
-        {split: _read_test(path, task) for split, path in tests.items()},
+        {split: read_test(path, task) for split, path in tests.items()},
     )
 
 
@@ -59,18 +59,21 @@ def find_tests(name: str, directory: Path) -> dict[str, Path]:
     return {split: paths[0] for split, paths in found.items() if paths}
 
 
-def _read_test(path: Path, task: GlueTask) -> list[Row]:
-    """Test files all have a header line, CoLA's too. Their order is what the GLUE server counts by: it is checked."""
+def read_test(path: Path, task: GlueTask) -> list[Row]:
+    """The rows of a test file.
+
+    All of them have a header line, CoLA's too. Their order is what the GLUE server counts by: it is checked.
+    """
     rows = read_tsv(path, Columns(task.text, None))
-    with path.open(encoding="utf-8-sig") as file:
-        header = file.readline().rstrip("\r\n").split("\t")
-        if header[0] not in INDEX_COLUMNS:
-            return rows
-        indices = [line.split("\t", 1)[0] for line in file.read().removesuffix("\n").split("\n")]
+    header, *lines = read_lines(path)
+    index_column = header.split("\t")[0]
+    if index_column not in INDEX_COLUMNS:
+        return rows
+    indices = [line.split("\t", 1)[0] for line in lines]
     wrong = next((number for number, index in enumerate(indices) if index != str(number)), None)
     if wrong is not None:
         raise DataError(
-            given=f"{path}:{wrong + 2} has the {header[0]} {indices[wrong]!r}",
+            given=f"{path}:{wrong + 2} has the {index_column} {indices[wrong]!r}",
             expected=f"{wrong}: test rows in GLUE's order, all of them",
             fix="take GLUE's own file, or remove it: it is only predicted",
         )

@@ -3,12 +3,14 @@
 Every rank sees the same output directory; a cell is run by one rank (`work_queue`) and ends as one file there.
 """
 
+import contextlib
 import functools
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as torch_dist
 
 from kd_megatron import dist, logs, marks
@@ -16,9 +18,9 @@ from kd_megatron.errors import KdError, NonFiniteError, OutputError, disk_full_i
 from kd_megatron.finetune import model as models
 from kd_megatron.finetune import vocabulary
 from kd_megatron.finetune.averages import averages
-from kd_megatron.finetune.batches import EncodedTask, encode_task, warn_of_truncated
+from kd_megatron.finetune.batches import EncodedTask, cut_in_words, encode_task
 from kd_megatron.finetune.halving import planned
-from kd_megatron.finetune.jobs import SUMMARY, Job, claim, list_jobs, read_cell, write_cell
+from kd_megatron.finetune.jobs import SUMMARY, Job, alone, claim, list_jobs, read_cell, write_cell
 from kd_megatron.finetune.outputs import (
     predictions_path,
     record_machine,
@@ -55,13 +57,22 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
         DataError: a task's data cannot be used.
         ModelError: the model or its tokenizer cannot be used.
         NonFiniteError: a cell diverged; the finished ones are kept.
-        OutputError: ``output`` holds the scores of another model, or the disk is full.
+        OutputError: ``output`` holds the scores of another model, or another run writes there; or the disk is full.
     """
     device, model_path, output = dist.initialise(share_devices=True), Path(model_path), Path(output)
     logs.quiet_libraries()
     _main_first(lambda: models.check_directory(model_path))
     model_hash = _main_first(lambda: models.content_hash(model_path))
     _main_first(lambda: claim(output, model_path, model_hash))
+    with contextlib.ExitStack() as held:
+        _main_first(lambda: held.enter_context(alone(output)))
+        return _run_claimed(model_path, model_hash, recipe, output, device)
+
+
+def _run_claimed(
+    model_path: Path, model_hash: str, recipe: FinetuneRecipe, output: Path, device: torch.device
+) -> dict[str, Any]:
+    """`run_grid` in a directory that is this run's own."""
     marks.stacks_to(output)
     tokenizer = models.load_tokenizer(model_path, recipe.max_length)
     tasks = _main_first(lambda: [load_split_task(task, recipe) for task in recipe.tasks])
@@ -87,16 +98,16 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     def encoded(name: str) -> EncodedTask:
         return encode(by_name[name], model_path, tokenizer, recipe)
 
-    def run(job: Job, on_step: Callable[[int], None]) -> dict[str, Any]:
-        unfinished = Unfinished(job.path)
+    def run(job: Job, on_step: Callable[[int], None]) -> tuple[dict[str, Any], str]:
+        task, unfinished = encoded(job.cell.task), Unfinished(job.path)
         try:
-            result = run_cell(model_path, encoded(job.cell.task), job.cell, recipe, device, on_step, unfinished)
+            result = run_cell(model_path, task, job.cell, recipe, device, on_step, unfinished)
         except NonFiniteError:
             unfinished.remove()
             raise
         _keep(job, result, recipe, output)
         unfinished.remove()
-        return result.content
+        return result.content, _unheard(cut_in_words(task, recipe.max_length))
 
     with marks.stage("fine-tuning"):
         _run_cells(jobs, scores, recipe.halving, run)
@@ -113,9 +124,11 @@ def _run_cells(
     jobs: list[Job],
     scores: dict[Cell, float],
     halving: bool,
-    run: Callable[[Job, Callable[[int], None]], dict[str, Any]],
+    run: Callable[[Job, Callable[[int], None]], tuple[dict[str, Any], str]],
 ) -> None:
     """Run with the other ranks what is not done yet, and end all of them with the first error of any.
+
+    ``run`` gives a cell's content, and what is to be said beside its score.
 
     A cell that diverges is given up, and the rest goes on; any other error would meet the other cells too.
     """
@@ -129,9 +142,9 @@ def _run_cells(
         while job := queue.take(view.on_wait):
             view.begin(job)
             try:
-                content = run(job, view.on_step)
+                content, beside = run(job, view.on_step)
                 speed = f"{content['examples_per_second']:.0f} examples/s"
-                words = f"score {content['score']:.4f}, {speed}, {content['train_seconds']:.0f} s"
+                words = f"score {content['score']:.4f}, {speed}, {content['train_seconds']:.0f} s{beside}"
                 queue.end(job, content["selection_score"], words)
             except NonFiniteError as caught:
                 error = error or caught
@@ -141,6 +154,11 @@ def _run_cells(
                 queue.stop()
         dist.wait_for_all()
     _raise_first(error)
+
+
+def _unheard(warning: str) -> str:
+    """A warning that this rank could not print, since rank 0 alone does: it goes with what rank 0 says of the cell."""
+    return f"; warning: {warning}" if warning and not dist.is_main() else ""
 
 
 def _say_ended(ended: Ended) -> None:
@@ -157,11 +175,7 @@ def _keep(job: Job, result: CellResult, recipe: FinetuneRecipe, output: Path) ->
 
 
 def _raise_first(error: KdError | None) -> None:
-    errors: list[KdError | None] = [error]
-    if dist.world_size() > 1:
-        errors = [None] * dist.world_size()
-        torch_dist.all_gather_object(errors, error)
-    for found in errors:
+    for found in dist.gather(error):
         if found is not None:
             raise found
 
@@ -189,7 +203,8 @@ def _warn_of_emulation(precision: str) -> None:
 def encode(task: Task, model_path: Path, tokenizer: Any, recipe: FinetuneRecipe) -> EncodedTask:
     """The task as cells of this model take it: tokenised, with ids of the embedding rows that it uses."""
     encoded = encode_task(task, tokenizer, recipe.max_length)
-    warn_of_truncated(encoded, recipe.max_length)
+    if words := cut_in_words(encoded, recipe.max_length):
+        logs.warn(words)
     model = models.load_classifier(model_path, max(1, len(task.label_names)), task.regression, seed=0)
     return vocabulary.compact(encoded, model, tokenizer.all_special_ids)
 

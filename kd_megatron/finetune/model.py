@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from kd_megatron.manifest import file_sha256
 
 TOKEN_TYPES = "token_type_ids"
 AS_IT_IS = UntrainedTop("keep")
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+_VOCABULARY_FILES = ("tokenizer.json", "vocab*", "*.model")  # one of them has the words
+_TOKENIZER_FILES = (*_VOCABULARY_FILES, "tokenizer*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+# These count their positions from padding_idx + 1, so that some of them are never used.
+_POSITIONS_AFTER_PADDING = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
+_CLASSIFIER = "ForSequenceClassification"  # in the name of a checkpoint's class: it has a head of its own task
 
 
 def check_directory(path: Path) -> None:
@@ -33,17 +38,17 @@ def check_directory(path: Path) -> None:
             expected="weights as safetensors (pickled weights are not read: they can run code)",
             fix="save the model with save_pretrained of a current transformers",
         )
-    if not _tokenizer_files(path):
+    if not _files(path, _VOCABULARY_FILES):  # without one the library makes a tokenizer that knows no word
         raise ModelError(
-            given=f"{path} has no tokenizer",
-            expected="the tokenizer's files beside the weights, such as tokenizer.json",
+            given=f"{path} has no tokenizer: no file with its vocabulary",
+            expected="the tokenizer's files beside the weights, such as tokenizer.json or vocab.txt",
             fix="save the tokenizer the model was trained with into the same directory",
         )
 
 
 def content_hash(path: Path) -> str:
     """A short hash of what a score depends on: configuration, weights and tokenizer."""
-    files = sorted({path / "config.json", *path.glob("*.safetensors"), *_tokenizer_files(path)})
+    files = sorted({path / "config.json", *path.glob("*.safetensors"), *_files(path, _TOKENIZER_FILES)})
     digests = [f"{file.name}:{file_sha256(file)}" for file in files]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
 
@@ -76,8 +81,7 @@ def load_tokenizer(path: Path, max_length: int) -> Any:
             given=f"the tokenizer of {path} has {len(tokenizer)} tokens, the model {config.vocab_size}",
             expected="the tokenizer the model was trained with",
         )
-    # RoBERTa counts its positions from padding_idx + 1, so that two of them are never used.
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    offset = config.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
     max_positions = getattr(config, "max_position_embeddings", max_length + offset) - offset
     if max_length > max_positions:
         raise ModelError(
@@ -98,6 +102,8 @@ def load_classifier(
 ) -> nn.Module:
     """The encoder in fp32 with a fresh head. Weights the checkpoint lacks depend on ``seed`` and their name alone.
 
+    So does the head of a checkpoint that is a classifier already: it belongs to another task, or to another run.
+
     Args:
         path: a directory that `check_directory` accepts.
         num_outputs: classes, or 1.
@@ -111,15 +117,18 @@ def load_classifier(
             configuration describes; or dropout cannot be set, or layers not taken off.
     """
     problem = "regression" if regression else "single_label_classification"
-    model, missing = _load(path, {"num_labels": num_outputs, "problem_type": problem}, dropout, top)
-    lost = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name]
+    model, missing, has_head = _load(path, {"num_labels": num_outputs, "problem_type": problem}, dropout, top)
+    encoder = f"{model.base_model_prefix}."
+    lost = [name for name in missing if name.startswith(encoder) and ".pooler." not in name]
     if lost:
         raise ModelError(
             given=f"{path} lacks {len(lost)} weights of the encoder, such as {lost[0]}",
             expected="all weights that its config.json describes",
             fix="export or download the model again",
         )
-    anew = top.names if top.action == "reinitialise" else ()
+    anew = [*top.names] if top.action == "reinitialise" else []
+    if has_head:
+        anew += [name for name, _ in model.named_parameters() if not name.startswith(encoder) and name not in missing]
     _draw(model, [*missing, *anew], seed, getattr(model.config, "initializer_range", 0.02))
     for name in anew:  # what is not drawn: norms start as the identity
         if (parameter := model.get_parameter(name)).ndim < 2:
@@ -127,8 +136,8 @@ def load_classifier(
     return model
 
 
-def _load(path: Path, changes: dict[str, Any], dropout: float | None, top: UntrainedTop) -> tuple[Any, list[str]]:
-    """The classifier with what ``path`` has of its weights, and the names of the others."""
+def _load(path: Path, changes: dict[str, Any], dropout: float | None, top: UntrainedTop) -> tuple[Any, list[str], bool]:
+    """The classifier with what ``path`` has of its weights, the names of the others, and whether a head is of it."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging
 
@@ -136,6 +145,7 @@ def _load(path: Path, changes: dict[str, Any], dropout: float | None, top: Untra
     logs.quiet_libraries()
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, **changes)
+        has_head = any(_CLASSIFIER in name for name in config.architectures or [])
         if dropout is not None:
             set_dropout(config, dropout, path)
         if top.action == "drop" and top.names:
@@ -147,6 +157,7 @@ def _load(path: Path, changes: dict[str, Any], dropout: float | None, top: Untra
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=has_head,  # of as many classes as its own task has
         )
         if dropout is not None:
             require_dropout(model, dropout, path)
@@ -158,7 +169,8 @@ def _load(path: Path, changes: dict[str, Any], dropout: float | None, top: Untra
             expected="an encoder whose weights fit its config.json",
             fix="export or download the model again",
         ) from error
-    return model, sorted(report["missing_keys"])
+    differing = {name for name, *_ in report["mismatched_keys"]}
+    return model, sorted({*report["missing_keys"], *differing}), has_head
 
 
 def _draw(model: nn.Module, names: list[str], seed: int, standard_deviation: float) -> None:
@@ -172,5 +184,5 @@ def _draw(model: nn.Module, names: list[str], seed: int, standard_deviation: flo
             nn.init.normal_(parameters[name], std=standard_deviation, generator=generator)
 
 
-def _tokenizer_files(path: Path) -> set[Path]:
-    return {file for pattern in _TOKENIZER_FILES for file in path.glob(pattern) if file.is_file()}
+def _files(path: Path, patterns: Iterable[str]) -> set[Path]:
+    return {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}

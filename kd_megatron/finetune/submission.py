@@ -18,7 +18,7 @@ from kd_megatron import logs
 from kd_megatron.errors import DataError, RecipeError, disk_full_is_clear
 from kd_megatron.finetune.averages import best_cells
 from kd_megatron.finetune.glue import AX, GLUE
-from kd_megatron.finetune.glue_rows import find_tests
+from kd_megatron.finetune.glue_rows import find_tests, read_test
 from kd_megatron.finetune.jobs import cell_path
 from kd_megatron.finetune.outputs import predictions_path, read_predictions
 from kd_megatron.finetune.train import Cell
@@ -45,9 +45,11 @@ def check_recipe(recipe: FinetuneRecipe) -> None:
     if recipe.glue_path is None:
         return
     directory = Path(recipe.glue_path)
-    for task in recipe.tasks:
-        found = find_tests(task.name, directory)
-        _require_splits(task.name, set(found), str(directory / task.name))
+    for name in (task.name for task in recipe.tasks if task.name in GLUE):  # other names are refused with their data
+        found = find_tests(name, directory)
+        _require_splits(name, set(found), str(directory / name))
+        for split, path in found.items():
+            _require_size(name, split, len(read_test(path, GLUE[name])))
 
 
 def write_submission(summary: Mapping[str, Any], output: Path, recipe: FinetuneRecipe, path: Path) -> list[str]:
@@ -107,15 +109,18 @@ def _require_splits(task: str, found: set[str], where: str) -> None:
         )
 
 
+def _require_size(task: str, split: str, num_rows: int) -> None:
+    expected = GLUE[task].num_test[split]
+    if num_rows != expected:
+        raise DataError(
+            given=f"task {task}: {num_rows} rows of {split}", expected=f"GLUE's {expected}", fix="take GLUE's own file"
+        )
+
+
 def _content(task: str, split: str, outputs: np.ndarray) -> str:
     """The file for ``outputs``, [N, C] logits or [N] values."""
     names = GLUE[task].labels
-    if len(outputs) != GLUE[task].num_test[split]:
-        raise DataError(
-            given=f"task {task}: {len(outputs)} rows of {split}",
-            expected=f"GLUE's {GLUE[task].num_test[split]}",
-            fix="take GLUE's own file",
-        )
+    _require_size(task, split, len(outputs))
     if names:
         lines = [names[index] for index in outputs.argmax(1)]
     else:

@@ -51,7 +51,7 @@ def read_tsv(path: Path, columns: Columns, header: Sequence[str] | None = None, 
         DataError: the file, or its first line that cannot be used.
     """
     hint = "correct or remove the line (quotes do not protect a tab or a line end)"
-    lines = ((number, line.split("\t")) for number, line in enumerate(_lines(path), start=1))
+    lines = ((number, line.split("\t")) for number, line in enumerate(read_lines(path), start=1))
     return _rows(path, lines, columns, header, max_torn_rows, hint)
 
 
@@ -124,7 +124,7 @@ def _refuse_header_line(place: str, fields: list[str], header: Sequence[str]) ->
         )
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
     """The lines of a file, numbered as an editor numbers them."""
     return [line.removesuffix("\r") for line in read_text(path).removesuffix("\n").split("\n")]
 

@@ -35,6 +35,7 @@ class Unfinished:
 
     def __init__(self, cell_path: Path, every_seconds: float | None = None) -> None:
         self.path = cell_path.with_suffix(SUFFIX)
+        self._aside = self.path.with_name(self.path.name + ".partial")
         self._every_seconds = (
             seconds_of(SAVE_SECONDS, DEFAULT_SAVE_SECONDS, least=0.0) if every_seconds is None else every_seconds
         )
@@ -60,19 +61,24 @@ class Unfinished:
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"{OPTIMIZER}{index}.{name}": tensor for name, tensor in state.items()}
         tensors |= {GENERATOR + name: state for name, state in _generators(model).items()}
-        aside = self.path.with_name(self.path.name + ".partial")
         with disk_full_is_clear(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                aside,
-                {"measured": json.dumps(measured)},
-            )
-            os.replace(aside, self.path)
+            try:
+                save_file(
+                    {name: tensor.contiguous() for name, tensor in tensors.items()},
+                    self._aside,
+                    {"measured": json.dumps(measured)},
+                )
+                os.replace(self._aside, self.path)
+            finally:
+                self._aside.unlink(missing_ok=True)  # a full disk gets its room back
         self._saved_at = time.monotonic()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-        """Go on from the file: fills ``model``, ``optimizer`` and generators; None when there is none that is whole."""
+        """Go on from the file: fills ``model``, ``optimizer`` and generators.
+
+        None when there is none that is whole, or it is of another kind of device, whose dropout draws otherwise.
+        """
         try:
             with safe_open(self.path, "pt") as file:
                 measured: dict[str, Any] = json.loads(file.metadata()["measured"])
@@ -82,12 +88,24 @@ class Unfinished:
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             logs.warn(f"{self.path} is damaged ({error}): the cell starts anew")
             return None
+        if differing := _differing(model, tensors):
+            logs.warn(f"{self.path} does not fit ({differing}): the cell starts anew")
+            return None
         _fill(model, optimizer, tensors)
         return measured
 
     def remove(self) -> None:
         """The cell is finished, or given up."""
         self.path.unlink(missing_ok=True)
+        self._aside.unlink(missing_ok=True)  # of a process that was killed in a save
+
+
+def _differing(model: nn.Module, tensors: dict[str, Tensor]) -> str:
+    """What the model needs and ``tensors`` lack, in words; empty when nothing is."""
+    needed = {MODEL + name: parameter.shape for name, parameter in model.named_parameters()}
+    needed |= {GENERATOR + name: state.shape for name, state in _generators(model).items()}
+    absent = [name for name, shape in needed.items() if name not in tensors or tensors[name].shape != shape]
+    return f"no {absent[0]} of {list(needed[absent[0]])}" if absent else ""
 
 
 def _fill(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

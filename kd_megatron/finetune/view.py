@@ -12,7 +12,7 @@ from typing import Self
 import torch.distributed as torch_dist
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from kd_megatron import dist, logs, marks
+from kd_megatron import dist, logs
 from kd_megatron.finetune.jobs import Job
 from kd_megatron.finetune.work_queue import WorkQueue
 
@@ -78,7 +78,6 @@ class GridView:
 
     def on_wait(self) -> None:
         """This rank waits for others."""
-        marks.beat()
         if self._job is not None:
             self.begin(None)
         elif time.monotonic() - self._looked > LOOK_SECONDS:

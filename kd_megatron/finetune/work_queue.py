@@ -60,7 +60,7 @@ class WorkQueue:
         self._taken: set[str] = set()  # by any rank, as far as this one has noticed
         self._num_heard = 0
 
-    def take(self, while_waiting: Callable[[], None] = marks.beat) -> Job | None:
+    def take(self, while_waiting: Callable[[], None] = lambda: None) -> Job | None:
         """The next job of this rank, which has no other; None when nothing is left for it, or a rank has stopped all.
 
         ``while_waiting`` is called now and then while others run what must be finished before the end is known.
@@ -75,8 +75,9 @@ class WorkQueue:
                     self._taken.add(job.key)
                     if self._store.add(f"taken/{job.key}", 1) == 1:
                         return job
-            while_waiting()
-            time.sleep(WAIT_SECONDS)
+            with marks.waiting():
+                while_waiting()
+                time.sleep(WAIT_SECONDS)
         return None
 
     def end(self, job: Job, score: float | None, words: str) -> None:

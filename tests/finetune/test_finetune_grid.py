@@ -12,6 +12,7 @@ import pytest
 import yaml
 from tiny_encoder import make_model
 
+from kd_megatron import locks
 from kd_megatron.cli import finetune as command
 from kd_megatron.cli.main import main
 from kd_megatron.errors import DataError, NonFiniteError, OutputError
@@ -252,3 +253,11 @@ def test_the_command_line_reports_a_missing_model(
     code = main(["finetune", str(tmp_path / "r.yaml"), "--model", str(tmp_path / "none"), "epochs=1"])
     assert code == 4
     assert "is not a model directory" in capsys.readouterr().err
+
+
+def test_two_commands_at_once_into_one_output_are_refused(tiny_model: Path, raw: dict[str, Any], tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    refused = pytest.raises(OutputError, match="another process is fine-tuning into")
+    with locks.exclusive(tmp_path / "out", wait=False), refused:
+        run_grid(tiny_model, recipe_of(raw, seeds=[0]), tmp_path / "out")
+    run_grid(tiny_model, recipe_of(raw, seeds=[0]), tmp_path / "out")

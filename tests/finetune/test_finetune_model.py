@@ -197,3 +197,28 @@ def test_dropout_that_cannot_be_set():
     set_dropout(transformers.PretrainedConfig(), 0.0, Path("somewhere"))
     with pytest.raises(ModelError, match=r"dropout: 0\.3, but 1 of somewhere keeps 0\.2"):
         require_dropout(nn.Sequential(nn.Dropout(0.3), nn.Dropout(0.2)), 0.3, Path("somewhere"))
+
+
+def test_the_head_of_a_checkpoint_that_is_a_classifier_is_drawn_anew(tiny_model: Path, tmp_path: Path):
+    trained = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=3)
+    nn.init.constant_(trained.classifier.weight, 7.0)
+    nn.init.constant_(trained.classifier.bias, 7.0)
+    trained.save_pretrained(tmp_path / "classifier")
+    for num_outputs in (1, 2, 3):  # as many as before, and other numbers
+        first, second, fresh = (
+            load_classifier(path, num_outputs, regression=num_outputs == 1, seed=seed).state_dict()
+            for path, seed in ((tmp_path / "classifier", 0), (tmp_path / "classifier", 1), (tiny_model, 0))
+        )
+        assert not torch.equal(first["classifier.weight"], second["classifier.weight"])
+        assert torch.equal(first["classifier.weight"], fresh["classifier.weight"]), "of the seed alone"
+        assert torch.equal(first["classifier.bias"], torch.zeros(num_outputs))
+        assert torch.equal(first["bert.embeddings.word_embeddings.weight"], trained.get_input_embeddings().weight)
+
+
+def test_positions_that_padding_takes_are_not_offered(tmp_path: Path, tiny_model: Path):
+    path = shutil.copytree(tiny_model, tmp_path / "mpnet")
+    sizes = {**SIZES, "max_position_embeddings": 32, "pad_token_id": 0}
+    transformers.MPNetConfig(**sizes).save_pretrained(path)
+    load_tokenizer(path, 31)
+    with pytest.raises(ModelError, match="has 31 positions"):
+        load_tokenizer(path, 32)

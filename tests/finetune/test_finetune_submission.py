@@ -136,9 +136,13 @@ def test_a_recipe_that_can_give_no_submission_is_refused_before_the_work(tmp_pat
     (tmp_path / "MNLI" / "test_matched.tsv").touch()
     with pytest.raises(DataError, match=r"task MNLI has no rows of test_mismatched: none in .*MNLI"):
         check_recipe(recipe_of("MNLI", glue_path=str(tmp_path)))
-    (tmp_path / "MNLI" / "test_mismatched.tsv").touch()
-    check_recipe(recipe_of("MNLI", glue_path=str(tmp_path)))
+    for split, num_rows in (("test_matched", 9796), ("test_mismatched", 500)):
+        rows = [f"{index}\ta text\tanother" for index in range(num_rows)]
+        (tmp_path / "MNLI" / f"{split}.tsv").write_text("\n".join(["index\tsentence1\tsentence2", *rows]) + "\n")
+    with pytest.raises(DataError, match=r"task MNLI: 500 rows of test_mismatched\n.*GLUE's 9847"):
+        check_recipe(recipe_of("MNLI", glue_path=str(tmp_path)))
     check_recipe(recipe_of("MNLI"))
+    check_recipe(recipe_of("mnli", glue_path=str(tmp_path)))  # no task of GLUE: refused with a better word, by its data
 
 
 def lines_of_wnli() -> list[str]:

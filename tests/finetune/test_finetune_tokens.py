@@ -9,7 +9,7 @@ from tiny_encoder import sentences
 from transformers import PreTrainedTokenizerFast
 
 from kd_megatron.finetune import tokens
-from kd_megatron.finetune.batches import encode_task, warn_of_truncated
+from kd_megatron.finetune.batches import cut_in_words, encode_task
 from kd_megatron.finetune.metrics import METRICS
 from kd_megatron.finetune.model import load_tokenizer
 from kd_megatron.finetune.tasks import Split, Task
@@ -112,13 +112,12 @@ def test_few_texts_leave_no_file(tokenizer: PreTrainedTokenizerFast, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cut_texts_are_counted_and_warned_of(tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]):
+def test_cut_texts_are_counted_and_put_into_words(tokenizer: PreTrainedTokenizerFast):
     lengths = encode_task(task_of(TEXTS), tokenizer, 32).train.lengths
     for limit in (32, 7, 3):
         encoded = encode_task(task_of(TEXTS), tokenizer, limit)
         assert encoded.train.num_truncated == (lengths > limit).sum()
-        warn_of_truncated(encoded, limit)
-        said = capsys.readouterr().err
+        said = cut_in_words(encoded, limit)
         num_cut = int((lengths > limit).sum())
         if limit == 32:
             assert said == ""

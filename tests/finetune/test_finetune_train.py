@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_encoder import make_model
 from tolerances import FINETUNE_PADDING
 
-from kd_megatron.errors import ModelError, NonFiniteError
+from kd_megatron.errors import ModelError, NonFiniteError, OutputError
 from kd_megatron.finetune import model as models
 from kd_megatron.finetune.batches import EncodedTask, dev_batches, encode_task, train_batches
 from kd_megatron.finetune.optimiser import build_optimizer, learning_rate_factor
@@ -190,6 +191,41 @@ def test_divergence_is_an_error(tiny_model: Path, encoded: EncodedTask, recipe: 
         run_cell(broken, encoded, CELL, recipe, CPU)
 
 
+def test_an_unfinished_cell_of_another_device_or_model_is_said_and_left_out(
+    tiny_model: Path, encoded: EncodedTask, recipe: FinetuneRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    kept = Unfinished(tmp_path / "cell.json", every_seconds=0)
+    whole = run_cell(tiny_model, encoded, CELL, recipe, CPU, unfinished=kept)
+    tensors = load_file(kept.path)
+    with safe_open(kept.path, "pt") as file:
+        measured = file.metadata()
+    tensors["generator.elsewhere"] = tensors.pop("generator.cpu")
+    save_file(tensors, kept.path, measured)
+    again = run_cell(tiny_model, encoded, CELL, recipe, CPU, unfinished=Unfinished(tmp_path / "cell.json"))
+    assert without_times(again) == without_times(whole)
+    assert "does not fit (no generator.cpu of" in "".join(capsys.readouterr()).replace("\n", " ")
+
+
+def test_a_save_that_fails_or_is_killed_leaves_nothing_behind(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = models.load_classifier(tiny_model, 2, regression=False, seed=0)
+    kept, aside = Unfinished(tmp_path / "cell.json"), tmp_path / "cell.unfinished.safetensors.partial"
+
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kd_megatron.finetune.unfinished.save_file", full)
+        with pytest.raises(OutputError, match="no space left"):
+            kept.save(model, torch.optim.AdamW(model.parameters()), {})
+    assert not aside.exists()
+    aside.write_bytes(b"of a process that was killed")
+    kept.remove()
+    assert not aside.exists()
+
+
 def test_models_that_cannot_be_used(tiny_model: Path, tmp_path: Path):
     with pytest.raises(ModelError, match=r"has no config\.json"):
         models.check_directory(tmp_path / "absent")
@@ -201,6 +237,9 @@ def test_models_that_cannot_be_used(tiny_model: Path, tmp_path: Path):
     for file in no_tokenizer.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(ModelError, match="has no tokenizer"):
+        models.check_directory(no_tokenizer)
+    shutil.copy(tiny_model / "tokenizer_config.json", no_tokenizer)  # the library makes one without words of it
+    with pytest.raises(ModelError, match="no file with its vocabulary"):
         models.check_directory(no_tokenizer)
     torn = shutil.copytree(tiny_model, tmp_path / "torn")
     content = (torn / "model.safetensors").read_bytes()

@@ -173,3 +173,22 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path, content):
 def test_what_is_no_study_is_refused(tmp_path):
     with pytest.raises(OutputError, match="is not a study"):
         publish(tmp_path, tmp_path / "to")
+
+
+def test_files_that_no_report_wrote_stay(study, tmp_path):
+    """Somebody's own directory may have figures and tables too."""
+    own = [
+        tmp_path / "figures" / "mine.png",
+        tmp_path / "tables" / "mine.csv",
+        tmp_path / "figures" / "source" / "a.py",
+    ]
+    for path in own:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    publish(study, tmp_path)
+    assert [path.read_text() for path in own] == ["mine"] * 3
+    left = tmp_path / "figures" / "of_before.png"
+    left.write_bytes(b"a figure that the new report does not have")
+    publish(study, tmp_path)
+    assert not left.exists(), "of the report that was there"
+    assert own[2].exists()

@@ -3,7 +3,6 @@
 Nothing is trained. The same numbers give the same files, so that a page can be kept in a repository.
 """
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from kd_megatron.errors import disk_full_is_clear
 from kd_megatron.finetune.jobs import SUMMARY
 from kd_megatron.finetune.outputs import MACHINES
 from kd_megatron.study import words
-from kd_megatron.study.reporting import finetune_figures, finetune_results, finetune_tables
+from kd_megatron.study.reporting import finetune_figures, finetune_results, finetune_tables, places
 from kd_megatron.study.reporting.document import (
     Block,
     Bullets,
@@ -30,6 +29,7 @@ from kd_megatron.study.reporting.tables import Table
 
 PAGE = "scores.md"
 HTML = "scores.html"
+OWN = ("figures/*", "tables/*")  # of a page that is written anew
 CAPTIONS = {
     "scores": "Score of each task. Filled: mean over seeds with its 95 % interval; open circles: single seeds.",
     "learning_curves": "Training loss of every cell, averaged between its points. Blue: the setting that the score is "
@@ -73,18 +73,9 @@ def write_page(output: Path, target: Path | None = None, published: Path | None 
         else:
             logs.write_json(aside / SUMMARY, _without_places(results.summary))
             logs.write_json(aside / MACHINES, results.machines)
-        _publish(aside, target)
+        places.move(aside, target, last=PAGE, own=OWN if (target / PAGE).is_file() else ())
+        shutil.rmtree(aside)
     return target / PAGE
-
-
-def _publish(aside: Path, target: Path) -> None:
-    """Move the finished files to their places, the page itself last."""
-    files = sorted((path for path in aside.rglob("*") if path.is_file()), key=lambda path: path.name == PAGE)
-    for path in files:
-        place = target / path.relative_to(aside)
-        place.parent.mkdir(exist_ok=True)
-        os.replace(path, place)
-    shutil.rmtree(aside)
 
 
 def content(results: FinetuneResults, others: Published | None, drawn: dict[str, Path]) -> list[Block]:

@@ -3,19 +3,18 @@
 The same packed study gives the same files on any machine, so that what is committed can be made again from itself.
 """
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from kd_megatron.errors import disk_full_is_clear
-from kd_megatron.study.reporting import raw, report
+from kd_megatron.study.reporting import places, raw, report
 from kd_megatron.study.reporting.raw import Raw
 from kd_megatron.study.statistics import Method
 
 HTML = "index.html"
 PAGE = "report.md"
-OWN = ("figures/*", "tables/*", "cells/*/report/*/*")  # the report's own: what it no longer has is removed there
+OWN = ("figures/*", "tables/*", "cells/*/report/*/*")  # of a report that is written anew
 
 
 def publish(
@@ -52,18 +51,7 @@ def publish(
         if target is not None:
             for html in (aside / "page").rglob(HTML):
                 html.unlink()
-        _move(aside / "page", place)
+        held_one = (place / raw.RAW_FILE).is_file() and (place / PAGE).is_file()
+        places.move(aside / "page", place, last=PAGE, own=OWN if held_one else ())
         shutil.rmtree(aside)
     return place / (PAGE if target is not None else HTML)
-
-
-def _move(page: Path, place: Path) -> None:
-    """Each file to its place by one rename, the page itself last."""
-    files = sorted((path for path in page.rglob("*") if path.is_file()), key=lambda path: path.name == PAGE)
-    for path in files:
-        final = place / path.relative_to(page)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, final)
-    moved = {place / path.relative_to(page) for path in files}
-    for old in (old for pattern in OWN for old in place.glob(pattern) if old not in moved):
-        old.unlink()

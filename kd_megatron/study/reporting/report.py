@@ -3,19 +3,16 @@
 Works on an unfinished study and says what is missing. The report appears at once or not at all.
 """
 
-import contextlib
-import fcntl
 import math
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from kd_megatron import logs, recipe_yaml
+from kd_megatron import locks, logs, recipe_yaml
 from kd_megatron.errors import disk_full_is_clear
 from kd_megatron.study import break_even, comparisons, fairness, results
 from kd_megatron.study.measure import measure_of
@@ -44,28 +41,17 @@ def write_report(directory: Path | str, interval: Method = "t", beside: Sequence
         OutputError: ``directory`` is no study, or a summary in it is damaged.
         RecipeError: too few seeds for this kind of interval.
     """
-    final, aside = Path(directory) / "report", Path(directory) / "report.partial"
-    with _alone(Path(directory)):
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise results.no_study(directory)
+    final, aside = directory / "report", directory / "report.partial"
+    with locks.exclusive(directory, wait=True):  # a study writes its own at its end, while somebody may be watching it
         shutil.rmtree(aside, ignore_errors=True)
         with disk_full_is_clear(final):
             write_files(directory, aside, interval, beside)
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
     return final / "index.html"
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """One writer of a report at a time: a study writes its own at its end, while somebody may be watching it."""
-    if not directory.is_dir():
-        raise results.no_study(directory)
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def write_files(directory: Path | str, target: Path, interval: Method = "t", beside: Sequence[Path | str] = ()) -> None:
