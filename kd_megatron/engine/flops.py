@@ -167,13 +167,15 @@ def sequence_cost(
 def mean_cost(costs: list[SequenceCost], shares: list[float], budget: BudgetRecipe) -> SequenceCost:
     """The mean over a run's sequences, of phases that each have a share of the ``budget``.
 
-    A share of a budget in tokens is a share of the sequences. Of one in FLOPs it buys the fewer sequences the more they
-    cost; of one in time as well, if time is taken to follow FLOPs.
+    A share of a budget in tokens is a share of the sequences, and so is one of a calibrated budget, which is a number
+    of steps. Of one in FLOPs it buys the fewer sequences the more they cost; of one in time as well, if time is taken
+    to follow FLOPs.
     """
     charged = [
         sum(getattr(cost, name) for name in ("student", "teacher", "loss") if name in budget.charge) for cost in costs
     ]
-    by_tokens = budget.unit == "tokens" or not all(charged)
+    is_calibrated = budget.calibrate is not None or budget.calibrated is not None
+    by_tokens = budget.unit == "tokens" or is_calibrated or not all(charged)
     weights = shares if by_tokens else [share / flops for share, flops in zip(shares, charged, strict=True)]
 
     def mean(name: str) -> float:

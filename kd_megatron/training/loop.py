@@ -82,6 +82,7 @@ def one_step(run: Run, batches: Prefetcher[list[Batch]], rate: float, stop: Stop
     with run.ledger.clock("data_wait"):
         micro_batches = batches.get(run.ledger.steps)
     run.module.train()
+    run.place.trained_last = run.place.number
     return run.step.run(micro_batches, rate, bool(stop) or run.checkpoints.failed)
 
 
@@ -124,14 +125,16 @@ def pass_markers(run: Run, fraction: float, stop: StopRequest) -> bool:
 def validate(run: Run, fraction: float, stop: StopRequest | None = None) -> dict[str, float] | None:
     """Measure the student on the held-out split and write the row; None when ``stop`` on some rank cut it short.
 
+    The phase that is measured is that of the newest step: a stop at a boundary may put its validation off until the run
+    goes on, with the next objective.
+
     Raises `NonFiniteError` as `Step.check` does.
     """
     run.step.check()
     with run.ledger.clock("validation"), marks.stage("validation"):
         embeddings = run.engine.full_weight(run.module.student.embeddings)
-        has_head = run.objective.needs_student.head
         scores = run.validation.measure(
-            run.module.student, embeddings, has_head, lambda: stop is not None and bool(stop)
+            run.module.student, embeddings, run.has_trained_head, lambda: stop is not None and bool(stop)
         )
     if scores is None:
         return None

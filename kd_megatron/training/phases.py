@@ -25,7 +25,7 @@ class Place:
 
     phases: list[Phase]
     number: int = 0  # from 0, of the phase that trains now
-    crosses: bool = False  # whether the checkpoint that it goes on from was written in an earlier phase
+    trained_last: int = 0  # of the phase that trained the newest step
     never_trained: list[str] | None = None  # parameters; None before the first phase is known
     teacher_parameters: int = 0  # the most that a phase's teacher had
 
@@ -38,10 +38,15 @@ class Place:
         return cls(
             phases,
             found["next"],
-            found["next"] != found["written_in"],
+            found["written_in"],
             found["never_trained"],
             found["teacher_parameters"],
         )
+
+    @property
+    def crosses(self) -> bool:
+        """Whether the next step is this phase's first, after one of an earlier phase."""
+        return self.number != self.trained_last
 
     @property
     def options(self) -> ObjectiveOptions:

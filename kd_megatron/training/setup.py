@@ -76,6 +76,7 @@ class Run:
     meter: MemoryMeter
     place: Place
     mean_cost: SequenceCost  # over the phases
+    trains_head: list[bool]  # of each phase, whether it trains the MLM head
     branch: Branch | None = None
 
     @property
@@ -92,6 +93,11 @@ class Run:
     def objective(self) -> Objective:
         """The arm's objective."""
         return self.module.objective
+
+    @property
+    def has_trained_head(self) -> bool:
+        """Whether the MLM head was trained by the newest step: before a phase's first one, by the phase before."""
+        return self.trains_head[self.place.trained_last]
 
     def micro_batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of ``step``: a contiguous stretch of the global batch, whatever the split."""
@@ -152,9 +158,8 @@ def prepare_run(
 
     teacher_config = model_config(teacher_path) if teacher_path is not None else None
     shapes = shape_of(student.config), None if teacher_config is None else shape_of(teacher_config)
-    costs = [
-        sequence_cost(registry.build(phase.options, *shapes), student.config, teacher_config, study) for phase in phases
-    ]
+    each = [registry.build(phase.options, *shapes) for phase in phases]
+    costs = [sequence_cost(objective, student.config, teacher_config, study) for objective in each]
     torch.manual_seed(seed)  # of the objective's own parameters
     objective = registry.build(place.options, *shapes)
     teacher = _teacher(study, objective, teacher_path, loader, device)
@@ -194,6 +199,7 @@ def prepare_run(
         place=place,
         cost=costs[place.number],
         mean_cost=mean_cost(costs, [phase.share for phase in phases], study.budget),
+        trains_head=[objective.needs_student.head for objective in each],
         untrained=untrained,
         num_parameters=num_parameters,
         checkpoints=CheckpointWriter(directory / CHECKPOINTS, study.training.keep_checkpoints, (metrics.path,)),

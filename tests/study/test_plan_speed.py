@@ -108,6 +108,26 @@ def test_what_cannot_be_a_speed_is_refused(inputs, calibration, tmp_path):
         plan(recipe, hardware=Hardware(calibration=calibration))
 
 
+def test_a_calibration_of_another_recipe_is_refused(inputs, calibration):
+    content = json.loads(calibration.read_text())
+    charge = ["student", "teacher", "loss", "data_wait"]
+    content |= {"charge": charge, "precision": "fp32"}
+    for entry in content["arms"].values():
+        entry["tokens_per_step"] = STEP_TOKENS
+    calibration.write_text(json.dumps(content))
+    plan(hours(inputs, 1.0), hardware=Hardware(calibration=calibration))
+    others = {
+        "budget.charge": {"budget": {"tokens": None, "hours": 1.0, "charge": ["student"]}},
+        "training.precision bf16": {"training": {"precision": "bf16"}},
+        f"tokens per step {2 * STEP_TOKENS}": {"training": {"global_batch_size": 16}},
+    }
+    for words, changes in others.items():
+        recipe = tiny_study(inputs, **{"budget": {"tokens": None, "hours": 1.0}, **changes})
+        with pytest.raises(RecipeError, match="a calibration of this recipe") as caught:
+            plan(recipe, hardware=Hardware(calibration=calibration))
+        assert words in str(caught.value)
+
+
 def test_names_of_gpus():
     assert named_gpu("RTX 4090") is GPUS["rtx4090"]
     for gpu in GPUS.values():
@@ -146,11 +166,36 @@ def test_tuning_branches_and_a_teacher_of_its_own_are_in_it(inputs):
     )
     planned = plan(recipe)
     totals = {item.what: item.flops for item in planned.totals}
-    assert list(totals) == ["teacher", "tuning", "students", "branches", "validations"]
+    assert list(totals) == ["teacher", "tuning", "validations before", "students", "branches", "validations"]
     per_token = {entry.arm: entry.cost.total_flops_per_token for entry in planned.arms}
     assert totals["tuning"] == pytest.approx(3 * 5 * STEP_TOKENS * sum(per_token.values()))
     assert totals["branches"] == pytest.approx(0.5 * 0.2 * totals["students"])
     assert totals["teacher"] > 0
+    students = totals["validations"] / (2 + 1)  # at half, at the end, and of the branch
+    forward = 4 * (8 * 16 * 32**2 + 4 * 16**2 * 32 + 4 * 16 * 32 * 64)  # of the teacher
+    head = 2 * 2 * 32 * (32 + 300)
+    teacher = 3 * 32 * (forward + 3 * head) + 8 * (forward + 2 * head)  # at half, and at its end
+    assert totals["validations before"] == pytest.approx(2 * teacher + 3 * students)
+
+
+@pytest.mark.parametrize("grid", [None, {"budgets": [1.0, 2.0], "unique_tokens": [None]}])
+def test_charged_trials_are_taken_off_an_arms_budget(inputs, grid):
+    tuning = {"learning_rates": [1e-3, 2e-3, 4e-3], "budget": {"tokens": 5 * STEP_TOKENS}, "charged": True}
+    planned = plan(tiny_study(inputs, tuning=tuning, grid=grid))
+    assert {entry.steps for entry in planned.arms} == {20 - 3 * 5}
+    students = next(item for item in planned.totals if item.what == "students")
+    one = sum(entry.flops for entry in planned.arms)
+    assert students.flops == pytest.approx(one * (1 + (40 - 15) / 5) if grid else one)
+
+
+def test_charged_trials_that_leave_too_little_are_refused(inputs):
+    def tuning(steps):
+        return {"learning_rates": [1e-3], "budget": {"tokens": steps * STEP_TOKENS}, "charged": True}
+
+    with pytest.raises(RecipeError, match=r"validation\.at"):
+        plan(tiny_study(inputs, tuning=tuning(19)))
+    with pytest.raises(RecipeError, match=r"tuning\.charged takes"):
+        plan(tiny_study(inputs, tuning=tuning(10), grid={"budgets": [0.5], "unique_tokens": [None]}))
 
 
 def test_a_grid_adds_up_its_cells(inputs):

@@ -1,7 +1,9 @@
 """A schedule of objectives: each phase is the run that its objective would be, and a boundary loses nothing."""
 
 import json
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +19,14 @@ from tiny_study import tiny_study, write_inputs
 from kd_megatron.engine import checkpoint
 from kd_megatron.engine.flops import SequenceCost, arm_cost, mean_cost
 from kd_megatron.engine.simulate import simulate_arm
-from kd_megatron.errors import RecipeError
+from kd_megatron.errors import Interrupted, RecipeError
 from kd_megatron.logs import read_metrics
 from kd_megatron.schema import BudgetRecipe, StudyRecipe
 from kd_megatron.study import calibration
+from kd_megatron.training import loop
 from kd_megatron.training.branch import leave
 from kd_megatron.training.run import pretrain
-from kd_megatron.training.setup import prepare_run
+from kd_megatron.training.setup import Run, prepare_run
 
 MINILM = {"objective": "minilm", "num_relation_heads": 4}
 TINYBERT = {"objective": "tinybert"}
@@ -45,7 +48,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(inputs: Path, **changes: Any) -> StudyRecipe:
     training = {"checkpoint_every_steps": 50, "keep_at": [0.35, 0.4, 0.45]} | changes.pop("training", {})
     arms = {"scratch": SCRATCH, "tinybert": TINYBERT, "minilm": MINILM, ARM: SCHEDULE}
-    return tiny_study(inputs, arms=arms, training=training, student={"hidden_dropout": 0.1}, **changes)
+    fixed = {"training": training, "student": {"hidden_dropout": 0.1}, "validation": {"at": [0.4, 0.5, 1.0]}}
+    return tiny_study(inputs, arms=arms, **fixed, **changes)
 
 
 def alone(recipe: StudyRecipe, arm: str) -> StudyRecipe:
@@ -124,6 +128,28 @@ def test_a_run_that_died_before_at_or_after_a_boundary_ends_with_the_same_bits(
 ) -> None:
     keep_until(finished, tmp_path / "run", step)
     train(study(inputs), tmp_path / "run", inputs)
+    assert_same(finished, tmp_path / "run")
+
+
+def test_a_validation_that_a_stop_at_a_boundary_puts_off_is_still_of_the_phase_before(
+    inputs: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charge = loop.charge
+
+    def charge_and_stop(run: Run) -> None:
+        charge(run)
+        if run.ledger.steps == BOUNDARIES[0] - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "charge", charge_and_stop)
+        with pytest.raises(Interrupted, match=f"at step {BOUNDARIES[0]}"):
+            train(study(inputs), tmp_path / "run", inputs)
+    assert not any("validation/probe_mlm_loss" in row for row in read_metrics(tmp_path / "run"))
+    train(study(inputs), tmp_path / "run", inputs)
+    validated = [row for row in read_metrics(tmp_path / "run") if "validation/probe_mlm_loss" in row]
+    assert [row["step"] for row in validated] == [8, 10, 20]
+    assert ["validation/mlm_loss" in row for row in validated] == [True, False, False]
     assert_same(finished, tmp_path / "run")
 
 
@@ -216,6 +242,8 @@ COSTS = [SequenceCost(3.0, 0.0, 1.0, 0.0), SequenceCost(3.0, 4.0, 1.0, 4.0)]
         ({"flops": 100.0}, 4.0 * (0.5 / 8) / (0.5 / 4 + 0.5 / 8)),  # half the FLOPs at 4 each, half at 8 each
         ({"hours": 1.0}, 4.0 * (0.5 / 8) / (0.5 / 4 + 0.5 / 8)),
         ({"flops": 100.0, "charge": ["student"]}, 0.5 * 4.0),  # 3 each in both phases
+        ({"hours": 1.0, "calibrate": {}}, 0.5 * 4.0),  # a number of steps, which the phases share
+        ({"hours": 1.0, "calibrated": {"steps": 10, "tokens_per_second": 5.0}}, 0.5 * 4.0),
     ],
     ids=lambda value: str(value),
 )

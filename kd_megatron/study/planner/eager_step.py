@@ -2,17 +2,27 @@
 
 The modules here do, operation by operation, what the code of Bui et al. 2024 does (read in their repository on GitHub,
 MinhDucBui/revisiting_distillation): eager attention that keeps scores, queries, keys and values of every layer; the MLM
-head of both models at the masked positions, whether the arm reads it or not (``sparse_mask_prediction``, on by
-default); a whole teacher with dropout; losses written out in PyTorch. They have no weights: on PyTorch's device
-``meta`` a step of any size has shapes alone.
+head of both models at the masked positions, whether the arm reads it or not (``sparse_mask_prediction``); a whole
+teacher with dropout; losses written out in PyTorch (`eager_losses`). They have no weights: on PyTorch's device ``meta``
+a step of any size has shapes alone.
 
-Left out, alike in all arms: the pooler (one row of 128), the optimizer (1 % of the bytes) and what the host does.
+PyTorch is that of the study's time. The study's requirements pin DeepSpeed 0.4.3, which imports ``torch._six``, gone in
+PyTorch 2.0, and its code needs PyTorch 1.9; before 1.12 a linear layer on three dimensions added its bias by a kernel
+of its own (pytorch/pytorch, pull requests 72728 and 74070). That it was before 1.12 is assumed: 1.12 and 1.13 are not
+excluded.
+
+Assumed: that the teacher's head, too, is at the masked positions alone. ``sparse_mask_prediction`` is the default for
+students; the teacher's is in a ``bert_config.json`` that is not in the repository (`count`'s ``teacher_is_sparse``).
+
+Left out, alike in all arms: the pooler (one row of 128) and the optimizer (1 % of the bytes), which would bring the
+arms closer together. Left out and not alike: the host. In every micro-batch a distilling arm alone logs GPU scalars (5
+calls of ``wandb.log`` in TinyBERT, 4 in MiniLM, 3 in Vanilla-KD) and looks a second time, for the teacher, for the
+masked positions, which waits for the GPU.
 
 Shapes: B batch, L length, K masked positions, D hidden size, H heads, d head size, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +35,7 @@ from torch.utils.flop_counter import flop_registry
 from transformers import PretrainedConfig
 
 from kd_megatron.gpus import Gpu
+from kd_megatron.study.planner.eager_losses import LOSSES, Outputs
 
 NOWHERE = torch.device("meta")
 DROPOUT = 0.1
@@ -64,7 +75,8 @@ class Kernels(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         results = function(*args, **kwargs)
-        read, written = _tensors((args, kwargs)), _tensors(results)
+        reads = not function._schema.name.endswith("_like")  # of such as zeros_like the shape alone is taken
+        read, written = _tensors((args, kwargs)) if reads else [], _tensors(results)
         known = {tensor.untyped_storage()._cdata for tensor in read}
         if function._schema.is_mutable or any(tensor.untyped_storage()._cdata not in known for tensor in written):
             count = flop_registry.get(function._overloadpacket)
@@ -82,11 +94,16 @@ def _size(tensor: Tensor) -> int:
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
-def count(arm: str, student: PretrainedConfig, teacher: PretrainedConfig) -> Counted:
-    """One micro-batch of ``arm``, a key of `LOSSES`, in float16."""
+def count(arm: str, student: PretrainedConfig, teacher: PretrainedConfig, teacher_is_sparse: bool = True) -> Counted:
+    """One micro-batch of ``arm``, a key of `LOSSES`, in float16.
+
+    Unless ``teacher_is_sparse``, the teacher's head is at all positions, of which the masked ones are chosen after it.
+    """
     distils = arm != "scratch"
     with NOWHERE:
-        models = [Model(config, distils).half() for config in ((student, teacher) if distils else (student,))]
+        models = [Model(student, distils).half()]
+        if distils:
+            models.append(Model(teacher, distils, teacher_is_sparse).half())
         ids = torch.zeros(MICRO_BATCH, LENGTH, dtype=torch.int64)
         slots = torch.zeros(MICRO_BATCH * MASKED, dtype=torch.int64)
         padding = torch.zeros(MICRO_BATCH, 1, 1, LENGTH, dtype=torch.float16)
@@ -98,32 +115,35 @@ def count(arm: str, student: PretrainedConfig, teacher: PretrainedConfig) -> Cou
     return Counted(kernels.found, MICRO_BATCH * LENGTH)
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """What the study's models return in every arm."""
+class Linear(nn.Linear):
+    """As PyTorch before 1.12 computes it on three dimensions: the bias is added by a kernel of its own."""
 
-    logits: Tensor  # [B * K, V]
-    scores: list[Tensor]  # of each layer, before the softmax: [B, H, L, L]
-    projections: list[tuple[Tensor, Tensor, Tensor]]  # queries, keys, values of each layer: [B, H, L, d]
-    hidden: Tensor  # the last: [B, L, D]
+    def forward(self, input: Tensor) -> Tensor:
+        """Product, then bias."""
+        assert self.bias is not None
+        return functional.linear(input, self.weight).add_(self.bias)
 
 
 class Model(nn.Module):
     """Embeddings, layers, MLM head.
 
-    The code of No-KD is another than that of distillation: no layer norm after the embeddings, and the bias before a
-    GELU is added by a kernel of its own (its class ``LinearActivation``, no longer compiled).
+    The code of No-KD is another than that of distillation: a layer norm after the last layer instead of one after the
+    embeddings, a decoder without bias, and the bias before the head's GELU added by a kernel of its own (its class
+    ``LinearActivation``, no longer compiled). Its layer norms before attention and feed-forward network instead of
+    after them cost the same.
     """
 
-    def __init__(self, config: PretrainedConfig, distils: bool) -> None:
+    def __init__(self, config: PretrainedConfig, distils: bool, is_sparse: bool = True) -> None:
         super().__init__()
-        width, self.distils = config.hidden_size, distils
+        width, self.distils, self.is_sparse = config.hidden_size, distils, is_sparse
         self.words = nn.Embedding(config.vocab_size, width)
         self.positions = nn.Embedding(config.max_position_embeddings, width)
         self.segments = nn.Embedding(config.type_vocab_size, width)
         self.norm = nn.LayerNorm(width)
-        self.layers = nn.ModuleList(Layer(config, distils) for _ in range(config.num_hidden_layers))
-        self.transform, self.head_norm = nn.Linear(width, width), nn.LayerNorm(width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        has_two_dimensions = distils and is_sparse
+        self.transform = (nn.Linear if has_two_dimensions else Linear)(width, width)
+        self.head_norm = nn.LayerNorm(width)
         self.bias = nn.Parameter(torch.empty(config.vocab_size))
 
     def forward(self, ids: Tensor, slots: Tensor, padding: Tensor) -> Outputs:
@@ -135,20 +155,28 @@ class Model(nn.Module):
             states, its_scores, its_projections = layer(states, padding)
             scores.append(its_scores)
             projections.append(its_projections)
-        rows = states.flatten(0, 1)[slots]
+        states = states if self.distils else self.norm(states)
+        return Outputs(self._logits(states, slots), scores, projections, states)
+
+    def _logits(self, states: Tensor, slots: Tensor) -> Tensor:
+        """At the masked positions, computed there alone or chosen from all."""
+        rows = states.flatten(0, 1)[slots] if self.is_sparse else states
         rows = self.head_norm(functional.gelu(self.transform(rows)))
-        return Outputs(functional.linear(rows, self.words.weight, self.bias), scores, projections, states)
+        if self.is_sparse:
+            return functional.linear(rows, self.words.weight, self.bias if self.distils else None)
+        logits = functional.linear(rows, self.words.weight).add_(self.bias)
+        return logits.flatten(0, 1)[slots]
 
 
 class Layer(nn.Module):
     """Attention written out, and the feed-forward network."""
 
-    def __init__(self, config: PretrainedConfig, distils: bool) -> None:
+    def __init__(self, config: PretrainedConfig) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size
-        self.num_heads, self.distils = config.num_attention_heads, distils
-        self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
-        self.widen, self.narrow = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.num_heads = config.num_attention_heads
+        self.query, self.key, self.value, self.output = (Linear(width, width) for _ in range(4))
+        self.widen, self.narrow = Linear(width, inner), Linear(inner, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
 
     def forward(self, states: Tensor, padding: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
@@ -161,8 +189,7 @@ class Layer(nn.Module):
         context = dropped(scores.softmax(-1)) @ values
         attended = dropped(self.output(context.transpose(1, 2).flatten(2)))
         states = self.norms[0](states + attended * 1.0 / 1.0)  # by a probability to keep the layer, which is 1
-        widened = self.widen(states) if self.distils else functional.linear(states, self.widen.weight) + self.widen.bias
-        fed = dropped(self.narrow(functional.gelu(widened)))
+        fed = dropped(self.narrow(functional.gelu(self.widen(states))))
         return self.norms[1](states + fed * 1.0 / 1.0), scores, (queries, keys, values)
 
 
@@ -170,52 +197,3 @@ def dropped(tensor: Tensor) -> Tensor:
     """Dropout by one kernel, as on a GPU; elsewhere PyTorch takes several operations."""
     output: Tensor = torch.native_dropout(tensor, DROPOUT, train=True)[0]
     return output
-
-
-def _scratch(student: Outputs, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(student.logits, targets)
-
-
-def _vanilla_kd(student: Outputs, teacher: Outputs, targets: Tensor) -> Tensor:
-    """The soft cross-entropy is averaged over the vocabulary as well."""
-    likelihood = (student.logits / 1.0).log_softmax(-1)
-    soft = (-(teacher.logits / 1.0).softmax(-1) * likelihood).mean()
-    return soft + _scratch(student, targets)
-
-
-def _minilm(student: Outputs, teacher: Outputs, targets: Tensor) -> Tensor:
-    """Relations of the last layers' projections by attention heads. The MLM loss is computed for the log."""
-    _scratch(student, targets)
-    losses = []
-    for of_student, of_teacher in zip(student.projections[-1], teacher.projections[-1], strict=True):
-        likelihood = _relation_scores(of_student).log_softmax(-1)
-        losses.append(functional.kl_div(likelihood, _relation_scores(of_teacher).softmax(-1), reduction="sum") / 1.0)
-    return torch.stack(losses).sum()
-
-
-def _relation_scores(projection: Tensor) -> Tensor:
-    """Both sides are made contiguous, each for itself."""
-    left, right = (projection.flatten(0, 1) for _ in range(2))
-    return torch.bmm(left, right.transpose(1, 2)) / math.sqrt(left.size(-1))
-
-
-def _tinybert(student: Outputs, teacher: Outputs, targets: Tensor) -> Tensor:
-    """Scores of the first and the last layer, and the last hidden states. The MLM loss is computed for the log."""
-    _scratch(student, targets)
-    of_student, of_teacher = (_without_padding(scores[-1]).float() for scores in (student.scores, teacher.scores))
-    hidden = functional.mse_loss(student.hidden, teacher.hidden)
-    return (
-        functional.mse_loss(student.scores[0], teacher.scores[0]) + functional.mse_loss(of_student, of_teacher) + hidden
-    )
-
-
-def _without_padding(scores: Tensor) -> Tensor:
-    return torch.where(scores <= -1e2, torch.zeros_like(scores), scores)
-
-
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "scratch": _scratch,
-    "vanilla_kd": _vanilla_kd,
-    "minilm": _minilm,
-    "tinybert": _tinybert,
-}

@@ -20,6 +20,7 @@ from kd_megatron.hardware import resolve_precision
 from kd_megatron.manifest import Manifest, read_manifest
 from kd_megatron.schema import CorpusRecipe, StudyRecipe
 from kd_megatron.study import fairness, tuning
+from kd_megatron.study.effective import with_tuning
 from kd_megatron.study.fairness import Difference
 from kd_megatron.study.planner import plan_speed, plan_totals
 from kd_megatron.study.planner.plan_arms import ArmPlan, Means, charged_flops_per_token, plan_arm
@@ -87,9 +88,9 @@ def plan(
     manifests = _manifests(recipe)
     vocab_size, source = _vocabulary(recipe, manifests)
     pool = _pool_tokens(recipe, manifests)
-    resolved = {arm: fairness.resolve_arm(recipe, arm) for arm in recipe.arms}
+    resolved = _resolved(recipe)
     costs = {arm: arm_cost(resolved[arm], arm, vocab_size) for arm in recipe.arms}
-    speed = _speed(hardware, recipe, costs, num_processes)
+    speed = _speed(hardware, resolved, costs, num_processes)
     _require_enough(resolved, costs, speed, num_processes)
     reference = costs.get(PREFERRED_REFERENCE, next(iter(costs.values())))
     means = Means(speed, num_processes, pool)
@@ -100,7 +101,26 @@ def plan(
     return Plan(recipe, arms, vocab_size, source, pool, memory, num_processes, allowed, speed, totals)
 
 
-def _speed(hardware: Hardware, recipe: StudyRecipe, costs: Mapping[str, ArmCost], num_processes: int) -> Speed | None:
+def _resolved(recipe: StudyRecipe) -> dict[str, StudyRecipe]:
+    """Each arm's recipe, less what tuning is charged: every trial that is run is taken to spend all of its budget."""
+    if recipe.tuning is not None and recipe.tuning.charged:
+        limit, trial = recipe.budget.limit, recipe.tuning.budget.limit
+        charged = {arm: len(tuning.trials(recipe.tuning, arm)) * trial for arm in recipe.arms}
+        most = max(charged.values())
+        if most >= limit:
+            raise RecipeError(
+                given=f"study {recipe.name}: tuning.charged takes {most:g} {recipe.budget.unit} of trials off a budget "
+                f"of {limit:g}",
+                expected="a budget of which some is left for the student",
+                fix="make tuning.budget smaller, or this budget larger",
+            )
+        recipe = with_tuning(recipe, {"chosen": {}, "charged": charged})
+    return {arm: fairness.resolve_arm(recipe, arm) for arm in recipe.arms}
+
+
+def _speed(
+    hardware: Hardware, resolved: Mapping[str, StudyRecipe], costs: Mapping[str, ArmCost], num_processes: int
+) -> Speed | None:
     if hardware.gpu and hardware.calibration:
         raise RecipeError(
             given=f"--hardware {hardware.gpu} and --calibration {hardware.calibration}",
@@ -114,10 +134,11 @@ def _speed(hardware: Hardware, recipe: StudyRecipe, costs: Mapping[str, ArmCost]
             fix="add such as --hardware h100",
         )
     if hardware.calibration:
-        return plan_speed.of_calibration(hardware.calibration, costs, num_processes)
+        return plan_speed.of_calibration(hardware.calibration, resolved, costs, num_processes)
     if hardware.gpu:
         efficiency = plan_speed.EFFICIENCY if hardware.efficiency is None else hardware.efficiency
-        return plan_speed.of_data_sheet(named_gpu(hardware.gpu), recipe.training.precision, efficiency, num_processes)
+        precision = next(iter(resolved.values())).training.precision
+        return plan_speed.of_data_sheet(named_gpu(hardware.gpu), precision, efficiency, num_processes)
     return None
 
 
@@ -142,7 +163,7 @@ def _cell(
     means: Means,
 ) -> list[Item]:
     """What the students of one cell cost."""
-    resolved = {arm: fairness.resolve_arm(recipe, arm) for arm in recipe.arms}
+    resolved = _resolved(recipe)
     own = replace(means, pool=_pool_tokens(recipe, manifests))
     _require_enough(resolved, costs, own.speed, own.num_devices)
     arms = [plan_arm(resolved[arm], arm, cost, cost, own) for arm, cost in costs.items()]

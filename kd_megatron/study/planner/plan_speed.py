@@ -10,6 +10,7 @@ from typing import Any
 from kd_megatron.engine.flops import ArmCost
 from kd_megatron.errors import RecipeError
 from kd_megatron.gpus import Gpu
+from kd_megatron.schema import StudyRecipe
 
 EFFICIENCY = 0.4  # share of a data sheet's rate that training reaches: assumed, and said where it is used
 
@@ -78,11 +79,17 @@ def of_data_sheet(gpu: Gpu, precision: str, efficiency: float, num_devices: int)
     )
 
 
-def of_calibration(path: Path, costs: Mapping[str, ArmCost], num_processes: int) -> Speed:
+def of_calibration(
+    path: Path, resolved: Mapping[str, StudyRecipe], costs: Mapping[str, ArmCost], num_processes: int
+) -> Speed:
     """What the command calibrate wrote: tokens per second of each arm on the machine it ran on.
 
+    Of a schedule it wrote the speed over phases that share the steps, as those of a calibrated budget do; phases that
+    share the hours take more steps where they are faster.
+
     Raises:
-        RecipeError: the file cannot be read, lacks an arm, or was measured with another number of processes.
+        RecipeError: the file cannot be read, lacks an arm, or was measured with another number of processes or of
+            another recipe.
     """
     content = _read(path)
     try:
@@ -102,8 +109,32 @@ def of_calibration(path: Path, costs: Mapping[str, ArmCost], num_processes: int)
             expected="as many processes as were measured together",
             fix=f"add --procs {hardware['num_processes']}, or calibrate with {num_processes}",
         )
+    for arm, recipe in resolved.items():
+        _refuse_another_recipe(path, content, arm, recipe)
     device = hardware.get("device", "the machine that was calibrated")
     return Speed(f"measured on {device} ({path.name})", statistics.median(rates), measured=measured)
+
+
+def _refuse_another_recipe(path: Path, content: Mapping[str, Any], arm: str, recipe: StudyRecipe) -> None:
+    """Raise `RecipeError` where a step of ``arm`` was timed otherwise; what a file does not say is not compared."""
+    there = {
+        "budget.charge": sorted(content["charge"]) if "charge" in content else None,
+        "training.precision": content.get("precision"),
+        "tokens per step": content["arms"][arm].get("tokens_per_step"),
+    }
+    here = {
+        "budget.charge": sorted(recipe.budget.charge),
+        "training.precision": recipe.training.precision,
+        "tokens per step": recipe.training.global_batch_size * recipe.data.sequence_length,
+    }
+    differing = [key for key, value in there.items() if value is not None and value != here[key]]
+    if differing:
+        was, now = (", ".join(f"{key} {values[key]}" for key in differing) for values in (there, here))
+        raise RecipeError(
+            given=f"--calibration {path} of arm {arm} with {was}, and a plan with {now}",
+            expected="a calibration of this recipe",
+            fix="calibrate this recipe, or plan the one that was calibrated",
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:

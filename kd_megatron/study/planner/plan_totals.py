@@ -15,7 +15,7 @@ from kd_megatron.finetune import halving
 from kd_megatron.finetune.embedded import NUM_DEV, NUM_TRAIN
 from kd_megatron.finetune.glue import GLUE
 from kd_megatron.models.build import student_config
-from kd_megatron.schema import FinetuneRecipe, StudyRecipe, TaskRecipe
+from kd_megatron.schema import FinetuneRecipe, StudyRecipe, TaskRecipe, TuningRecipe
 from kd_megatron.study.planner.plan_arms import ArmPlan, Means, plan_arm
 from kd_megatron.tensors import Needs
 from kd_megatron.training.validate import PROBE_BATCH_SIZE
@@ -40,18 +40,44 @@ def before_students(
     vocab_size: int,
     means: Means,
 ) -> list[Item]:
-    """What is done once, whatever the number of cells: the teacher, and the trials of tuning at most."""
-    found = [_teacher(recipe, vocab_size, means)] if recipe.teacher and recipe.teacher.train else []
-    if recipe.tuning is None:
-        return found
-    at_most, flops, hours = 0, [], []
+    """What is done once, whatever the number of cells: the teacher, and the trials of tuning at most.
+
+    Both are validated: the teacher where students are, a trial at its end.
+    """
+    found, validations, notes = [], [], []
+    if recipe.teacher and recipe.teacher.train:
+        alone = _teachers_recipe(recipe)
+        cost, places = arm_cost(alone, TEACHER, vocab_size), _num_validations(alone)
+        planned = plan_arm(alone, TEACHER, cost, cost, means)
+        found.append(Item(TEACHER, planned.flops, planned.hours, "trained first"))
+        validations.append(places * _validation_flops(alone, cost, vocab_size))
+        notes.append(f"{places} of the teacher")
+    if recipe.tuning is not None:
+        numbers = {arm: recipe.tuning.num_trials(arm) for arm in costs}
+        found.append(_tuning(recipe.tuning, resolved, costs, numbers, means))
+        once = {arm: _validation_flops(resolved[arm], cost, vocab_size) for arm, cost in costs.items()}
+        validations += [number * once[arm] for arm, number in numbers.items()]
+        notes.append(f"{sum(numbers.values())} of trials")
+    if validations:
+        found.append(_item("validations before", math.fsum(validations), ", ".join(notes), means))
+    return found
+
+
+def _tuning(
+    tuning: TuningRecipe,
+    resolved: Mapping[str, StudyRecipe],
+    costs: Mapping[str, ArmCost],
+    numbers: Mapping[str, int],
+    means: Means,
+) -> Item:
+    """The trials' training, ``numbers`` of them for each arm."""
+    flops, hours = [], []
     for arm, cost in costs.items():
-        alone = resolved[arm].model_copy(update={"budget": recipe.tuning.budget})
-        trial, number = plan_arm(alone, arm, cost, cost, means), recipe.tuning.num_trials(arm)
-        at_most += number
-        flops.append(_times(number, trial.flops))
-        hours.append(_times(number, trial.hours))
-    return [*found, Item("tuning", _all_of(flops), _all_of(hours), f"{at_most} trials")]
+        alone = resolved[arm].model_copy(update={"budget": tuning.budget})
+        trial = plan_arm(alone, arm, cost, cost, means)
+        flops.append(_times(numbers[arm], trial.flops))
+        hours.append(_times(numbers[arm], trial.hours))
+    return Item("tuning", _all_of(flops), _all_of(hours), f"{sum(numbers.values())} trials")
 
 
 def of_students(
@@ -68,7 +94,7 @@ def of_students(
         note = f"{len(branches)} a student, from its checkpoints"
         found.append(Item("branches", _times(more, flops), _times(more, hours), note))
     once = [_validation_flops(resolved[entry.arm], entry.cost, vocab_size) for entry in arms]
-    places = len({*recipe.validation.at, 1.0}) + len(branches)  # a run always ends with one
+    places = _num_validations(recipe) + len(branches)
     found.append(_item("validations", num_seeds * places * sum(once), f"{places} a student", means))
     if recipe.finetune:
         tuned = 1 + len(branches) * bool(recipe.markers and recipe.markers.finetune)
@@ -103,16 +129,18 @@ def _all_of(parts: Sequence[float | None], times: int = 1) -> float | None:
     return times * math.fsum(known) if len(known) == len(parts) else None
 
 
-def _teacher(recipe: StudyRecipe, vocab_size: int, means: Means) -> Item:
-    """The training of the study's own teacher, by the scratch objective."""
+def _num_validations(recipe: StudyRecipe) -> int:
+    """Of one run, which always ends with one."""
+    return len({*recipe.validation.at, 1.0})
+
+
+def _teachers_recipe(recipe: StudyRecipe) -> StudyRecipe:
+    """What the study's own teacher is trained by: the scratch objective."""
     assert recipe.teacher is not None
     section = recipe.teacher.train
     assert section is not None
     update = {"student": section.encoder, "teacher": None, "budget": section.budget, "seeds": [section.seed]}
-    alone = recipe.model_copy(update={**update, "arms": {TEACHER: {"objective": "scratch"}}})
-    cost = arm_cost(alone, TEACHER, vocab_size)
-    planned = plan_arm(alone, TEACHER, cost, cost, means)
-    return Item(TEACHER, planned.flops, planned.hours, "trained first")
+    return recipe.model_copy(update={**update, "arms": {TEACHER: {"objective": "scratch"}}})
 
 
 def _validation_flops(recipe: StudyRecipe, cost: ArmCost, vocab_size: int) -> float:

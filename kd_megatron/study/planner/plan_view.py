@@ -130,6 +130,8 @@ def _remarks(planned: Plan) -> list[str]:
     )
     if training.activation_checkpointing:
         said.append("Activation checkpointing: the student's FLOPs have the second forward pass of its layers.")
+    if recipe.tuning and recipe.tuning.charged:
+        said.append("Tuning is charged: what an arm's trials spend is taken off its budget before steps are counted.")
     if planned.speed:
         said += _about_speed(planned, planned.speed)
     if planned.arms[0].tokens is None:

@@ -23,7 +23,8 @@ from kd_megatron.models.known import VOCAB_SIZE, config_or_known
 from kd_megatron.objectives import registry
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study.fairness import resolve_arm, split_arm
-from kd_megatron.study.planner.eager_step import LENGTH, LOSSES, MASKED, Counted, count
+from kd_megatron.study.planner.eager_losses import LOSSES
+from kd_megatron.study.planner.eager_step import LENGTH, MASKED, Counted, count
 from kd_megatron.study.reporting.published import FILE, REFERENCE
 from kd_megatron.tensors import Needs
 

@@ -42,10 +42,12 @@ def _remarks(modelled: AsPublished) -> list[str]:
         f"Predicted: distillation arms see {min(ratios):.2f} to {max(ratios):.2f} of No-KD's tokens (published: "
         f"{min(published):.2f} to {max(published):.2f}). No count is further than {words.percent(worst)} from the "
         "published one.",
-        "Counted: matrix products and bytes of every kernel of a step of 256 x 128 tokens (kd_megatron/study/"
-        "eager_step.py): eager attention, the MLM heads of both models at masked positions, read or not, the whole "
-        "teacher with dropout, and losses written out. Not counted: what the host does, logging, validation, the "
-        "optimizer.",
+        "Counted: matrix products and bytes of every kernel of a step of 256 x 128 tokens (kd_megatron/study/planner/"
+        "eager_step.py): eager attention, the MLM heads of both models at masked positions (of the teacher's that is "
+        "assumed), read or not, the whole teacher with dropout, and losses written out. Not counted: validation; what "
+        "the host does, which is more in distillation arms, as they alone log GPU scalars in every micro-batch and "
+        "look for the masked positions twice; and the optimizer, alike in all arms, which would bring them closer "
+        "together.",
         "Tokens here: for the FLOPs of the study's run of that arm. Fused losses and attention move fewer bytes as "
         "well, which no count of FLOPs shows; docs/performance.md has what was measured.",
         *(line for row in rows if (line := _levers(row))),
