@@ -8,7 +8,8 @@ students, the arm is the cheaper way to Q(C) when T / n <= C - c(C):
     break-even budget for n    the smallest C with C - c(C) >= T / n
 
 Both are read off measured curves, with straight lines between readings in (log FLOPs, quality); nothing is
-extrapolated.
+extrapolated. A student owes the teacher when it learns from it or begins from its layers; where the reference owes it
+as well, T is common to both and there is nothing to pay back.
 """
 
 import math
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy
 
-from kd_megatron.study import comparisons, curves
+from kd_megatron.study import comparisons, curves, fairness
 from kd_megatron.study.curves import Reading
 from kd_megatron.study.results import StudyResults
 from kd_megatron.study.statistics import Estimate, estimate
@@ -144,24 +145,56 @@ def _saved_curve(pairs: list[tuple[list[Reading], list[Reading]]], sign: float) 
 
 
 def all_break_evens(results: StudyResults) -> list[BreakEven]:
-    """Every arm with a teacher, by score where there are scores on the way, and by held-out loss."""
-    taught = [arm for arm in results.arms if any(run.summary.get("teacher") for run in results.runs[arm].values())]
+    """Every arm that owes the teacher, by score where there are scores on the way, and by held-out loss.
+
+    Empty where the reference owes it as well: see `common_cost`.
+    """
+    if shares_the_teacher(results, results.reference):
+        return []
     cost, _ = teacher_flops(results)
     found = (
         break_even(results, arm, quantity, cost)
-        for arm in taught
-        if arm != results.reference
+        for arm in results.arms
+        if shares_the_teacher(results, arm)
         for quantity in comparisons.OVERALL
     )
     return [one for one in found if one]
+
+
+def shares_the_teacher(results: StudyResults, arm: str) -> bool:
+    """Whether students of ``arm`` owe the teacher: they learn from it, as their runs recorded, or begin from it.
+
+    `results.owes_the_teacher` judges recipes that may not have run, and takes every objective but scratch for one that
+    has a teacher; cost is charged by what ran.
+    """
+    learns = any(run.summary.get("teacher") for run in results.runs.get(arm, {}).values())
+    return learns or fairness.begins_from_teacher(results.recipe, arm)
+
+
+def num_sharing(results: StudyResults) -> int:
+    """How many finished students of the study owe the teacher, and so share its training."""
+    return sum(len(results.runs[arm]) for arm in results.arms if shares_the_teacher(results, arm))
+
+
+def common_cost(results: StudyResults) -> str | None:
+    """Why there is no break-even where the reference owes the teacher; None where it does not."""
+    if not shares_the_teacher(results, results.reference):
+        return None
+    how = "begins from" if fairness.begins_from_teacher(results.recipe, results.reference) else "learns from"
+    return (
+        f"No break-even is given, because the reference ({results.reference}) {how} the teacher as well: its cost is "
+        "common to both."
+    )
 
 
 def teacher_flops(results: StudyResults) -> tuple[float | None, str]:
     """(FLOPs of the teacher's own training or None, where the figure comes from)."""
     if results.teacher:
         return float(results.teacher["flops"]), "trained by this study; its ledger"
+    recipe = results.recipe.teacher  # all there is where students begin from the teacher and none learns from it
+    stated = {"cost_flops": recipe.cost_flops, "cost_source": recipe.cost_source} if recipe else {}
     teacher: dict[str, Any] = next(
-        (run.summary["teacher"] for run in results.all_runs() if run.summary.get("teacher")), {}
+        (run.summary["teacher"] for run in results.all_runs() if run.summary.get("teacher")), stated
     )
     source = teacher.get("cost_source") or "no source given"
     return teacher.get("cost_flops"), source if teacher.get("cost_flops") else "not stated in the recipe: unknown"

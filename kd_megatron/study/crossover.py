@@ -23,7 +23,7 @@ class Crossover:
     high: float
     better_after: str  # the arm that is lower at the end of the search
     measured: tuple[float, float]  # budgets at which both arms were measured
-    share_agreeing: float  # of draws in which the same arm is lower at the end of the search
+    share_throughout: float  # of draws in which that arm is lower at every budget searched
 
     @property
     def is_extrapolated(self) -> bool:
@@ -42,7 +42,8 @@ def crossover(first: tuple[str, Fit, float], second: tuple[str, Fit, float]) -> 
     """Compare two arms at equal budgets.
 
     Args:
-        first: name of the arm, its law, and what a token costs it in the budget's unit.
+        first: name of the arm, its law for students of the size asked about (`Fit.of_size`), and what a token costs it
+            in the budget's unit.
         second: the same of the other arm.
 
     Returns:
@@ -68,7 +69,7 @@ def crossover(first: tuple[str, Fit, float], second: tuple[str, Fit, float]) -> 
         float(high),
         name_a if after_is_first else name_b,
         (float(measured[0]), float(measured[1])),
-        float((gaps[:, -1] < 0).mean()),
+        float((found == 0.0).mean()),
     )
 
 
@@ -98,7 +99,8 @@ def paid_back(arm: tuple[Fit, float], reference: tuple[Fit, float], share: float
     """Break-even budget by the laws (docs/statistics.md): C less what the arm needs for the reference's loss at C.
 
     Args:
-        arm: its law, and the FLOPs of a token, the teacher's forward pass included.
+        arm: its law for students of the size asked about (`Fit.of_size`), and the FLOPs of a token, the teacher's
+            forward pass included.
         reference: the same.
         share: FLOPs of the teacher's training for one student.
 

@@ -6,8 +6,9 @@ the study lists it in ``allow_difference``, and then the report names it. `check
 spent; `run_checks.py` judges what the runs recorded.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from kd_megatron import config
 from kd_megatron.config import BUDGET_UNITS
@@ -19,6 +20,8 @@ BACKEND = "backend"  # the one option of an objective that changes its speed alo
 STUDY_ONLY = frozenset(
     {"kind", "name", "description", "arms", "seeds", "allow_difference", "output", "notes", "tuning", "markers", "grid"}
 )
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,16 @@ def resolve_arm(study: StudyRecipe, arm: str) -> StudyRecipe:
         _refuse_unless_allowed(study, arm, key)
         _set(raw, key, value)
     return config.validate(StudyRecipe, raw, where=f"study {study.name}, arm {arm}")
+
+
+def by_arm(study: StudyRecipe, read: Callable[[StudyRecipe], Value]) -> dict[str, Value]:
+    """Arm -> what ``read`` finds in the recipe that it really runs (`resolve_arm`)."""
+    return {arm: read(resolve_arm(study, arm)) for arm in study.arms}
+
+
+def begins_from_teacher(study: StudyRecipe, arm: str) -> bool:
+    """Whether the first weights of an arm's students are layers of the teacher; without one they could not exist."""
+    return resolve_arm(study, arm).student.initialise.method == "teacher_layers"
 
 
 def check(study: StudyRecipe) -> list[Difference]:

@@ -7,7 +7,7 @@ outliers less, as they do. What a fit can say, and when it is refused: docs/stat
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy
@@ -83,39 +83,50 @@ class Fit:
         tokens = [point.tokens for point in self.points]
         return min(tokens), max(tokens)
 
+    @property
+    def size_term(self) -> tuple[float, float] | None:
+        """(B in nats at one parameter, beta); None where no size was fitted."""
+        if len(self.parameters) < 5:
+            return None
+        beta = float(self.parameters[4])
+        return math.exp(float(self.parameters[3]) + beta * self.centre[1]), beta
+
+    def of_size(self, parameters: float) -> "Fit":
+        """The law of text alone for students of one size, B N^-beta in its floor; as it is without such a term."""
+        if self.size_term is None:
+            return self
+        z = math.log(parameters) - self.centre[1]
+        return replace(self, parameters=_without_size(self.parameters[None], z)[0], draws=_without_size(self.draws, z))
+
     def interval(self, index: int) -> tuple[float, float]:
         """95 % percentile interval of one parameter over the draws."""
         low, high = numpy.percentile(self.draws[:, index], [2.5, 97.5])
         return float(low), float(high)
 
-    def predict(self, tokens: Array, parameters: float | None = None, draws: bool = False) -> Array:
-        """Loss at ``tokens`` [T]; [T], or [draws, T] of every draw.
-
-        Args:
-            tokens: amounts of text.
-            parameters: size of the student; None: the points' geometric mean. Matters to laws with sizes alone.
-            draws: whether for every draw.
-        """
-        size = self.centre[1] if parameters is None else math.log(parameters)
-        x, z = numpy.log(tokens) - self.centre[0], size - self.centre[1]
+    def predict(self, tokens: Array, draws: bool = False) -> Array:
+        """Loss at ``tokens`` [T]; [T], or [draws, T] of every draw. A law with sizes is asked for one: `of_size`."""
+        self._require_one_size()
+        x = numpy.log(tokens) - self.centre[0]
         thetas = self.draws if draws else self.parameters[None]
         found = thetas[:, :1] + numpy.exp(thetas[:, 1:2] - thetas[:, 2:3] * x)
-        if thetas.shape[1] == 5:
-            found = found + numpy.exp(thetas[:, 3:4] - thetas[:, 4:5] * z)
         return found if draws else found[0]
 
     def tokens_for(self, losses: Array, draws: bool = False) -> Array:
-        """Text that the law needs for ``losses`` [R, T]; infinity at or below its floor.
+        """Text that the law needs for ``losses`` [R, T]; infinity at or below its floor. Of one size, as `predict`.
 
         Args:
             losses: R is 1, or the number of draws to use when ``draws``.
             draws: whether row r is asked of draw r.
         """
+        self._require_one_size()
         thetas = self.draws[: len(losses)] if draws else self.parameters[None]
-        floor = thetas[:, :1] + (numpy.exp(thetas[:, 3:4]) if thetas.shape[1] == 5 else 0.0)
-        above = losses - floor
+        above = losses - thetas[:, :1]
         x = (thetas[:, 1:2] - numpy.log(numpy.where(above > 0, above, 1.0))) / thetas[:, 2:3]
         return numpy.where(above > 0, numpy.exp(numpy.minimum(x + self.centre[0], MOST_LOG_TOKENS)), numpy.inf)
+
+    def _require_one_size(self) -> None:
+        if self.size_term is not None:
+            raise ValueError("a law with sizes says nothing of text alone: ask of_size(parameters) first")
 
 
 def fit(
@@ -268,6 +279,13 @@ def _draws(
             chosen = numpy.concatenate([groups[i] for i in generator.integers(len(groups), size=len(groups))])
             found.append(_solve(x[chosen], z[chosen], y[chosen], best, loss)[0])
     return numpy.stack(found)
+
+
+def _without_size(thetas: Array, z: float) -> Array:
+    """[..., (E, log A, alpha, log B, beta)] -> [..., (E + B N^-beta, log A, alpha)] at centred log N ``z``."""
+    found = thetas[:, :3].copy()
+    found[:, 0] += numpy.exp(thetas[:, 3] - thetas[:, 4] * z)
+    return found
 
 
 def _natural(inner: Array) -> Array:

@@ -105,6 +105,16 @@ def num_seeds(num: int) -> str:
     return f"{num} seed{'' if num == 1 else 's'}"
 
 
+def by_arm(values: dict[str, str]) -> str:
+    """The value of all arms, or each with its arms: ``"0.0005"``, ``"0.0005 (scratch, minilm), 0.001 (tinybert)"``."""
+    arms: dict[str, list[str]] = {}
+    for arm, value in values.items():
+        arms.setdefault(value, []).append(arm)
+    if len(arms) == 1:
+        return next(iter(arms))
+    return ", ".join(f"{value} ({', '.join(names)})" for value, names in arms.items())
+
+
 def budget_in_words(budget: BudgetRecipe) -> str:
     """``"2.00e13 FLOPs"``, ``"1.5 hours"``."""
     if budget.unit == "flops":

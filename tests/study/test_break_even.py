@@ -2,9 +2,11 @@ import json
 
 import pytest
 import study_on_disk
+from tolerances import HAND_WORKED_STATISTIC_RELATIVE
 
 from kd_megatron.study import break_even, results
 from kd_megatron.study.curves import Reading
+from kd_megatron.study.reporting import tables
 from kd_megatron.study.reporting.report import write_report
 
 ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
@@ -89,6 +91,43 @@ def test_a_loss_that_rises_again_counts_from_the_last_time():
     assert break_even.flops_to_reach(up_again, -5.0, -1.0) == pytest.approx(4.0)
     assert break_even.flops_to_reach(up_again, -4.0, -1.0) is None
     assert break_even.flops_to_reach(readings((1.0, 5.0), (2.0, 4.0)), -6.0, -1.0) == 1.0  # no later than that
+
+
+def costs(found, arm):
+    """FLOPs by which one student's cost grows when the teacher is included, and when it is shared."""
+    row = next(row for row in tables.teacher_cost(found).rows if row["arm"] == arm)
+    return [
+        pytest.approx(row[kind] - row["excluded"], rel=HAND_WORKED_STATISTIC_RELATIVE)
+        for kind in ("included", "amortised")
+    ]
+
+
+def test_students_that_begin_from_the_teacher_owe_it(tmp_path):
+    student = study_on_disk.recipe_data()["student"] | {"initialise": {"method": "teacher_layers"}}
+    recipe = study_on_disk.study_recipe(arms=ARMS, student=student)
+    found = results.load(study_on_disk.write_study(tmp_path / "s", recipe))
+    for arm in ARMS:
+        assert costs(found, arm) == [9e14, 9e14 / 6]  # two arms x three seeds
+    assert break_even.all_break_evens(found) == []
+    write_report(found.directory)
+    markdown = (found.directory / "report" / "report.md").read_text()
+    assert "the reference (scratch) begins from the teacher as well: its cost is common to both." in markdown
+    assert "Students whose first weights are the teacher's layers owe it too: scratch, minilm." in markdown
+    assert "What pays the teacher's training back" not in markdown
+
+
+def test_an_arm_that_begins_from_the_teacher_and_never_learns_from_it_pays_it_back(tmp_path):
+    begins = {"objective": "scratch", "student.initialise.method": "teacher_layers"}
+    arms, allowed = {"scratch": ARMS["scratch"], "minilm": begins}, ["student.initialise.method"]
+    recipe = study_on_disk.study_recipe(arms=arms, allow_difference=allowed)
+    directory = study_on_disk.write_study(tmp_path / "s", recipe)
+    for seed in range(3):
+        study_on_disk.edit_summary(results.arm_directory(directory, "minilm", seed), teacher=None)
+    found = results.load(directory)
+    assert costs(found, "scratch") == [0, 0]
+    assert costs(found, "minilm") == [9e14, 9e14 / 3]
+    assert {(one.arm, one.teacher_flops) for one in break_even.all_break_evens(found)} == {("minilm", 9e14)}
+    assert break_even.common_cost(found) is None
 
 
 def test_report_has_table_and_figure(tmp_path):

@@ -4,7 +4,7 @@ import numpy
 import pytest
 
 from kd_megatron.study.crossover import crossover, paid_back
-from kd_megatron.study.scaling import Point, Refusal, fit, num_amounts
+from kd_megatron.study.scaling import Fit, Point, Refusal, fit, num_amounts
 
 AMOUNTS = numpy.geomspace(1e6, 1e9, 6)
 FLOOR, COEFFICIENT, EXPONENT = 2.0, 60.0, 0.28
@@ -79,9 +79,16 @@ def test_sizes_too():
         low, high = found.interval(index)
         assert low < true < high
         assert high - low < 0.5 * true
-    assert found.predict(numpy.array([1e8]), parameters=4e6)[0] == pytest.approx(
-        1.5 + 60 * 1e8**-0.3 + 80 * 4e6**-0.35, rel=2e-3
-    )
+    tokens = numpy.array([1e8])
+    for size in (1e6, 4e6):
+        own = found.of_size(size)
+        assert own.predict(tokens)[0] == pytest.approx(1.5 + 60 * 1e8**-0.3 + 80 * size**-0.35, rel=2e-3)
+        assert own.tokens_for(own.predict(tokens)[None]) == pytest.approx(tokens[None])
+        assert own.predict(tokens, draws=True).mean() == pytest.approx(own.predict(tokens)[0], rel=2e-3)
+    scale, power = found.size_term
+    assert scale * 4e6**-power == pytest.approx(80 * 4e6**-0.35, rel=0.05)
+    with pytest.raises(ValueError, match=r"ask of_size"):
+        found.predict(tokens)
 
 
 def test_seeds_are_resampled_whole():
@@ -149,7 +156,22 @@ def test_crossover_is_at_equal_budgets():
     found = crossover(("scratch", first, 1.0), ("vanilla_kd", second, 1.75))
     assert found.at is None
     assert found.better_after == "scratch"
-    assert found.share_agreeing > 0.95
+    assert found.share_throughout > 0.95
+
+
+def test_a_draw_that_crosses_on_the_way_does_not_agree_that_one_arm_is_lower_throughout():
+    # 1.9 + 10 x is below 2 + 10 x everywhere; 1.9 + 12 x where 2 x < 0.1, at the end and not at the beginning
+    points = tuple(Point(tokens, 2.5, 0) for tokens in (10.0, 1000.0))
+
+    def law(floor, *coefficients):
+        thetas = numpy.array([[floor, math.log(coefficient), 0.5] for coefficient in coefficients])
+        return Fit(thetas[0], thetas, (0.0, 0.0), points, "points", 0.01)
+
+    first, second = law(2.0, 10.0, 10.0, 10.0, 10.0), law(1.9, 10.0, 10.0, 10.0, 12.0)
+    found = crossover(("scratch", first, 1.0), ("minilm", second, 1.0))
+    assert (found.at, found.better_after) == (None, "minilm")
+    assert found.share_throughout == 0.75
+    assert found.high > 0.0
 
 
 def test_crossovers_beyond_the_data_are_rarely_claimed():

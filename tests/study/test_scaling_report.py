@@ -1,9 +1,13 @@
+from dataclasses import replace
+from functools import partial
+
 import numpy
 import pytest
 import study_on_disk
 
 from kd_megatron.errors import OutputError
-from kd_megatron.study import results
+from kd_megatron.study import results, scaling
+from kd_megatron.study.crossover import Crossover
 from kd_megatron.study.reporting import scaling_report
 from kd_megatron.study.reporting.report import write_report
 
@@ -67,6 +71,57 @@ def test_losses_on_the_way_are_no_losses_of_smaller_budgets(tmp_path):
     assert "these are not losses of smaller budgets" in (directory / "report" / "report.md").read_text()
 
 
+def test_no_change_of_order_is_one_in_the_budgets_searched(tmp_path):
+    read = results.load(study(tmp_path / "s", 64e6))
+    laws = scaling_report.laws([read])
+    said = []
+    for share, high in ((1.0, 0.0), (0.6, 5e13)):
+        change = Crossover(None, 0.0, high, "minilm", (1e12, 6e13), share)
+        rows = scaling_report.table(read, replace(laws, crossovers={"minilm": change})).rows
+        said.append(rows[1]["crossover"])
+    assert said[0] == "none in the budgets searched: minilm is lower than scratch"
+    assert said[1] == said[0] + ", throughout in 60 % of resamples"
+
+
+def test_an_unfair_study_says_nothing_of_the_order(tmp_path):
+    directory = study(tmp_path / "s", 64e6)
+    study_on_disk.edit_summary(directory / "arms" / "minilm" / "seed_1", fingerprint={"data": "0badf00d"})
+    read = results.load(directory)
+    rows = scaling_report.table(read, scaling_report.laws([read])).rows
+    assert [row["crossover"] for row in rows] == ["\N{EN DASH}", "unfair: none"]
+
+
+def of_size(directory, size, generator):
+    """A study of students of ``size``; minilm gains 0.2 nats by its floor and loses 37.8 N^-0.35 by its size."""
+    study(directory, 64e6)
+    for arm, (floor, scale) in {"scratch": (2.0, 80.0), "minilm": (1.8, 117.8)}.items():
+        for seed in range(3):
+            tokens = [64e6 * fraction for fraction in FRACTIONS]
+            losses = [floor + 60 * n**-0.28 + scale * size**-0.35 + 0.001 * generator.normal() for n in tokens]
+            run = directory / "arms" / arm / f"seed_{seed}"
+            study_on_disk.write_losses(run, [1e6 * n for n in tokens], losses)
+            study_on_disk.edit_summary(run, parameters=size)
+    return directory
+
+
+def test_crossovers_are_those_of_the_studys_own_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling_report, "fit", partial(scaling.fit, num_draws=20))
+    generator = numpy.random.default_rng(9)
+    small, middle, large = (of_size(tmp_path / f"{size:g}", size, generator) for size in (1e6, 16e6, 256e6))
+    # at 1e6 parameters minilm's size costs 0.30 nats and its floor gains 0.20; at 16e6, the mean of all, 0.11
+    for own, others, better, count in (
+        (small, (middle, large), "scratch", "1M"),
+        (large, (small, middle), "minilm", "256M"),
+    ):
+        first = results.load(own)
+        found = scaling_report.laws([first, *scaling_report.load_beside(first, others)])
+        assert found.crossovers["minilm"].at is None
+        assert found.crossovers["minilm"].better_after == better
+        note = scaling_report.table(first, found).note
+        assert "a term B N^-beta as well (scratch: B " in note
+        assert f"for N = {count} parameters, this study's own" in note
+
+
 def test_repetition_is_warned_of(tmp_path):
     directory = study(tmp_path / "s", 64e6, unique=8e6)
     said = " ".join(scaling_report.laws([results.load(directory)]).warnings)
@@ -92,3 +147,19 @@ def test_a_study_that_differs_in_more_lends_nothing(tmp_path, budgets):
     other = study(tmp_path / "o", 2e6, training={"global_batch_size": 32})
     with pytest.raises(OutputError, match=r"differ in training\.global_batch_size"):
         scaling_report.load_beside(results.load(budgets[0]), [other])
+
+
+def test_an_arm_with_a_dot_in_its_name_is_compared_like_any_other(tmp_path, monkeypatch):
+    for table in (study_on_disk.SCORES, study_on_disk.PROBE):
+        monkeypatch.setitem(table, "mini.lm", table["minilm"])
+    first, second = (
+        study_on_disk.write_study(
+            tmp_path / str(heads),
+            study_on_disk.study_recipe(
+                arms={"scratch": ARMS["scratch"], "mini.lm": {"objective": "minilm", "num_relation_heads": heads}}
+            ),
+        )
+        for heads in (12, 24)
+    )
+    with pytest.raises(OutputError, match=r"differ in arms\.mini\.lm\.num_relation_heads"):
+        scaling_report.load_beside(results.load(first), [second])

@@ -52,6 +52,8 @@ def _gap_in_words(found: Comparison, measure: Measure) -> str:
     place = f"{size} {'better' if found.is_better else 'worse'} than {other}" if gap.mean else f"level with {other}"
     if gap.low is None or gap.high is None:
         return f"{place}, in one seed: no interval can be given, so this is one observation and no evidence"
+    if gap.low == gap.high:  # of no width: no evidence (`Estimate.excludes_zero`)
+        return f"{place}, the same in {num_seeds(gap.n)}: no variation, so these seeds cannot tell {best} from {other}"
     interval = f"95 % interval of the difference {_ends(gap, measure)}, paired over {num_seeds(gap.n)}"
     if not gap.excludes_zero:
         return f"{place} ({interval}); the interval includes zero: these seeds cannot tell {best} from {other}"

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from kd_megatron.study import comparisons, words
+from kd_megatron.study import break_even, comparisons, words
 from kd_megatron.study.break_even import BreakEven
 from kd_megatron.study.crossover import paid_back
 from kd_megatron.study.reporting.tables import Column, Table
@@ -13,10 +13,16 @@ from kd_megatron.study.statistics import Estimate
 
 
 def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit] | None = None) -> Table | None:
-    """Per arm and quality: what is saved, and what pays the teacher back; by ``laws`` of the loss too, where given."""
+    """Per arm and quality: what is saved, and what pays the teacher back.
+
+    Args:
+        results: of the study.
+        found: `break_even.all_break_evens`.
+        laws: arm -> its law of the loss for students of this study's size, whose answer is then given too.
+    """
     if not found:
         return None
-    num_taught = sum(bool(run.summary.get("teacher")) for run in results.all_runs())
+    num_sharing = break_even.num_sharing(results)
     columns = [
         Column("arm", "arm", is_text=True),
         Column("quantity", "measured by", is_text=True),
@@ -25,7 +31,7 @@ def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit]
         Column("finding", "teacher is paid back by", is_text=True),
         Column("interval", "95 % interval", is_text=True),
         Column("budget_alone", "break-even budget, 1 student", _budget),
-        Column("budget_shared", f"the same, {num_taught} students", _budget),
+        Column("budget_shared", f"the same, {num_sharing} students", _budget),
     ]
     by_laws = {one.arm: words_of for one in found if (words_of := _by_laws(results, one, laws or {}))}
     if by_laws:
@@ -49,7 +55,7 @@ def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit]
             "teacher_flops": one.teacher_flops,
             "budget": one.budget,
             "budget_alone": one.budget_for(1),
-            "budget_shared": one.budget_for(num_taught),
+            "budget_shared": one.budget_for(num_sharing),
             "budget_by_laws": by_laws.get(one.arm) if one.quantity == "probe_loss" else None,
         }
         for one in found
@@ -60,7 +66,10 @@ def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit]
 def _half_way(results: StudyResults) -> str:
     if any(marker.decayed for run in results.all_runs() for marker in run.markers):
         return "Readings on the way are of branches whose learning rate came down."
-    return "Half-way a learning rate has not come down, so what an arm saves is understated."
+    return (
+        "Half-way a learning rate has not come down, so what an arm saves at the full budget is understated; at "
+        "smaller budgets this holds for both arms, and what is read there may be too low or too high."
+    )
 
 
 def _by_laws(results: StudyResults, one: BreakEven, laws: Mapping[str, Fit]) -> str | None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kd_megatron.study import break_even, markers, words
+from kd_megatron.study import break_even, fairness, markers, words
 from kd_megatron.study.fairness import Difference
 from kd_megatron.study.reporting import tables
 from kd_megatron.study.reporting.certainty_tables import INTERVALS
@@ -54,13 +54,17 @@ def _unfair(findings: list[Finding], allowed: list[Difference]) -> list[str]:
 
 
 def _seeds(results: StudyResults) -> list[str]:
-    num = min((len(runs) for runs in results.runs.values() if runs), default=0)
-    if num == 0:
-        return []
-    if num == 1:
-        return ["One seed: no interval can be given, and a difference between arms may be chance."]
-    said = f"Intervals are {INTERVALS[results.interval]} over {num_seeds(num)}"
-    said += ", which makes them wide." if num <= FEW_SEEDS else "."
+    counts = {arm: len(results.runs[arm]) for arm in results.arms}
+    several = [num for num in counts.values() if num > 1]
+    single = [arm for arm, num in counts.items() if num == 1]
+    if not several:
+        return ["One seed: no interval can be given, and a difference between arms may be chance."] if single else []
+    few, most = min(several), max(several)
+    seeds = num_seeds(few) if few == most else f"{few} to {most} seeds"
+    said = f"Intervals are {INTERVALS[results.interval]} over {seeds}"
+    said += ", which makes them wide." if few <= FEW_SEEDS else "."
+    if single:
+        said += f" One seed of {', '.join(single)}: there no interval can be given, and a difference may be chance."
     if len(results.arms) > 2:
         said += (
             f" Those of single numbers are not corrected for picking the best of {len(results.arms)} arms; what is "
@@ -140,14 +144,14 @@ def _untrained(results: StudyResults) -> list[str]:
 
 
 def _untuned(results: StudyResults) -> list[str]:
-    if "training.learning_rate" in results.recipe.allow_difference:
+    rates = set(fairness.by_arm(results.recipe, lambda arm: arm.training.learning_rate).values())
+    if results.tuning is not None or len(rates) > 1:  # tuning may choose the same one for all
         return []
-    rate = f"{results.recipe.training.learning_rate:g}"
-    return [f"All arms use one learning rate ({rate}) and untuned weights; an arm may do better with its own."]
+    return [f"All arms use one learning rate ({rates.pop():g}) and untuned weights; an arm may do better with its own."]
 
 
 def _teacher(results: StudyResults) -> list[str]:
     cost, source = break_even.teacher_flops(results)
-    if cost is None or not any(run.summary.get("teacher") for run in results.all_runs()):
+    if cost is None or not break_even.num_sharing(results):
         return []
     return [f"The budget does not include the teacher's own training ({words.flops(cost)} FLOPs; {source})."]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from kd_megatron.study import curves
-from kd_megatron.study.break_even import BreakEven
+from kd_megatron.study.break_even import BreakEven, num_sharing
 from kd_megatron.study.curves import Reading
 from kd_megatron.study.reporting.figures import look, power_unit
 from kd_megatron.study.reporting.scaling_report import Laws
@@ -81,19 +81,24 @@ def _mean_curve(axes: Axes, results: StudyResults, arm: str, found: list[tuple[l
 
 
 def scaling(results: StudyResults, laws: Laws) -> Figure | None:
-    """Losses and the laws through them, with their 95 % bands, up to ten times the most text."""
+    """Losses and the laws through them, with their 95 % bands, up to ten times the most text.
+
+    With students of several sizes the laws are those of this study's size, and points of other sizes are pale.
+    """
     if not laws.fitted:
         return None
     figure, axes = pyplot.subplots(figsize=(5.4, 3.4))
-    for arm, law in laws.fitted.items():
+    for arm, law in laws.of_own_size.items():
         colour, marker, dash = look(results, arm)
         fewest, most = law.token_range
         tokens = numpy.geomspace(fewest, 10 * most, 120)
         low, high = numpy.percentile(law.predict(tokens, draws=True), [2.5, 97.5], axis=0)
         axes.fill_between(tokens, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(tokens, law.predict(tokens), color=colour, linestyle=dash, label=arm)
-        x, y = [point.tokens for point in law.points], [point.loss for point in law.points]
-        axes.plot(x, y, marker, color=colour, mfc="none", markersize=4, linestyle="none")
+        for is_own, opacity in ((True, 1.0), (False, 0.35)):
+            shown = [point for point in law.points if (point.parameters == laws.sizes[arm]) == is_own]
+            x, y = [point.tokens for point in shown], [point.loss for point in shown]
+            axes.plot(x, y, marker, color=colour, mfc="none", markersize=4, linestyle="none", alpha=opacity)
     axes.axvline(max(law.token_range[1] for law in laws.fitted.values()), color="#777777", linewidth=0.9)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -130,8 +135,7 @@ def break_even(results: StudyResults, found: Sequence[BreakEven]) -> Figure | No
             markersize=4.5,
             label=f"{one.arm}, by {quality}" + ("" if one.is_ahead else "\n(lead undecided)"),
         )
-    num_taught = sum(bool(run.summary.get("teacher")) for run in results.all_runs())
-    axes.axhline(num_taught, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.axhline(num_sharing(results), color="#777777", linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_yscale("log")
     axes.set_ylim(top=min(axes.get_ylim()[1], MOST_STUDENTS))
     axes.set_xlabel(f"budget of {results.reference} for each student ({unit})")

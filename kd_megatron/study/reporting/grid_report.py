@@ -87,10 +87,19 @@ def _axis_answer(grid: GridResults, axis: Axis, measure: Measure) -> str:
         return _no_contrast(grid) if axis == "repetition" else ""
     question = f"Does the lead of distillation over {grid.reference} grow"
     reached = "when its text repeats" if axis == "repetition" else "with the budget"
-    opening = {"grows": "Yes, as far as these seeds tell", "shrinks": "No, it shrinks"}.get(
-        growth.verdict, "These seeds cannot tell"
-    )
+    openings = {"grows": "Yes, as far as these seeds tell", "shrinks": "No, it shrinks"}
+    if _is_behind(growth):
+        openings = {
+            "grows": "It has none, and falls behind by less, as far as these seeds tell",
+            "shrinks": "No, it has none and falls behind by more",
+        }
+    opening = openings.get(growth.verdict, "These seeds cannot tell")
     return f"{question} {reached}? {opening}: {growth_in_words(growth, measure)}."
+
+
+def _is_behind(growth: Growth) -> bool:
+    """Whether the lead is one in name alone: below zero at both ends."""
+    return growth.low.mean < 0 and growth.high.mean < 0
 
 
 def _no_contrast(grid: GridResults) -> str:
@@ -104,18 +113,26 @@ def _no_contrast(grid: GridResults) -> str:
 
 def growth_in_words(growth: Growth, measure: Measure) -> str:
     """The leads at both ends, the growth and its interval."""
-    low, high = (words.signed(measure.scale * end.mean, measure.digits) for end in (growth.low, growth.high))
+    leads_by, sign = ("is behind by", -1) if _is_behind(growth) else ("leads by", 1)
+    low, high = (
+        words.signed(sign * measure.scale * end.mean, measure.digits).removeprefix("+" * (sign < 0))
+        for end in (growth.low, growth.high)
+    )
     if growth.axis == "repetition":
         ends = f"{low} where text is read {growth.epochs[0]:.1f} times and {high} at {growth.epochs[1]:.1f} times"
     else:
         ends = f"{low} at the smallest budget and {high} at the largest"
+    varies = not growth.growth.has_interval or growth.growth.low != growth.growth.high
     size = words.difference(growth.corrected, measure.scale, measure.digits)
+    size = size if varies else words.signed(measure.scale * growth.growth.mean, measure.digits)
     arms = growth.arms[0] if len(growth.arms) == 1 else f"the mean of {', '.join(growth.arms)}"
     over = "" if not growth.level.startswith("mean") else f", {growth.level} levels of {FIXED[growth.axis]}"
     what = "mean score" if measure.quantity == "score" else measure.name
-    said = f"by {what}, {arms} leads by {ends}{over}, a growth of {size} {measure.unit}"
+    said = f"by {what}, {arms} {leads_by} {ends}{over}, a growth of {size} {measure.unit}"
     if not growth.growth.has_interval:
         return f"{said}: one observation and no evidence"
+    if not varies:
+        return f"{said}, the same in {num_seeds(growth.growth.n)}: no variation, which is no evidence"
     zero = "excludes" if growth.corrected.excludes_zero else "includes"
     both = ", corrected for the two questions asked," if growth.num_comparisons > 1 else ""
     return f"{said} (95 % interval{both} over {num_seeds(growth.growth.n)}, which {zero} zero)"

@@ -1,11 +1,13 @@
 """The published study beside this one: the same rows, and what differs. Its numbers are in ``published.json``."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kd_megatron.schema import StudyRecipe
 from kd_megatron.study import fairness, words
 from kd_megatron.study.reporting.document import Block, Bullets, Details, TableBlock
 from kd_megatron.study.reporting.tables import Column, Table, mean_over
@@ -118,12 +120,12 @@ def _ours(study: StudyResults) -> dict[str, str]:
         "budget": budget_in_words(recipe.budget),
         "text": ", ".join(Path(shards.path).name for shards in data.shards)
         + (f", {words.count(data.unique_tokens)} tokens of it" if data.unique_tokens else ""),
-        "first weights": student.initialise.method.replace("_", " "),
+        "first weights": by_arm(study, lambda arm: arm.student.initialise.method.replace("_", " ")),
         "sequence length": f"{data.sequence_length}, packed",
         "masks": f"{fixed}, {100 * data.mask_fraction:g} %",
         "batch": f"{training.global_batch_size} sequences",
         "learning rate": _rates(study),
-        "warm-up": f"{100 * training.warmup_fraction:g} %",
+        "warm-up": by_arm(study, lambda arm: f"{100 * arm.training.warmup_fraction:g} %"),
         "schedule": f"{training.schedule} in the share of the budget spent",
         "precision": training.precision,
         "dropout": f"{' and '.join(f'{value:g}' for value in dropouts)}; none in the teacher",
@@ -143,10 +145,13 @@ def _teacher(study: StudyResults) -> str:
 
 
 def _rates(study: StudyResults) -> str:
-    rates = {arm: fairness.resolve_arm(study.recipe, arm).training.learning_rate for arm in study.recipe.arms}
-    if len(set(rates.values())) == 1:
-        return f"{next(iter(rates.values())):g} in all arms"
-    return ", ".join(f"{arm} {rate:g}" for arm, rate in rates.items())
+    said = by_arm(study, lambda arm: f"{arm.training.learning_rate:g}")
+    return said if said.endswith(")") else f"{said} in all arms"
+
+
+def by_arm(study: StudyResults, read: Callable[[StudyRecipe], str]) -> str:
+    """What ``read`` finds in the recipes that arms really run, tuning and overrides included, in words."""
+    return words.by_arm(fairness.by_arm(study.recipe, read))
 
 
 def _finetuning(study: StudyResults) -> str:

@@ -14,13 +14,14 @@ from typing import Any
 
 from kd_megatron import logs, recipe_yaml
 from kd_megatron.errors import DataError, OutputError
+from kd_megatron.finetune.outputs import MACHINES
 from kd_megatron.study import results
 from kd_megatron.study.statistics import Method
 
 RAW_FILE = "raw.json"
 FORMAT = 1
 METRICS = "metrics.jsonl"
-PACKED = ("summary.json", METRICS, results.RECIPE_FILE)  # and every .json beside a recipe
+PACKED = ("summary.json", MACHINES, METRICS, results.RECIPE_FILE)  # and every .json beside a recipe
 LEFT_OUT = ("report", "checkpoints", "export", "tensorboard", "tuning", "stale")  # directories
 MOST_TRAINING_ROWS = 50  # of a run, beside its validations: enough for a curve
 _PLACE = re.compile(r"(?<![\w.:/~])(?:~|/[\w.+@-]+)(?:/[\w.+@-]+)+/?")  # an absolute path; no URL, no ratio

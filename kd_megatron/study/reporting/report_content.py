@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kd_megatron import __version__
 from kd_megatron.study import comparisons, fairness
-from kd_megatron.study.break_even import BreakEven
+from kd_megatron.study.break_even import BreakEven, common_cost
 from kd_megatron.study.fairness import Difference
 from kd_megatron.study.reporting import (
     break_even_table,
@@ -38,7 +38,8 @@ CAPTIONS = {
     "lines: single seeds; thick lines: their mean.",
     "loss_against_budget": "Held-out loss of the same probe head, of branches and at the end, against the budget.",
     "cola_against_tokens": "CoLA against the tokens seen, of branches that ended at the markers, and at the end.",
-    "scaling": "Held-out loss against tokens, and the laws through it with their 95 % bands.",
+    "scaling": "Held-out loss against tokens, and the laws through it with their 95 % bands. Pale, if any: students of "
+    "other sizes than this study's, which the laws are drawn for.",
     "break_even": "How many students must share the teacher before an arm, teacher's training included, is the cheaper "
     "way to what the reference reaches with a budget. Dashed: the students of this study.",
     "ledger": "Where the time (left) and the FLOPs (right) of one student went, mean over seeds.",
@@ -64,7 +65,7 @@ def all_tables(study: StudyResults, analysis: Analysis) -> list[Table]:
         certainty_tables.variance(study),
         published.rows(study),
         tables.teacher_cost(study),
-        break_even_table.table(study, analysis.break_evens, analysis.laws.fitted),
+        break_even_table.table(study, analysis.break_evens, analysis.laws.of_own_size),
         scaling_report.table(study, analysis.laws),
         tuning_tables.tuning(study),
         tuning_tables.calibration(study),
@@ -94,12 +95,19 @@ def content(study: StudyResults, found: Analysis, drawn: dict[str, Path]) -> lis
         blocks.append(Details("The same in numbers", ledgers))
         if table := tables.teacher_cost(study):
             blocks += [Heading("With the teacher's own training counted"), TableBlock(table)]
-            paid = break_even_table.table(study, found.break_evens, found.laws.fitted)
-            blocks += [TableBlock(paid), *_figures(drawn, "break_even")] if paid else []
+            blocks += [*_paid_back(study, found), *_figures(drawn, "break_even")]
         blocks += [Heading("More text, more budget"), *_laws(study, found.laws), *_figures(drawn, "scaling")]
     blocks += tuning_tables.blocks(study)
     blocks += [Heading("Caveats"), Bullets(caveats(study, found.findings, found.allowed))]
     return [*blocks, Heading("Method"), *_method(study, found.findings, found.allowed)]
+
+
+def _paid_back(study: StudyResults, found: Analysis) -> list[Block]:
+    """What pays the teacher back, or that the reference owes it too."""
+    if why_not := common_cost(study):
+        return [Paragraph(why_not)]
+    table = break_even_table.table(study, found.break_evens, found.laws.of_own_size)
+    return [TableBlock(table)] if table else []
 
 
 def _laws(study: StudyResults, laws: Laws) -> list[Block]:
@@ -134,19 +142,17 @@ def _figures(drawn: dict[str, Path], *names: str) -> list[Block]:
 
 def _method(study: StudyResults, findings: list[Finding], allowed: list[Difference]) -> list[Block]:
     recipe = study.recipe
-    student, training = recipe.student, recipe.training
+    student = recipe.student
     facts = [
         f"Student: {student.architecture}, {student.num_layers} layers, hidden size {student.hidden_size}, "
         f"{student.num_attention_heads} attention heads; {_parameters(study)}; weights at first: "
-        f"{student.initialise.method}.",
+        f"{published.by_arm(study, lambda arm: arm.student.initialise.method.replace('_', ' '))}.",
         f"Teacher: {_teacher(study)}.",
         f"Budget: {budget_in_words(recipe.budget)} for each student; charged: {', '.join(recipe.budget.charge)}.",
         f"Data: {', '.join(shards.path for shards in recipe.data.shards)}; sequence length "
         f"{recipe.data.sequence_length}, {100 * recipe.data.mask_fraction:g} % masked"
         + (f", pool capped at {recipe.data.unique_tokens:,} unique tokens." if recipe.data.unique_tokens else "."),
-        f"Optimisation: batch {training.global_batch_size} sequences, learning rate {training.learning_rate:g}, "
-        f"{training.schedule} schedule over the budget, warm-up {100 * training.warmup_fraction:g} %, "
-        f"{training.precision}, DeepSpeed {training.ds_config}.",
+        f"Optimisation: {_optimisation(study)}.",
         f"Seeds: {', '.join(map(str, recipe.seeds))}. Arms with the same seed see the same batches, masked alike.",
         f"Statistics: means over seeds with intervals at 95 % ({certainty_tables.INTERVALS[study.interval]}); "
         "differences are taken seed by seed, corrected as their table says (docs/statistics.md).",
@@ -162,6 +168,20 @@ def _method(study: StudyResults, findings: list[Finding], allowed: list[Differen
         blocks.append(Details("Every run", [TableBlock(tables.runs(study)), *run_details.run_details(study)]))
         blocks.append(Details("Commit, versions, hardware, data", [TableBlock(_fingerprint(study))]))
     return blocks
+
+
+def _optimisation(study: StudyResults) -> str:
+    """What the arms really train with: tuning and overrides included."""
+    return ", ".join(
+        [
+            f"batch {published.by_arm(study, lambda arm: str(arm.training.global_batch_size))} sequences",
+            f"learning rate {published.by_arm(study, lambda arm: f'{arm.training.learning_rate:g}')}",
+            f"{published.by_arm(study, lambda arm: arm.training.schedule)} schedule over the budget",
+            f"warm-up {published.by_arm(study, lambda arm: f'{100 * arm.training.warmup_fraction:g} %')}",
+            published.by_arm(study, lambda arm: arm.training.precision),
+            f"DeepSpeed {published.by_arm(study, lambda arm: arm.training.ds_config)}",
+        ]
+    )
 
 
 def _parameters(study: StudyResults) -> str:

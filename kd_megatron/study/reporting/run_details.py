@@ -15,7 +15,7 @@ MOST_ROWS = 8  # of a run's own loss, beside its validations
 
 def run_details(study: StudyResults) -> list[Block]:
     """One folded block for each run, in the order of the recipe."""
-    differing = fingerprint_differences(study.all_runs())
+    differing = fingerprint_differences(study)
     return [Details(f"{run.arm}, seed {run.seed}", _blocks(study, run, differing)) for run in study.all_runs()]
 
 

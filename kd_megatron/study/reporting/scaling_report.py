@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from kd_megatron.study import curves, fairness, results, words
 from kd_megatron.study.crossover import Crossover, crossover
 from kd_megatron.study.reporting.tables import Column, Table
 from kd_megatron.study.results import StudyResults
+from kd_megatron.study.run_checks import unfair_checks
 from kd_megatron.study.scaling import FEWEST_AMOUNTS, FEWEST_SEEDS, Fit, Point, Refusal, fit, num_amounts
 from kd_megatron.study.statistics import Estimate
 
@@ -23,6 +24,7 @@ MAY_DIFFER = (
 ENOUGH_AMOUNTS = 8
 WIDE_RANGE = 10.0  # most tokens / fewest
 FAR = 10.0  # times the largest budget measured
+UNFAIR = "unfair: none"  # as a verdict has it
 REPEATED, OFTEN = 1.05, 4.0  # epochs; Muennighoff et al. 2023 (arXiv 2305.16264): up to four are nearly new text
 
 
@@ -33,11 +35,18 @@ class Laws:
     fits: dict[str, Fit | Refusal]
     crossovers: dict[str, Crossover]  # arm -> with the reference
     warnings: list[str]
+    sizes: dict[str, float]  # arm -> parameters of the reported study's own students
+    is_fair: bool = True  # whether in no study arms differ in more than their objective, as far as runs recorded
 
     @property
     def fitted(self) -> dict[str, Fit]:
         """The arms that have a law."""
         return {arm: found for arm, found in self.fits.items() if isinstance(found, Fit)}
+
+    @property
+    def of_own_size(self) -> dict[str, Fit]:
+        """The same for students of the reported study's own size."""
+        return {arm: law.of_size(self.sizes[arm]) for arm, law in self.fitted.items()}
 
 
 def laws(studies: Sequence[StudyResults]) -> Laws:
@@ -50,14 +59,19 @@ def laws(studies: Sequence[StudyResults]) -> Laws:
     fits: dict[str, Fit | Refusal] = {
         arm: _fit(points(studies, arm), branched=_branched(studies)) for arm in study.arms
     }
-    found = {arm: law for arm, law in fits.items() if isinstance(law, Fit)}
-    prices = {arm: _price(study, arm) for arm in found}
-    crossovers = {}
-    if reference := found.get(study.reference):
-        base = (study.reference, reference, prices[study.reference])
-        others = {arm: law for arm, law in found.items() if arm != study.reference}
-        crossovers = {arm: crossover((arm, law, prices[arm]), base) for arm, law in others.items()}
-    return Laws(fits, crossovers, _warnings(studies, found, crossovers))
+    sizes = {arm: float(next(iter(study.runs[arm].values())).summary["parameters"]) for arm in study.arms}
+    found = Laws(fits, {}, [], sizes, not any(unfair_checks(one) for one in studies))
+    crossovers = _crossovers(study, found.of_own_size)
+    return replace(found, crossovers=crossovers, warnings=_warnings(studies, found.fitted, crossovers))
+
+
+def _crossovers(study: StudyResults, fitted: dict[str, Fit]) -> dict[str, Crossover]:
+    """Arm -> its crossover with the reference, by laws of one size."""
+    if study.reference not in fitted:
+        return {}
+    priced = {arm: (arm, law, _price(study, arm)) for arm, law in fitted.items()}
+    base = priced.pop(study.reference)
+    return {arm: crossover(one, base) for arm, one in priced.items()}
 
 
 def points(studies: Sequence[StudyResults], arm: str) -> list[Point]:
@@ -113,22 +127,35 @@ def table(study: StudyResults, found: Laws) -> Table | None:
         Column("deviation", "scatter", words.percent),
         Column("crossover", f"order with {study.reference} changes at ({unit})", is_text=True),
     ]
-    rows = [_row(study, arm, law, found.crossovers.get(arm)) for arm, law in found.fitted.items()]
+    rows = [_row(study, found, arm, law) for arm, law in found.fitted.items()]
     units = {"points": "points around the law", "seeds": "whole seeds"}
     resampled = " or ".join(sorted({units[law.unit] for law in found.fitted.values()}))
     note = (
         "L(D) = E + A D^-alpha through the probe's held-out loss, least squares on log L; in brackets 95 % intervals "
         f"by bootstrap, resampling {resampled}. The crossover is at equal budgets, where arms see different amounts of "
-        "text; it is looked for up to 100 times the largest budget. See docs/statistics.md."
+        f"text; it is looked for up to 100 times the largest budget.{_sizes_in_words(found)} See docs/statistics.md."
     )
     return Table("scaling", "", columns, rows, note)
+
+
+def _sizes_in_words(found: Laws) -> str:
+    """The terms of size, and the size that is asked about; empty where none was fitted."""
+    terms = {arm: term for arm, law in found.fitted.items() if (term := law.size_term)}
+    if not terms:
+        return ""
+    listed = "; ".join(f"{arm}: B {scale:.3g}, beta {power:.3g}" for arm, (scale, power) in terms.items())
+    own = words.by_arm({arm: words.count(found.sizes[arm]) for arm in terms})
+    return (
+        f" Students differ in size, so the laws have a term B N^-beta as well ({listed}); crossovers, break-even "
+        f"budgets and the figure are for N = {own} parameters, this study's own."
+    )
 
 
 def _with_interval(value: Estimate) -> str:
     return f"{value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]"
 
 
-def _row(study: StudyResults, arm: str, law: Fit, change: Crossover | None) -> dict[str, Any]:
+def _row(study: StudyResults, found: Laws, arm: str, law: Fit) -> dict[str, Any]:
     return {
         "arm": arm,
         "num_points": len(law.points),
@@ -137,15 +164,21 @@ def _row(study: StudyResults, arm: str, law: Fit, change: Crossover | None) -> d
         "exponent": Estimate(len(law.points), law.exponent, *law.interval(2)),
         "coefficient": law.coefficient,
         "deviation": law.deviation,
-        "crossover": words.NOTHING if change is None else _change_in_words(change, arm, study.reference),
+        "crossover": _change_in_words(found, arm, study.reference),
     }
 
 
-def _change_in_words(change: Crossover, arm: str, reference: str) -> str:
+def _change_in_words(found: Laws, arm: str, reference: str) -> str:
+    change = found.crossovers.get(arm)
+    if change is None:
+        return words.NOTHING
+    if not found.is_fair:
+        return UNFAIR
     other = reference if change.better_after == arm else arm
     if change.at is None:
-        sure = "" if change.share_agreeing >= 0.975 else f", in {100 * change.share_agreeing:.0f} % of resamples"
-        return f"none: {change.better_after} is lower than {other} throughout{sure}"
+        share = change.share_throughout
+        sure = "" if share >= 0.975 else f", throughout in {100 * share:.0f} % of resamples"
+        return f"none in the budgets searched: {change.better_after} is lower than {other}{sure}"
     if not change.is_known:
         return f"cannot be said: {_ends(change)}"
     far = ", extrapolated" if change.is_extrapolated else ""
@@ -226,11 +259,13 @@ def load_beside(study: StudyResults, directories: Sequence[Path | str]) -> list[
 
 
 def _differing(recipe: StudyRecipe, other: StudyRecipe) -> list[str]:
-    first, second = (fairness.flatten(one.model_dump(mode="json")) for one in (recipe, other))
-    shared = {f"arms.{arm}" for arm in recipe.arms.keys() & other.arms.keys()}
-    keys = sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
-    return [
-        key
-        for key in keys
-        if not key.startswith(MAY_DIFFER) and (not key.startswith("arms.") or ".".join(key.split(".")[:2]) in shared)
-    ]
+    """The keys outside arms that may not differ and do, then those of arms that both have."""
+    outside = (fairness.flatten(one.model_dump(mode="json", exclude={"arms"})) for one in (recipe, other))
+    keys = [key for key in _unequal(*outside) if not key.startswith(MAY_DIFFER)]
+    for arm in sorted(recipe.arms.keys() & other.arms.keys()):  # whole: dots in the name of an arm separate nothing
+        keys += _unequal(*(fairness.flatten(one.arms[arm], f"arms.{arm}") for one in (recipe, other)))
+    return keys
+
+
+def _unequal(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    return sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))

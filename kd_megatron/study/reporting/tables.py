@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_megatron.budget import ACCOUNTS
-from kd_megatron.study import break_even, comparisons, words
+from kd_megatron.study import break_even, comparisons, fairness, words
 from kd_megatron.study.fairness import Difference
 from kd_megatron.study.results import Run, StudyResults, objective_in_words
 from kd_megatron.study.run_checks import Finding
@@ -197,30 +197,31 @@ def activities(runs: list[Run], unit: str) -> dict[str, float]:
 def teacher_cost(results: StudyResults) -> Table | None:
     """Per arm: FLOPs of one student with the teacher's own training excluded, included, and shared by all students."""
     cost, source = break_even.teacher_flops(results)
-    taught = [run for run in results.all_runs() if run.summary.get("teacher")]
-    if not taught:
+    num_sharing = break_even.num_sharing(results)
+    if not num_sharing:
         return None
     rows = []
     for arm in results.arms:
         runs = _runs(results, arm)
         own = mean_over(runs, lambda run: run.summary["flops"])
-        has_teacher = any(run.summary.get("teacher") for run in runs)
-        extra = (cost if has_teacher else 0.0) if cost is not None or not has_teacher else None
+        extra = cost if break_even.shares_the_teacher(results, arm) else 0.0
         rows.append(
             {
                 "arm": arm,
                 "excluded": own,
                 "included": None if own is None or extra is None else own + extra,
-                "amortised": None if own is None or extra is None else own + extra / len(taught),
+                "amortised": None if own is None or extra is None else own + extra / num_sharing,
             }
         )
     columns = [
         Column("arm", "arm", is_text=True),
         Column("excluded", "excluded", words.flops),
         Column("included", "included", words.flops),
-        Column("amortised", f"shared by {len(taught)} students", words.flops),
+        Column("amortised", f"shared by {num_sharing} students", words.flops),
     ]
     note = f"FLOPs per student. The teacher's own training: {words.flops(cost)} FLOPs ({source})."
+    if beginning := [arm for arm in results.arms if fairness.begins_from_teacher(results.recipe, arm)]:
+        note += f" Students whose first weights are the teacher's layers owe it too: {', '.join(beginning)}."
     return Table("teacher_cost", "", columns, rows, note)
 
 
