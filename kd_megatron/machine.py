@@ -1,6 +1,8 @@
 """What a measurement was made with: commit, versions, processor. Needs torch alone, so that any machine can say it, and
 that only where a device is asked about: `launch.sh` asks every node for the rest and has no two seconds to spare."""
 
+import functools
+import hashlib
 import os
 import platform
 import subprocess
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+CODE = ("kd_megatron", "data_prep", "ds_configs")  # of this repository: what numbers depend on
 
 
 def facts(packages: Iterable[str]) -> dict[str, Any]:
@@ -22,6 +25,7 @@ def facts(packages: Iterable[str]) -> dict[str, Any]:
     return {
         "commit": commit(),
         "uncommitted_changes": uncommitted_changes(),
+        "uncommitted_hash": uncommitted_hash(),
         "versions": versions(packages),
         "hardware": {
             "device": device_name(),
@@ -31,14 +35,32 @@ def facts(packages: Iterable[str]) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def commit() -> str:
-    """The checkout's commit; in an image the one it was built from; or a note that there is none."""
+    """The checkout's commit when this process first asked; an image's; or a note that there is none."""
     return _git("rev-parse", "HEAD") or os.environ.get("KD_COMMIT") or "not a git checkout"
 
 
+@functools.cache
 def uncommitted_changes() -> bool:
-    """Whether tracked files differ from the commit."""
+    """Whether tracked files differed from the commit when this process first asked."""
     return bool(_git("status", "--porcelain", "--untracked-files=no"))
+
+
+@functools.cache
+def uncommitted_hash() -> str | None:
+    """A short hash of how the code differed from the commit when this process first asked; None: it did not.
+
+    Of what numbers depend on alone: documents, tests and recipes may be edited while a study goes on.
+    """
+    changed = _git("diff", "HEAD", "--no-ext-diff", "--no-color", "--", *CODE)
+    untracked = _git("ls-files", "-z", "--others", "--exclude-standard", "--", *(f"{place}/*.py" for place in CODE))
+    if not changed and not untracked:
+        return None
+    digest = hashlib.sha256(changed.encode())
+    for path in (ROOT / name for name in untracked.split("\0") if (ROOT / name).is_file()):
+        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
@@ -74,7 +96,9 @@ def free_memory_bytes(device: "torch.device") -> int:
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        return (
+            subprocess.run(command, capture_output=True, timeout=20, check=True).stdout.decode(errors="replace").strip()
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
 

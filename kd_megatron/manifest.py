@@ -19,6 +19,10 @@ from kd_megatron.errors import DataError, RecipeError
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
+_MODEL_FILES = (  # in Hugging Face format
+    *("config.json", "*.safetensors"),
+    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model"),
+)
 _REPAIR_TOKENIZER = "restore the tokenizer's directory from a good copy, or prepare the shard set again"
 
 
@@ -180,6 +184,13 @@ def weights_hash(path: str | None) -> str | None:
         return None
     files = sorted(Path(path).glob("*.safetensors"))
     return "+".join(file_sha256(file)[:16] for file in files) or path
+
+
+def model_hash(directory: Path) -> str:
+    """A short hash of what a model's scores depend on: configuration, weights and tokenizer."""
+    files = sorted({file for pattern in _MODEL_FILES for file in directory.glob(pattern) if file.is_file()})
+    digests = [f"{file.name}:{file_sha256(file)}" for file in files]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
 
 
 def file_sha256(path: Path) -> str:

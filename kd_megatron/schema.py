@@ -192,6 +192,15 @@ class BudgetRecipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _flops_are_counted_where_they_are_charged(self) -> Self:
+        if self.unit == "flops" and (uncounted := sorted(set(self.charge) - TRAINING_ACCOUNTS)):
+            raise ValueError(
+                f"FLOPs are counted in training steps alone, {', '.join(uncounted)} would be charged none: leave it "
+                "out of charge, or give the budget in hours"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _calibration_measures_what_is_charged(self) -> Self:
         if self.calibrate is None:
             return self

@@ -4,6 +4,8 @@ The run is left in runs/STUDY/ARM/seed_K: resolved recipe, fingerprint, metrics,
 student in Hugging Face format under export/. Run the same command again after a stop: it goes on from the last
 checkpoint. A study whose teacher is trained first trains it into runs/STUDY/teacher.
 
+A recipe with budget.calibrate is run by the clock here: steps are fixed for the arms of a study, beside each other.
+
   kd-megatron pretrain recipes/debug.yaml --arm minilm
   kd-megatron pretrain recipes/paper_6l.yaml --arm scratch --seed 1 budget.hours=0.5
   kd-megatron pretrain recipes/wiki_small.yaml --arm minilm budget.tokens=1e6 --output runs/minilm_1m
@@ -27,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Train or resume on all ranks, and print the export's path."""
     from pathlib import Path
 
-    from kd_megatron import config, dist
+    from kd_megatron import config, dist, logs
     from kd_megatron.errors import RecipeError, nearest
     from kd_megatron.hardware import resolve_precision
     from kd_megatron.launch.preflight import compare_nodes
@@ -47,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
         compare_nodes([args.recipe, *args.overrides])
         recipe = resolve_precision(recipe)
         runner.prepare_inputs(recipe, root)
+        if recipe.budget.calibrate is not None:
+            logs.say("budget.calibrate is of studies: this run alone is ended by the clock, and noise counts")
         study = run_recipe(recipe, args.arm, seed)
         pretrain(study, args.arm, seed, directory, teacher_path(recipe, root))
         if dist.is_main():

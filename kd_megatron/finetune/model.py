@@ -13,12 +13,11 @@ from kd_megatron import logs
 from kd_megatron.errors import ModelError
 from kd_megatron.finetune.dropout import require_dropout, set_dropout
 from kd_megatron.finetune.untrained import UntrainedTop
-from kd_megatron.manifest import file_sha256
+from kd_megatron.manifest import model_hash
 
 TOKEN_TYPES = "token_type_ids"
 AS_IT_IS = UntrainedTop("keep")
 _VOCABULARY_FILES = ("tokenizer.json", "vocab*", "*.model")  # one of them has the words
-_TOKENIZER_FILES = (*_VOCABULARY_FILES, "tokenizer*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 # These count their positions from padding_idx + 1, so that some of them are never used.
 _POSITIONS_AFTER_PADDING = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
 _CLASSIFIER = "ForSequenceClassification"  # in the name of a checkpoint's class: it has a head of its own task
@@ -48,9 +47,7 @@ def check_directory(path: Path) -> None:
 
 def content_hash(path: Path) -> str:
     """A short hash of what a score depends on: configuration, weights and tokenizer."""
-    files = sorted({path / "config.json", *path.glob("*.safetensors"), *_files(path, _TOKENIZER_FILES)})
-    digests = [f"{file.name}:{file_sha256(file)}" for file in files]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+    return model_hash(path)
 
 
 def load_tokenizer(path: Path, max_length: int) -> Any:

@@ -38,6 +38,7 @@ def summarise_task(task: Task, cells: list[dict[str, Any]]) -> dict[str, Any]:
     scores = [cell["score"] for cell in by_setting[best]]
     return {
         "metric": task.metric.title,
+        "content_hash": task.content_hash(),
         "partial_split": task.partial_split,
         "note": task.note,
         "num_train": len(task.train),

@@ -7,6 +7,7 @@ edit makes stale is named, arm by arm, and `--redo` moves exactly that aside; no
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kd_megatron import config, dist, logs, recipe_yaml
 from kd_megatron.errors import OutputError, RecipeError, disk_full_is_clear, nearest
@@ -14,6 +15,7 @@ from kd_megatron.paths import refuse_file_or_links_out
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study import fairness, results
 from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, WITHOUT_WORDS, read
+from kd_megatron.study.study_grid import CELLS
 
 FINETUNE, STALE = "finetune", "stale"
 PARTS = ("arms", FINETUNE, "tuning")  # directories with one of each arm in them
@@ -75,63 +77,68 @@ def _claim_on_main(recipe: StudyRecipe, directory: Path, redo: Sequence[str]) ->
 
 def compare(old: StudyRecipe, new: StudyRecipe) -> Change:
     """What ``new`` changes of ``old`` beyond growing and other words."""
-    before, after = (
-        fairness.flatten(recipe.model_dump(mode="json", exclude={*WITHOUT_WORDS})) for recipe in (old, new)
-    )
+    before, after = _flat(old), _flat(new)
     change, stale = Change(), set[str]()
-    for key in sorted(before.keys() | after.keys()):
-        was, now = before.get(key), after.get(key)
-        if was == now or _grows(key, was, now, old):
+    for key, arm in sorted(before.keys() | after.keys()):
+        was, now = before.get((key, arm)), after.get((key, arm))
+        if was == now or _grows(arm, key, was, now, old):
             continue
         change.keys.append(f"{key} was {was!r}, is {now!r}")
-        section, _, rest = key.partition(".")
-        if key in GROWING or (section == "arms" and rest.split(".")[0] not in new.arms):
+        section = key.partition(".")[0]
+        if key in GROWING or (arm and arm not in new.arms):
             change.shrunk.append(key)
         elif section == FINETUNE:
             change.finetune = True
         else:
-            stale |= _reads(section, rest, old)
+            stale |= {arm} if arm else _reads(section, old)
             change.teacher |= section not in NOT_OF_THE_TEACHER
     change.arms = [arm for arm in old.arms if arm in stale]
     return change
 
 
-def _grows(key: str, was: object, now: object, old: StudyRecipe) -> bool:
+def _flat(recipe: StudyRecipe) -> dict[tuple[str, str], Any]:
+    """(dotted key, arm) -> value, no arm outside ``arms``. Names of arms may have dots, so that a key tells none."""
+    raw = recipe.model_dump(mode="json", exclude={*WITHOUT_WORDS})
+    arms = raw.pop("arms")
+    found = {(key, ""): value for key, value in fairness.flatten(raw).items()}
+    for arm, options in arms.items():
+        found |= {(key, arm): value for key, value in fairness.flatten(options, f"arms.{arm}").items()}
+    return found
+
+
+def _grows(arm: str, key: str, was: object, now: object, old: StudyRecipe) -> bool:
     if key in GROWING and isinstance(was, list) and isinstance(now, list):
         return all(value in now for value in was)
     if key == "markers.finetune" and now is True:  # of branches that are there
         return True
-    return key.startswith("arms.") and key.split(".")[1] not in old.arms
+    return bool(arm) and arm not in old.arms
 
 
-def _reads(section: str, rest: str, recipe: StudyRecipe) -> set[str]:
-    """The arms whose runs hang on a key: one, those that have something of the teacher, or all."""
-    if section == "arms":
-        return {rest.split(".")[0]}
+def _reads(section: str, recipe: StudyRecipe) -> set[str]:
+    """The arms whose runs hang on a section outside ``arms``: those that have something of the teacher, or all."""
     if section == "teacher":
-        return {arm for arm in recipe.arms if _owes_the_teacher(recipe, arm)}
+        return {arm for arm in recipe.arms if results.owes_the_teacher(recipe, arm)}
     return {*recipe.arms}
 
 
-def _owes_the_teacher(recipe: StudyRecipe, arm: str) -> bool:
-    """Whether a run has its first weights or its targets from the teacher."""
-    if recipe.arms[arm].get("objective") != results.PREFERRED_REFERENCE:
-        return True
-    return fairness.resolve_arm(recipe, arm).student.initialise.method == "teacher_layers"
-
-
 def begun(directory: Path, arm: str) -> list[str]:
-    """What there is of ``arm``, in words; empty when nothing has run yet."""
-    seeds = sorted(int(path.name.removeprefix("seed_")) for path in (directory / "arms" / arm).glob("seed_*"))
+    """What there is of ``arm``, of a grid in its cells too, in words; empty when nothing has run yet."""
+    runs = (path for study in _studies(directory) for path in (study / "arms" / arm).glob("seed_*"))
+    seeds = sorted({int(path.name.removeprefix("seed_")) for path in runs})
     found = [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"] if seeds else []
     return found + ["its trials"] * (directory / "tuning" / arm).is_dir()
+
+
+def _studies(directory: Path) -> list[Path]:
+    """The directory itself and, where it is a grid's, those of its cells."""
+    return [directory, *sorted((directory / CELLS).glob("*"))]
 
 
 def _problem(change: Change, recipe: StudyRecipe, directory: Path, redo: Sequence[str]) -> tuple[str, str, str] | None:
     """(given, expected, fix) where something that has run would be stale or left out, and is not to be redone."""
     stale = [arm for arm in change.arms if begun(directory, arm)]
     teacher_is_stale = change.teacher and results.teacher_directory(directory).is_dir()
-    finetune_is_stale = change.finetune and (directory / FINETUNE).is_dir()
+    finetune_is_stale = change.finetune and any((study / FINETUNE).is_dir() for study in _studies(directory))
     wanted = [*stale, *[FINETUNE] * finetune_is_stale]
     if not change.shrunk and not teacher_is_stale and set(wanted) <= set(redo):
         return None
@@ -155,12 +162,20 @@ def _listed(directory: Path, arms: list[str]) -> str:
 
 
 def _move_aside(change: Change, directory: Path) -> None:
-    """Move what is stale to a new directory of ``stale``, each by one rename; a stop in between is made up for."""
+    """Move what is stale to a new directory of ``stale``, each by one rename; a stop in between is made up for.
+
+    A grid's cells are studies that are claimed in their turn: each moves what is its own.
+    """
     sources = [directory / part / arm for arm in change.arms for part in PARTS]
     sources += [directory / FINETUNE] * change.finetune
-    sources = [source for source in sources if source.exists()]
     for name, entries in ((CALIBRATION_FILE, "arms"), (TUNING_FILE, "chosen")):
         _forget(directory / name, entries, change.arms)
+    move_aside(sources, directory)
+
+
+def move_aside(sources: Sequence[Path], directory: Path) -> None:
+    """Move what there is of ``sources`` to a new directory of the study's ``stale``. Rank 0 alone."""
+    sources = [source for source in sources if source.exists()]
     if not sources:
         return
     number = 1 + len(list((directory / STALE).glob("*")))

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 from kd_megatron import config
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study import results
+from kd_megatron.study.claim import compare
 from kd_megatron.study.measure import PROBE, SCORE, Measure
 from kd_megatron.study.results import StudyResults
 from kd_megatron.study.run_checks import unfair_checks
@@ -25,7 +26,7 @@ from kd_megatron.study.statistics import (
     paired_p_value,
     simultaneous_confidence,
 )
-from kd_megatron.study.study_grid import Place, cell_directory, places
+from kd_megatron.study.study_grid import Place, cell_directory, cell_recipe, places
 
 Axis = Literal["repetition", "budget"]
 AXES: tuple[Axis, ...] = get_args(Axis)
@@ -140,6 +141,9 @@ def load(directory: Path, interval: Method = "t") -> GridResults:
         where = cell_directory(directory, place)
         if not (where / results.RECIPE_FILE).is_file():
             missing.append(f"cell {place.name}")
+            continue
+        if edited := compare(config.load(where / results.RECIPE_FILE, StudyRecipe), cell_recipe(recipe, place)).keys:
+            missing.append(f"cell {place.name}, which has runs of another recipe ({'; '.join(edited)})")
             continue
         study = results.load(where, interval)
         cells.append(Cell(place, study))

@@ -12,8 +12,8 @@ from typing import Any
 
 from kd_megatron import dist
 from kd_megatron.schema import MarkersRecipe, StudyRecipe
-from kd_megatron.study import fairness, results
-from kd_megatron.study.effective import effective_recipe
+from kd_megatron.study import results
+from kd_megatron.study.finetuning import finetune_piece
 from kd_megatron.study.piece import Piece
 from kd_megatron.training.schedule import Branch
 
@@ -53,7 +53,7 @@ def _branch_piece(
         dist.barrier()
 
     label = f"{arm} seed {seed}: branch at {100 * fraction:g} % of the budget"
-    return Piece("branch", label, lambda: results.finished_run(where) is not None, run)
+    return Piece("branch", label, lambda: results.finished_run(where) is not None, run, f"{arm} seed {seed}")
 
 
 def finetune_pieces(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> list[Piece]:
@@ -64,17 +64,10 @@ def finetune_pieces(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -
 
 
 def _finetune_piece(recipe: StudyRecipe, directory: Path, arm: str, seed: int, fraction: float) -> Piece:
+    branch = results.branch_directory(directory, arm, seed, fraction)
     where = results.marker_directory(directory, arm, seed, fraction)
-
-    def run() -> None:
-        from kd_megatron.finetune.grid import run_grid
-
-        section = fairness.resolve_arm(effective_recipe(recipe, directory), arm).finetune
-        assert section is not None
-        run_grid(results.branch_directory(directory, arm, seed, fraction) / "export", section, where)
-
     label = f"{arm} seed {seed}: fine-tune its branch at {100 * fraction:g} %"
-    return Piece("finetune", label, lambda: results.read_summary(where) is not None, run)
+    return finetune_piece(label, recipe, directory, arm, branch, where, f"{arm} seed {seed}")
 
 
 def caveats(study: results.StudyResults) -> list[str]:

@@ -17,6 +17,7 @@ class Piece:
     label: str
     is_finished: Callable[[], bool]
     run: Callable[[], Any]
+    of: str | None = None  # the student that it is a part of, "minilm seed 0": if it diverges, the other students go on
 
 
 def teacher_path(recipe: StudyRecipe, directory: Path) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from kd_megatron import config, logs
 from kd_megatron.errors import OutputError
+from kd_megatron.finetune.outputs import MACHINES
 from kd_megatron.objectives.words import in_words
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study import fairness
@@ -57,6 +58,24 @@ def finished_run(directory: Path) -> dict[str, Any] | None:
     return summary if summary and summary.get("status") == "finished" else None
 
 
+def finetuned(directory: Path, student: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of the fine-tuning in ``directory``; None when there is none yet, or it is of another student.
+
+    Args:
+        directory: of the fine-tuning.
+        student: the summary of its run. Earlier versions recorded no hash of the export: they are taken at their word.
+    """
+    summary = read_summary(directory)
+    hashes = (summary or {}).get("model_hash"), student.get("export_hash")
+    return None if None not in hashes and hashes[0] != hashes[1] else summary
+
+
+def machines(directory: Path) -> list[dict[str, Any]]:
+    """What the fine-tuning in ``directory`` was run with, one entry for each start that differs; may be empty."""
+    found: Any = read(directory / MACHINES)
+    return found or []
+
+
 @dataclass(frozen=True)
 class Marker:
     """A student that left its run before the end: what a smaller budget buys."""
@@ -64,6 +83,7 @@ class Marker:
     fraction: float  # of the budget
     summary: dict[str, Any]
     finetune: dict[str, Any] | None
+    machines: list[dict[str, Any]] = field(default_factory=list)  # that it was fine-tuned on
 
     @property
     def tokens(self) -> int:
@@ -103,6 +123,7 @@ class Run:
     metrics: list[dict[str, Any]]
     finetune: dict[str, Any] | None
     markers: list[Marker] = field(default_factory=list)  # its branches, in the order of the budget
+    machines: list[dict[str, Any]] = field(default_factory=list)  # that it was fine-tuned on
 
     def curve(self, metric: str, against: str) -> tuple[list[float], list[float]]:
         """(x, y) of the rows of ``metrics.jsonl`` that hold both ``against`` and ``metric``."""
@@ -237,9 +258,10 @@ def _load_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> Run 
     summary = finished_run(where)
     if summary is None:
         return None
-    finetune = read_summary(finetune_directory(directory, arm, seed)) if recipe.finetune else None
+    tuned = finetune_directory(directory, arm, seed)
+    finetune = finetuned(tuned, summary) if recipe.finetune else None
     markers = _load_markers(directory, recipe, arm, seed)
-    return Run(arm, seed, where, summary, logs.read_metrics(where), finetune, markers)
+    return Run(arm, seed, where, summary, logs.read_metrics(where), finetune, markers, machines(tuned))
 
 
 def _load_markers(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> list[Marker]:
@@ -247,8 +269,9 @@ def _load_markers(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> 
     for fraction in recipe.markers.branches if recipe.markers else []:
         summary = finished_run(branch_directory(directory, arm, seed, fraction))
         if summary is not None:
-            finetune = read_summary(marker_directory(directory, arm, seed, fraction)) if recipe.finetune else None
-            found.append(Marker(fraction, summary, finetune))
+            tuned = marker_directory(directory, arm, seed, fraction)
+            finetune = finetuned(tuned, summary) if recipe.finetune else None
+            found.append(Marker(fraction, summary, finetune, machines(tuned)))
     return found
 
 
@@ -262,6 +285,13 @@ def _missing_markers(recipe: StudyRecipe, run: Run) -> list[str]:
         bare = [at for at, marker in there.items() if marker.finetune is None]
         missing += [f"fine-tuning of the branch at {100 * at:g} % of {name}" for at in bare]
     return missing
+
+
+def owes_the_teacher(recipe: StudyRecipe, arm: str) -> bool:
+    """Whether a run has its first weights or its targets from the teacher."""
+    if recipe.arms[arm].get("objective") != PREFERRED_REFERENCE:
+        return True
+    return fairness.begins_from_teacher(recipe, arm)
 
 
 def objective_in_words(recipe: StudyRecipe, arm: str) -> str:

@@ -4,26 +4,20 @@ Nothing is refused here: the money is spent. Every difference becomes a finding 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from kd_megatron.study.fairness import flatten, resolve_arm
-from kd_megatron.study.results import Run, StudyResults
+from kd_megatron.study.findings import Finding, same, short, summed_up
+from kd_megatron.study.finetune_checks import finetune_findings
+from kd_megatron.study.results import Run, StudyResults, owes_the_teacher
 
 OWN_TO_A_RUN = ("arm", "seed", "recipe", "command", "argv", "time", "date", "started", "finished", "pid", "directory")
 SEEDS = "seeds"
 CLOCK_TOLERANCE = 0.01  # of the budget: one step of a wall-clock budget may be slower than the mean step
 # What a run may be given otherwise than the recipe says, as its result stays the same: places, checkpoints, its steps.
 NOT_COMPARED = ("path", "shards", "corpus", "revision", "keep_at", "calibrate", "calibrated")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check over all runs."""
-
-    check: str
-    passed: bool
-    detail: str
+OF_THE_TEACHER = ("teacher", "teacher_source")  # entries of a fingerprint: of arms that have something of the teacher
 
 
 def run_findings(results: StudyResults) -> list[Finding]:
@@ -37,7 +31,8 @@ def run_findings(results: StudyResults) -> list[Finding]:
         _same_seeds(results),
         _same(runs, "student parameters", lambda run: run.summary.get("parameters")),
         *_settings(results),
-        *_fingerprints(runs),
+        *_fingerprints(results),
+        *finetune_findings(results),
     ]
 
 
@@ -76,6 +71,8 @@ def _settings(results: StudyResults) -> list[Finding]:
             given = flatten(run.summary.get("settings") or {"": None})  # of runs before there was such a record
             num_runs += "settings" in run.summary
             differing = [key for key, value in given.items() if key and _counts(key) and expected.get(key) != value]
+            if not owes_the_teacher(results.recipe, arm):
+                differing = [key for key in differing if key.split(".")[0] != "teacher"]
             problems += [f"{arm}/{run.seed} had {key} {given[key]}, not {expected.get(key)}" for key in differing]
     if problems:
         return [Finding("settings as the recipe says", False, "; ".join(problems))]
@@ -87,20 +84,7 @@ def _counts(key: str) -> bool:
 
 
 def _same(runs: list[Run], check: str, read: Callable[[Run], Any]) -> Finding:
-    groups: dict[str, list[str]] = {}
-    for run in runs:
-        groups.setdefault(_short(read(run)), []).append(f"{run.arm}/{run.seed}")
-    if len(groups) == 1:
-        return Finding(check, True, f"the same in all {len(runs)} runs: {next(iter(groups))}")
-    return Finding(check, False, "; ".join(f"{value}: {', '.join(names)}" for value, names in groups.items()))
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_short(part)}" for key, part in value.items())
-    if isinstance(value, list):
-        return " + ".join(map(str, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return same(check, {f"{run.arm}/{run.seed}": read(run) for run in runs})
 
 
 def _budgets_are_spent(runs: list[Run]) -> Finding:
@@ -135,35 +119,39 @@ def _same_seeds(results: StudyResults) -> Finding:
     return Finding(SEEDS, False, f"arms do not have the same seeds, differences pair the shared ones. {listed}")
 
 
-def _fingerprints(runs: list[Run]) -> list[Finding]:
+def _fingerprints(results: StudyResults) -> list[Finding]:
     """One finding for all fingerprint entries that agree, one for each that does not."""
-    keys = sorted({key for run in runs for key in _fingerprint(run) if _comparable(key)})
-    findings = [_same(runs, f"fingerprint: {key}", _entry(key)) for key in keys]
-    agreeing = [key for key, finding in zip(keys, findings, strict=True) if finding.passed]
-    differing = [finding for finding in findings if not finding.passed]
-    if not agreeing:
-        return differing
-    detail = f"the same in all {len(runs)} runs: {', '.join(agreeing)}"
-    return [Finding("data, versions, hardware and commit", True, detail), *differing]
+    runs = results.all_runs()
+    findings = {key: same(f"fingerprint: {key}", values) for key, values in _recorded(results).items()}
+    return summed_up("data, versions, hardware and commit", findings, f"all {len(runs)} runs")
 
 
-def fingerprint_differences(runs: list[Run]) -> dict[str, dict[str, Any]]:
+def fingerprint_differences(results: StudyResults) -> dict[str, dict[str, Any]]:
     """Entry -> run (``ARM/SEED``) -> value, of what runs recorded otherwise than most of them did."""
     found = {}
-    for key in sorted({key for run in runs for key in _fingerprint(run) if _comparable(key)}):
-        values = {f"{run.arm}/{run.seed}": _short(_fingerprint(run).get(key)) for run in runs}
+    for key, recorded in _recorded(results).items():
+        values = {name: short(value) for name, value in recorded.items()}
         usual = max(values.values(), key=list(values.values()).count)
         if others := {name: value for name, value in values.items() if value != usual}:
             found[key] = others
     return found
 
 
-def _fingerprint(run: Run) -> dict[str, Any]:
-    return flatten(run.summary.get("fingerprint") or {"fingerprint": "absent"})
+def _recorded(results: StudyResults) -> dict[str, dict[str, Any]]:
+    """Entry of the fingerprints -> run (``ARM/SEED``) -> what it recorded, of the runs in which the entry counts.
 
-
-def _entry(key: str) -> Callable[[Run], Any]:
-    return lambda run: _fingerprint(run).get(key)
+    An arm that owes the teacher nothing is the same with another one: `claim` lets it stand, and so does this.
+    """
+    prints = {
+        (run.arm, run.seed): flatten(run.summary.get("fingerprint") or {"fingerprint": "absent"})
+        for run in results.all_runs()
+    }
+    taught = {arm for arm in results.arms if owes_the_teacher(results.recipe, arm)}
+    found = {}
+    for key in sorted({key for one in prints.values() for key in one if _comparable(key)}):
+        counting = taught if key in OF_THE_TEACHER else {*results.arms}
+        found[key] = {f"{arm}/{seed}": one.get(key) for (arm, seed), one in prints.items() if arm in counting}
+    return {key: values for key, values in found.items() if values}
 
 
 def _comparable(key: str) -> bool:

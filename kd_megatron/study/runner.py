@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_megatron import config, dist, logs, marks
-from kd_megatron.errors import DataError, disk_full_is_clear
+from kd_megatron.errors import DataError, NonFiniteError, disk_full_is_clear
 from kd_megatron.manifest import MANIFEST, read_manifest
 from kd_megatron.schema import CorpusRecipe, StudyRecipe
 from kd_megatron.study import fairness, markers, results, tuning
 from kd_megatron.study.claim import claim
 from kd_megatron.study.clock import Clock
-from kd_megatron.study.effective import CALIBRATION_FILE, WITHOUT_WORDS, effective_recipe, read, recipe_of_run
+from kd_megatron.study.effective import CALIBRATION_FILE, WITHOUT_WORDS, read, recipe_of_run
+from kd_megatron.study.finetuning import finetune_piece
 from kd_megatron.study.piece import Piece, teacher_path
 from kd_megatron.training.schedule import Branch
 
@@ -30,15 +31,17 @@ def run_study(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) ->
     Raises:
         RecipeError: the arms differ in more than the study allows.
         OutputError: ``directory`` holds another study.
-        KdError: whatever a piece raises; what is finished stays.
+        NonFiniteError: a student diverged. The others are finished, and the report says which one is missing.
+        KdError: whatever else a piece raises; what is finished stays.
     """
     begin(recipe, directory, redo)
-    run_pieces(pieces(recipe, directory, redo), directory)
+    diverged = run_pieces(pieces(recipe, directory, redo), directory)
     if dist.is_main():
         from kd_megatron.study.reporting import report
 
         report.write_report(directory)
     dist.barrier()
+    raise_diverged(diverged)
 
 
 def begin(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> None:
@@ -79,24 +82,54 @@ def refuse_too_small(recipe: StudyRecipe, directory: Path) -> None:
         require_enough(one, {arm: prices[arm]})
 
 
-def run_pieces(work: list[Piece], directory: Path) -> None:
-    """Run what is not finished of ``work``, in its order. Collective."""
+def run_pieces(work: list[Piece], directory: Path) -> dict[str, NonFiniteError]:
+    """Run what is not finished of ``work``, in its order. Collective.
+
+    A student that diverges is given up with the rest of its pieces, and the others go on: a run is a function of its
+    recipe, so that it would diverge again, and one arm's fault would keep all others from being compared.
+
+    Returns:
+        The students that diverged, each with its error.
+    """
     clock = Clock([piece.kind for piece in work])
+    diverged: dict[str, NonFiniteError] = {}
     for number, piece in enumerate(work, start=1):
         head = rf"\[{number}/{len(work)}] {piece.label}"  # the backslash: rich would read [1/8] as markup
-        if dist.from_main(piece.is_finished()):
+        if dist.on_main(piece.is_finished):
             clock.skip(piece.kind)
             logs.say(f"[dim]{head}: finished before[/dim]")
             continue
+        if piece.of in diverged:
+            clock.skip(piece.kind)
+            logs.say(f"[dim]{head}: left out, {piece.of} diverged[/dim]")
+            continue
         logs.say(f"[bold]{head}[/bold]{clock.estimate()}")
-        with clock.measure(piece.kind), disk_full_is_clear(directory):
-            piece.run()
+        try:
+            with clock.measure(piece.kind), disk_full_is_clear(directory):
+                piece.run()
+        except NonFiniteError as error:  # on all ranks
+            if piece.of is None:
+                raise
+            clock.skip(piece.kind)
+            diverged[piece.of] = error
+            logs.warn(f"{piece.of} is given up, the others go on: {error.given}")
+    return diverged
+
+
+def raise_diverged(diverged: dict[str, NonFiniteError]) -> None:
+    """Raise what one student, or several, ended with, after all the others are done."""
+    if diverged:
+        raise NonFiniteError(
+            given="; ".join(f"{name} diverged: {error.given}" for name, error in diverged.items()),
+            expected="students that stay finite; all others are done, and the report names those that are missing",
+            fix="give their arms a smaller learning rate, alike in all arms or by tuning, and use --redo",
+        )
 
 
 def prepare_inputs(recipe: StudyRecipe, directory: Path) -> None:
     """What one run needs before it starts: the data, and the teacher where the study trains its own."""
     for piece in input_pieces(recipe, directory):
-        if not dist.from_main(piece.is_finished()):
+        if not dist.on_main(piece.is_finished):
             logs.say(piece.label)
             piece.run()
 
@@ -188,19 +221,14 @@ def _training_pieces(recipe: StudyRecipe, directory: Path, arm: str, seed: int) 
         refuse_too_small(recipe, directory)  # here too: before the data was prepared, FLOPs could not be counted
         pretrain(study, arm, seed, into, teacher_path(recipe, directory), branch)
 
-    label = f"{arm} seed {seed}: pretrain"
-    run = Piece("pretrain", label, lambda: results.finished_run(where) is not None, lambda: train(where))
+    of = f"{arm} seed {seed}"
+    run = Piece(
+        "pretrain", f"{of}: pretrain", lambda: results.finished_run(where) is not None, lambda: train(where), of
+    )
     return [run, *markers.branch_pieces(recipe, directory, arm, seed, train)]
 
 
 def _finetune_piece(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> Piece:
-    where = results.finetune_directory(directory, arm, seed)
-
-    def run() -> None:
-        from kd_megatron.finetune.grid import run_grid
-
-        section = fairness.resolve_arm(effective_recipe(recipe, directory), arm).finetune
-        assert section is not None  # pieces() makes this piece only when there is one
-        run_grid(results.arm_directory(directory, arm, seed) / "export", section, where)
-
-    return Piece("finetune", f"{arm} seed {seed}: fine-tune", lambda: results.read_summary(where) is not None, run)
+    run, where = (place(directory, arm, seed) for place in (results.arm_directory, results.finetune_directory))
+    of = f"{arm} seed {seed}"
+    return finetune_piece(f"{of}: fine-tune", recipe, directory, arm, run, where, of)

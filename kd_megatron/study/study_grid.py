@@ -18,6 +18,7 @@ from kd_megatron.study import results, words
 from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE
 from kd_megatron.study.piece import Piece
 
+CELLS = "cells"  # the directory of a grid that has them
 NOT_COPIED = shutil.ignore_patterns("checkpoints", "tensorboard")  # of the teacher's directory
 
 
@@ -47,7 +48,7 @@ def places(recipe: StudyRecipe) -> list[Place]:
 
 def cell_directory(grid: Path, place: Place) -> Path:
     """Where one cell's study is."""
-    return grid / "cells" / place.name
+    return grid / CELLS / place.name
 
 
 def cell_recipe(recipe: StudyRecipe, place: Place) -> StudyRecipe:
@@ -86,13 +87,14 @@ def _cell_piece(recipe: StudyRecipe, directory: Path, place: Place, redo: Sequen
         if dist.is_main():
             share(directory, where)
         dist.barrier()
-        runner.run_pieces(runner.student_pieces(cell, where), where)
+        diverged = runner.run_pieces(runner.student_pieces(cell, where), where)
         if dist.is_main():
             report.write_report(where)
         dist.barrier()
+        runner.raise_diverged(diverged)
 
     label = f"cell {place.name}: a study of its own"
-    return Piece("cell", label, lambda: is_finished(cell, where), run)
+    return Piece("cell", label, lambda: is_finished(cell, where), run, f"cell {place.name}")
 
 
 def is_finished(cell: StudyRecipe, where: Path) -> bool:

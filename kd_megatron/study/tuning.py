@@ -185,11 +185,7 @@ def summed_up(recipe: StudyRecipe, directory: Path) -> dict[str, Any]:
     assert tuning is not None
     found = {arm: _finished(directory, trials(tuning, arm)) for arm in recipe.arms}
     chosen = {arm: _best(arm, rows) for arm, rows in found.items()}
-    # A trial that was not finite left no ledger: the whole of its budget is charged.
-    charged = {
-        arm: sum(tuning.budget.limit if row["spent"] is None else row["spent"] for row in rows)
-        for arm, rows in found.items()
-    }
+    charged = {arm: sum(_charge(recipe, tuning, row["spent"]) for row in rows) for arm, rows in found.items()}
     return {
         "measure": tuning.measure,
         "seed": tuning.seed,
@@ -200,6 +196,15 @@ def summed_up(recipe: StudyRecipe, directory: Path) -> dict[str, Any]:
         "at_edge": {arm: at_edge(rows, chosen[arm]) for arm, rows in found.items()},
         "trials": found,
     }
+
+
+def _charge(recipe: StudyRecipe, tuning: TuningRecipe, spent: float | None) -> float:
+    """What one trial takes off its arm's budget, by what it spent; None: it was not finite and left no ledger.
+
+    The whole of its own budget, where that is unknown or was turned into steps: the clock then decides nothing.
+    """
+    is_calibrated = recipe.budget.calibrate is not None and tuning.budget.is_time
+    return tuning.budget.limit if spent is None or is_calibrated else spent
 
 
 def _finished(directory: Path, all_trials: list[Trial]) -> list[dict[str, Any]]:

@@ -1,11 +1,17 @@
 """What a run was made of: commit, versions, hardware, data and teacher. Equal fingerprints make runs comparable."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from kd_megatron import dist, hub, machine
 from kd_megatron.data.loader import Loader
+from kd_megatron.errors import OutputError
 from kd_megatron.manifest import weights_hash
+from kd_megatron.schema import StudyRecipe
 
+FINGERPRINT = "fingerprint.json"
+INPUTS = ("data", "tokenizer", "teacher")  # hashes of what a run learns from
 PACKAGES = ("torch", "deepspeed", "transformers", "megatron-core", "numpy", "tokenizers")
 
 
@@ -20,3 +26,33 @@ def fingerprint(loader: Loader, teacher_path: str | None) -> dict[str, Any]:
         "teacher": weights_hash(teacher_path),
         "teacher_source": hub.source_of(teacher_path),
     }
+
+
+def refuse_other_inputs(study: StudyRecipe, arm: str, directory: Path, facts: dict[str, Any]) -> None:
+    """Raise `OutputError` when a run that goes on began with other data, another tokenizer or another teacher.
+
+    Args:
+        study: what the run is given.
+        arm: of the run.
+        directory: of the run.
+        facts: its fingerprint as it would go on.
+    """
+    path = directory / FINGERPRINT
+    if not path.is_file():
+        return
+    began = json.loads(path.read_text(encoding="utf-8"))
+    inputs = [key for key in INPUTS if key != "teacher" or owes_the_teacher(study.model_dump(mode="json"), arm)]
+    changed = [key for key in inputs if key in began and began[key] != facts[key]]
+    if changed:
+        listed = "; ".join(f"{key} was {began[key]}, is {facts[key]}" for key in changed)
+        raise OutputError(
+            given=f"the run in {directory} goes on from a checkpoint, but its inputs have changed: {listed}",
+            expected="the data, tokenizer and teacher that the run began with (the hashes are of their content)",
+            fix=f"put back what was there before, or remove {directory} and run the same command again: it begins anew",
+        )
+
+
+def owes_the_teacher(recipe: dict[str, Any], arm: str) -> bool:
+    """Whether a run of ``recipe``, as plain data, has its targets or its first weights from the teacher."""
+    from_layers = recipe["student"]["initialise"]["method"] == "teacher_layers"
+    return recipe["arms"][arm]["objective"] != "scratch" or from_layers

@@ -1,5 +1,6 @@
 """One run from start to summary: claim the directory, train (or resume), validate, export, sum up."""
 
+import functools
 import gc
 import json
 from dataclasses import asdict
@@ -7,21 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from torch import Tensor
 
 from kd_megatron import dist, hub, marks, memory, recipe_yaml
 from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.logs import quiet_libraries, say, write_json, write_text
+from kd_megatron.manifest import model_hash
 from kd_megatron.models.export import export
 from kd_megatron.objectives.words import in_words
 from kd_megatron.paths import refuse_file_or_links_out
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.training.cached_teacher import CachedTeacher
-from kd_megatron.training.fingerprint import fingerprint
+from kd_megatron.training.fingerprint import FINGERPRINT, fingerprint, owes_the_teacher, refuse_other_inputs
 from kd_megatron.training.loop import train, validate
 from kd_megatron.training.schedule import Branch
 from kd_megatron.training.setup import Run, prepare_run
 
-RECIPE, SUMMARY, LEDGER, FINGERPRINT = "recipe.yaml", "summary.json", "ledger.json", "fingerprint.json"
+RECIPE, SUMMARY, LEDGER = "recipe.yaml", "summary.json", "ledger.json"
 TEACHER_ARM = "teacher"
 # Where a run computes and what it keeps of itself: a resume may change these, and the result stays the same but for
 # rounding (docs/checkpoints.md).
@@ -60,6 +63,8 @@ def pretrain(
         run = prepare_run(study, arm, seed, directory, teacher_path, branch)
         try:
             facts = fingerprint(run.loader, teacher_path)
+            if run.ledger.steps > 0:
+                dist.on_main(functools.partial(refuse_other_inputs, study, arm, directory, facts))
             if dist.is_main():
                 write_json(directory / FINGERPRINT, facts)
             train(run)
@@ -130,6 +135,8 @@ def _problem(resolved: dict[str, Any], directory: Path) -> str | None:
         if moved := sorted(differing & MAY_CHANGE):
             say(f"{directory} was begun with other values of {', '.join(moved)}; {RECIPE} keeps those")
         differing -= MAY_CHANGE
+        if not owes_the_teacher(resolved, resolved["run"]["arm"]):
+            differing = {key for key in differing if key.partition(".")[0] != "teacher"}
         return f"holds another run; these keys differ: {', '.join(sorted(differing))}" if differing else None
     if directory.exists() and any(directory.iterdir()):
         return "holds files that are not a run's"
@@ -169,15 +176,8 @@ def _finish(run: Run, teacher_path: str | None, facts: dict[str, Any]) -> dict[s
         if name.startswith("student.model.")
     }
     summary = summarise(run, teacher_path, scores, facts)
+    summary["export_hash"] = dist.on_main(lambda: _export(run, weights, summary))
     if dist.is_main():
-        card = {key: summary[key] for key in ("objective", "seed", "tokens", "flops", "untrained_parameters")}
-        card |= {
-            "name": f"{run.study.name}: {run.arm}, seed {run.seed}{_of_the_budget(run)}",
-            "objective_in_words": in_words(run.study.arms[run.arm]),
-            "budget": f"{run.until * run.study.budget.limit:g} {run.study.budget.unit}",
-            "data": ", ".join(shards.path for shards in run.study.data.shards),
-        }
-        export(run.module.student.model, weights, run.loader.tokenizer_path, run.directory / "export", card)
         with disk_full_is_clear(run.directory):
             write_json(run.directory / LEDGER, run.ledger.to_dict())
             write_json(run.directory / SUMMARY, summary)
@@ -185,6 +185,20 @@ def _finish(run: Run, teacher_path: str | None, facts: dict[str, Any]) -> dict[s
     loss = scores["probe_mlm_loss"]
     say(f"{run.arm} seed {run.seed}: {run.ledger.tokens:,} tokens, held-out MLM loss {loss:.3f} nats (probe)")
     return summary
+
+
+def _export(run: Run, weights: dict[str, Tensor], summary: dict[str, Any]) -> str:
+    """Write the student with its card; the hash of what was written, which fine-tuning records as well."""
+    card = {key: summary[key] for key in ("objective", "seed", "tokens", "flops", "untrained_parameters")}
+    card |= {
+        "name": f"{run.study.name}: {run.arm}, seed {run.seed}{_of_the_budget(run)}",
+        "objective_in_words": in_words(run.study.arms[run.arm]),
+        "budget": f"{run.until * run.study.budget.limit:g} {run.study.budget.unit}",
+        "data": ", ".join(shards.path for shards in run.study.data.shards),
+    }
+    where = run.directory / "export"
+    export(run.module.student.model, weights, run.loader.tokenizer_path, where, card)
+    return model_hash(where)
 
 
 def summarise(run: Run, teacher_path: str | None, scores: dict[str, float], facts: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import study_on_disk
 from kd_megatron.study import results
 from kd_megatron.study.effective import run_recipe
 from kd_megatron.study.reporting.report import write_report
-from kd_megatron.study.run_checks import run_findings
+from kd_megatron.study.run_checks import fingerprint_differences, run_findings, unfair_checks
 
 
 @pytest.fixture
@@ -126,3 +126,73 @@ def test_allowed_differences_reach_the_report(tmp_path):
     markdown = (tmp_path / "s" / "report" / "report.md").read_text()
     assert "The recipe lets arms differ in training.learning_rate" in markdown
     assert "| training.learning_rate | 0.001 | 0.001 | 0.0005 | 0.001 |" in markdown
+
+
+def tune(study, arm, **changes):
+    """Let every fine-tuning have recorded what today's do, and that of ``arm`` with seed 1 the ``changes``."""
+    recipe = results.load(study).recipe
+    facts = {"commit": "0123abc", "versions": {"torch": "2.13.0"}}
+    for place in sorted((study / "finetune").glob("**/summary.json")):
+        found = json.loads(place.read_text())
+        recorded = {"settings": recipe.finetune.model_dump(mode="json") | {"precision": "fp32"}, "precision": "fp32"}
+        tasks = {task: part | {"content_hash": f"rows of {task}"} for task, part in found["tasks"].items()}
+        machines = [facts]
+        if place.parent == study / "finetune" / arm:
+            recorded["settings"] |= changes.get("settings", {})
+            recorded["precision"] = changes.get("precision", "fp32")
+            tasks["CoLA"] |= changes.get("rows", {})
+            machines = changes.get("machines", machines)
+        study_on_disk.edit_summary(place.parent, tasks=tasks, **recorded)
+        (place.parent / "machines.json").write_text(json.dumps(machines))
+    return failed(study)
+
+
+def test_equal_fine_tunings_pass(study):
+    assert tune(study, "none") == {}
+    checks = {finding.check: finding.detail for finding in run_findings(results.load(study))}
+    assert checks["fine-tuning: settings as the recipe says"] == "in all 8 fine-tunings"
+    said = checks["fine-tuning: rows, versions, hardware and commit"]
+    assert said == "the same in all 8 fine-tunings: commit, versions.torch, rows of CoLA, rows of SST-2, precision"
+
+
+@pytest.mark.parametrize(
+    ("changes", "check"),
+    [
+        ({"rows": {"content_hash": "other rows"}}, "fine-tuning: rows of CoLA"),
+        ({"settings": {"epochs": 9.0}}, "fine-tuning: settings as the recipe says"),
+        ({"precision": "bf16"}, "fine-tuning: precision"),
+        ({"machines": [{"commit": "other", "versions": {"torch": "2.13.0"}}]}, "fine-tuning: commit"),
+    ],
+)
+def test_another_fine_tuning_is_flagged(study, changes, check):
+    found = tune(study, "minilm/seed_1", **changes)
+    assert list(found) == [check]
+    assert "minilm/1" in found[check]
+    assert unfair_checks(results.load(study)) == [check]
+    shutil.rmtree(study / "finetune" / "minilm" / "seed_1")
+    assert failed(study) == {}
+
+
+def test_the_fine_tuning_of_a_branch_counts_as_well(tmp_path):
+    study = study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(num_seeds=2, markers={"at": [0.5]}))
+    found = tune(study, "minilm/seed_1/markers/0.5", rows={"content_hash": "other rows"})
+    assert "other rows: minilm/1 at 50 %" in found["fine-tuning: rows of CoLA"]
+
+
+def test_another_teacher_is_flagged_where_it_taught(study):
+    """`claim` lets scratch stand when the teacher changes; what it recorded of the one before does not count."""
+    recipe = results.load(study).recipe
+    for arm in recipe.arms:
+        given = run_recipe(recipe, arm, 1).model_dump(mode="json", include={"arms", "teacher"})
+        teacher = "before" if arm == "scratch" else "after"
+        given["teacher"] |= {"precision": "fp32"} if arm == "scratch" else {}
+        facts = summary_of(study, arm)["fingerprint"] | {"teacher": teacher, "teacher_source": teacher}
+        change(study, arm, settings=given, fingerprint=facts)
+    for arm in recipe.arms:
+        run = study / "arms" / arm / "seed_0"
+        facts = summary_of(study, arm)["fingerprint"]
+        study_on_disk.edit_summary(run, fingerprint=facts)
+    assert failed(study) == {}
+    assert fingerprint_differences(results.load(study)) == {}
+    change(study, "tinybert", fingerprint=summary_of(study, "tinybert")["fingerprint"] | {"teacher": "before"})
+    assert list(failed(study)) == ["fingerprint: teacher"]

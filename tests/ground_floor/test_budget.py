@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from kd_megatron.budget import ACCOUNTS, Ledger
 from kd_megatron.schema import BudgetRecipe
@@ -39,7 +40,7 @@ def test_time_is_charged_when_the_block_fails() -> None:
     [
         ({"tokens": 1000}, 0.25),
         ({"flops": 80.0}, 0.5),  # student 30 + teacher 10; validation is not charged
-        ({"flops": 80.0, "charge": ["student", "validation"]}, 130 / 80),
+        ({"flops": 80.0, "charge": ["student"]}, 30 / 80),
         ({"hours": 2.0}, 0.25),
         ({"gpu_hours": 2.0}, 1.0),
     ],
@@ -108,3 +109,11 @@ def test_a_clock_waits_for_the_device_at_both_ends() -> None:
 )
 def test_which_budgets_depend_on_how_a_steps_time_is_divided(budget: dict[str, Any], splits: bool) -> None:
     assert BudgetRecipe.model_validate(budget).splits_training_time is splits
+
+
+@pytest.mark.parametrize("account", ["validation", "checkpoint", "set_up", "teacher_for_others"])
+def test_flops_are_not_charged_where_they_are_not_counted(account: str) -> None:
+    charge = ["student", "teacher", "loss", "data_wait", account]
+    with pytest.raises(ValidationError, match=f"{account} would be charged none"):
+        BudgetRecipe.model_validate({"flops": 80.0, "charge": charge})
+    assert BudgetRecipe.model_validate({"hours": 1.0, "charge": charge}).charge == charge

@@ -190,3 +190,19 @@ def test_errors_say_what_was_expected_and_what_to_change(study):
     with pytest.raises(KdError) as refused:
         claim(study_recipe(num_seeds=2, arms=OTHER_MINILM), study)
     assert re.search(r"expected: .*\n  to fix: ", str(refused.value))
+
+
+def test_an_arms_name_may_have_dots(tmp_path):
+    arms = ARMS | {"kd_T0.5": {"objective": "vanilla_kd", "temperature": 0.5}}
+    study = tmp_path / "s"
+    claim(study_recipe(num_seeds=1, arms=arms), study)
+    (study / "arms" / "kd_T0.5" / "seed_0").mkdir(parents=True)
+    edited = arms | {"kd_T0.5": {"objective": "vanilla_kd", "temperature": 0.25}}
+    said = refusal(study_recipe(num_seeds=1, arms=edited), study)
+    assert "arms.kd_T0.5.temperature was 0.5, is 0.25" in said
+    assert "stale: kd_T0.5 (seed 0)\n" in said
+    more = arms | {"kd_T0.25": {"objective": "vanilla_kd", "temperature": 0.25}}
+    assert compare(study_recipe(arms=arms), study_recipe(arms=more)).keys == []
+    assert compare(study_recipe(arms=arms), study_recipe()).shrunk == [
+        "arms.kd_T0.5.objective", "arms.kd_T0.5.temperature"
+    ]  # fmt: skip

@@ -4,10 +4,11 @@ import json
 import random
 
 import pytest
-from study_on_disk import ARMS, recipe_data, study_recipe, write_study
+from study_on_disk import ARMS, edit_summary, recipe_data, study_recipe, write_study
 from tiny_study import tiny_study, write_inputs
 
-from kd_megatron.errors import RecipeError
+from kd_megatron.errors import NonFiniteError, RecipeError
+from kd_megatron.finetune.model import content_hash
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study import results
 from kd_megatron.study.clock import Clock, duration
@@ -58,6 +59,8 @@ def test_a_real_study_ends_in_a_report(finished):
     study = results.load(directory)
     assert study.missing == []
     assert all(0.0 <= run.score <= 1.0 for run in study.all_runs())
+    assert all(run.finetune["model_hash"] == run.summary["export_hash"] for run in study.all_runs())
+    assert all(run.machines and run.finetune["tasks"]["words"]["content_hash"] for run in study.all_runs())
     data = json.loads((directory / "report" / "results.json").read_text())
     assert [row["seeds"] for row in data["tables"]["scores"]] == [2, 2]
     assert {row["check"]: row["result"] for row in data["tables"]["fairness"]}["equal budgets"] == "agrees"
@@ -65,6 +68,22 @@ def test_a_real_study_ends_in_a_report(finished):
     teacher = results.finished_run(directory / "teacher")
     minilm = next(row for row in data["tables"]["teacher_cost"] if row["arm"] == "minilm")
     assert minilm["amortised"] == minilm["excluded"] + teacher["flops"] / 2  # two students are taught
+
+
+def test_a_student_that_diverges_is_given_up_and_the_others_go_on(tmp_path):
+    inputs = write_inputs(tmp_path / "inputs")
+    recipe = tiny_study(inputs, seeds=[0], allow_difference=["training.learning_rate"])
+    arms = {
+        "vanilla_kd": recipe.arms["vanilla_kd"] | {"training.learning_rate": 1e30},
+        "scratch": recipe.arms["scratch"],
+    }
+    recipe = recipe.model_copy(update={"arms": arms})
+    with pytest.raises(NonFiniteError, match="vanilla_kd seed 0 diverged: step"):
+        run_study(recipe, tmp_path / "study")
+    study = results.load(tmp_path / "study")
+    assert [run.arm for run in study.all_runs()] == ["scratch"]
+    assert [missing for missing in study.missing if "vanilla_kd" in missing]
+    assert "vanilla_kd" in (tmp_path / "study" / "report" / "report.md").read_text()
 
 
 def test_a_finished_study_is_left_alone(finished):
@@ -107,6 +126,41 @@ def test_finished_pieces_are_known_from_their_files(tmp_path):
     directory = write_study(tmp_path / "s", study_recipe())
     assert all(piece.is_finished() for piece in pieces(study_recipe(), directory))
     assert not any(piece.is_finished() for piece in pieces(study_recipe(), tmp_path / "other"))
+
+
+def test_a_student_that_was_made_anew_is_fine_tuned_anew(tmp_path, monkeypatch):
+    directory = write_study(tmp_path / "s", study_recipe(num_seeds=1))
+    run, tuned = directory / "arms" / "minilm" / "seed_0", directory / "finetune" / "minilm" / "seed_0"
+    (run / "export").mkdir()
+    (run / "export" / "config.json").write_text("{}")
+    edit_summary(tuned, model_hash=content_hash(run / "export"))
+    (piece,) = [one for one in pieces(study_recipe(num_seeds=1), directory) if one.label == "minilm seed 0: fine-tune"]
+    assert piece.is_finished()
+    (run / "export" / "config.json").write_text('{"another": "student"}')
+    assert not piece.is_finished()
+    asked = []
+    monkeypatch.setattr("kd_megatron.finetune.grid.run_grid", lambda *given: asked.append((given[2], tuned.exists())))
+    piece.run()
+    assert asked == [(tuned, False)]
+    assert (directory / "stale" / "1" / "finetune" / "minilm" / "seed_0" / "summary.json").is_file()
+    tuned.mkdir()
+    (tuned / "model.json").write_text('{"model": "export", "model_hash": "of the one before"}')  # begun, not finished
+    piece.run()
+    assert (directory / "stale" / "2" / "finetune" / "minilm" / "seed_0" / "model.json").is_file()
+
+
+def test_the_report_takes_no_score_of_another_student(tmp_path):
+    directory = write_study(tmp_path / "s", study_recipe(num_seeds=1, markers={"at": [0.5]}))
+    edit_summary(results.arm_directory(directory, "minilm", 0), export_hash="new")
+    edit_summary(results.finetune_directory(directory, "minilm", 0), model_hash="new")
+    assert results.load(directory).missing == []
+    edit_summary(results.finetune_directory(directory, "minilm", 0), model_hash="old")
+    edit_summary(results.branch_directory(directory, "scratch", 0, 0.5), export_hash="new")
+    edit_summary(results.marker_directory(directory, "scratch", 0, 0.5), model_hash="old")
+    assert results.load(directory).missing == [
+        "fine-tuning of the branch at 50 % of scratch, seed 0", "fine-tuning of minilm, seed 0"
+    ]  # fmt: skip
+    assert results.load(directory).runs["minilm"][0].score is None
 
 
 def test_unfair_arms_are_refused_before_anything_is_written(tmp_path):

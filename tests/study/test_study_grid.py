@@ -14,6 +14,7 @@ from tiny_study import tiny_study, write_inputs
 from kd_megatron.errors import OutputError
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study import leads, results
+from kd_megatron.study.claim import recalibrate
 from kd_megatron.study.measure import PROBE, SCORE
 from kd_megatron.study.reporting import figures, grid_report
 from kd_megatron.study.reporting.publish import publish
@@ -86,6 +87,38 @@ def test_a_grid_may_grow_and_not_change(tmp_path: Path) -> None:
         claim(study_on_disk.study_recipe(grid=GRID | {"budgets": [2.0]}), tmp_path / "s")
     with pytest.raises(OutputError, match=r"grid"):
         claim(study_on_disk.study_recipe(), tmp_path / "s")
+
+
+def test_an_edit_of_what_ran_in_a_cell_is_refused_before_the_grid_takes_it(tmp_path: Path) -> None:
+    directory = planted(tmp_path)
+    recipe = results.config.load(directory / "study.yaml", StudyRecipe)
+    arms = recipe.arms | {"minilm": {"objective": "minilm", "num_relation_heads": 24}}
+    edited = recipe.model_copy(update={"arms": arms})
+    with pytest.raises(OutputError, match=r"stale: minilm \(seeds 0, 1, 2\); still valid: scratch"):
+        claim(edited, directory)
+    assert results.config.load(directory / "study.yaml", StudyRecipe) == recipe
+    other = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"epochs": 9.0})})  # type: ignore[union-attr]
+    with pytest.raises(OutputError, match="stale: all fine-tunings"):
+        claim(other, directory)
+    (directory / "calibration.json").write_text(json.dumps({"arms": {"minilm": {}}, "hardware": {"device": "other"}}))
+    with pytest.raises(OutputError, match=r"there are runs with the steps .*minilm \(seeds 0, 1, 2\)"):
+        recalibrate(directory)
+    claim(edited, directory, ["minilm"])  # each cell then moves its own aside
+    assert leads.load(directory).cells == []
+    for place in places(edited):
+        claim(cell_recipe(edited, place), cell_directory(directory, place), ["minilm"])
+    assert [cell.study.arms for cell in leads.load(directory).cells] == [["scratch"]] * 2
+
+
+def test_a_cell_of_another_recipe_is_named_and_not_used(tmp_path: Path) -> None:
+    directory = planted(tmp_path)
+    path = cell_directory(directory, Place(1.0, None)) / "study.yaml"
+    cell = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(cell | {"training": cell["training"] | {"warmup_fraction": 0.2}}))
+    grid = leads.load(directory)
+    assert [one.place for one in grid.cells] == [Place(1.0, 512)]
+    said = "cell budget_1_unique_all, which has runs of another recipe (training.warmup_fraction was 0.2, is 0.06)"
+    assert grid.missing == [said]
 
 
 def test_a_cell_is_the_study_with_its_budget_and_pool() -> None:

@@ -280,3 +280,10 @@ def test_an_unfinished_tuned_study_still_reports(finished, tmp_path):
     write_report(tmp_path / "s")
     with pytest.raises(OutputError):
         results.load(tmp_path / "other")
+
+
+def test_a_calibrated_trial_is_charged_its_budget_and_not_what_a_noisy_clock_said(tmp_path):
+    budget = {"hours": 4.0, "calibrate": {}}
+    recipe = validated(budget=budget, tuning=TUNING | {"budget": {"hours": 0.5}, "charged": True})
+    write_trials(tmp_path, recipe, {"scratch": [3.0, 2.0], "vanilla_kd": [4.0, None]})  # each "spent" something else
+    assert tuning.summed_up(recipe, tmp_path)["charged"] == {"scratch": 1.0, "vanilla_kd": 1.0}

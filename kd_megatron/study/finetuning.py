@@ -1,0 +1,55 @@
+"""The piece of a study that fine-tunes one student, and that very one.
+
+A student that is made anew has other weights. Scores of the one before it are moved to the study's ``stale``, where
+nothing is lost, and the new one is fine-tuned: no score stands beside the losses of another student.
+"""
+
+from pathlib import Path
+
+from kd_megatron import dist
+from kd_megatron.manifest import model_hash
+from kd_megatron.schema import StudyRecipe
+from kd_megatron.study import fairness, results
+from kd_megatron.study.claim import move_aside
+from kd_megatron.study.effective import effective_recipe, read
+from kd_megatron.study.piece import Piece
+
+
+def finetune_piece(
+    label: str, recipe: StudyRecipe, directory: Path, arm: str, run: Path, where: Path, of: str
+) -> Piece:
+    """The fine-tuning of one student; only where the recipe has the section ``finetune``.
+
+    Args:
+        label: of the piece.
+        recipe: of the study.
+        directory: of the study.
+        arm: of the student.
+        run: the directory that the student was trained in.
+        where: it is fine-tuned.
+        of: the name of the student.
+    """
+    export = run / "export"
+
+    def tune() -> None:
+        from kd_megatron.finetune.grid import run_grid
+        from kd_megatron.finetune.jobs import OWNER
+
+        section = fairness.resolve_arm(effective_recipe(recipe, directory), arm).finetune
+        assert section is not None
+        begun = dist.on_main(lambda: read(where / OWNER) or results.read_summary(where))
+        if not dist.on_main(lambda: _is_of(begun, export)):
+            dist.on_main(lambda: move_aside([where], directory))
+        run_grid(export, section, where)
+
+    def is_finished() -> bool:
+        summary = results.read_summary(where)
+        return summary is not None and _is_of(summary, export)
+
+    return Piece("finetune", label, is_finished, tune, of)
+
+
+def _is_of(found: dict[str, object] | None, export: Path) -> bool:
+    """Whether what was ``found`` of a fine-tuning is of the student in ``export``, as far as that can be told."""
+    told = (found or {}).get("model_hash")
+    return told is None or not export.is_dir() or told == model_hash(export)

@@ -1,0 +1,63 @@
+"""A run goes on with the data, the tokenizer and the teacher that it began with, or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_study import tiny_study, write_inputs
+
+from kd_megatron.errors import OutputError
+from kd_megatron.finetune.model import content_hash
+from kd_megatron.schema import StudyRecipe
+from kd_megatron.training.fingerprint import FINGERPRINT, INPUTS, refuse_other_inputs
+from kd_megatron.training.run import claim, pretrain
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def study(inputs: Path, arm: str) -> StudyRecipe:
+    recipe = tiny_study(inputs, budget={"tokens": 6 * 8 * 16})
+    return recipe.model_copy(update={"arms": {arm: recipe.arms[arm]}})
+
+
+def test_a_run_whose_data_changed_does_not_go_on(inputs: Path, tmp_path: Path) -> None:
+    recipe, run = study(inputs, "scratch"), tmp_path / "run"
+    summary = pretrain(recipe, "scratch", 0, run, None)
+    assert summary["export_hash"] == content_hash(run / "export")
+    (run / "summary.json").unlink()
+    facts = json.loads((run / FINGERPRINT).read_text())
+    (run / FINGERPRINT).write_text(json.dumps(facts | {"data": "0badf00d"}))
+    with pytest.raises(OutputError, match=rf"data was 0badf00d, is {facts['data']}") as refused:
+        pretrain(recipe, "scratch", 0, run, None)
+    assert f"remove {run} and run the same command again" in refused.value.fix
+    assert json.loads((run / FINGERPRINT).read_text())["data"] == "0badf00d"
+    (run / FINGERPRINT).write_text(json.dumps(facts | {"teacher": "another"}))  # scratch owes it nothing
+    assert pretrain(recipe, "scratch", 0, run, None)["validation"] == summary["validation"]
+
+
+@pytest.mark.parametrize("key", INPUTS)
+def test_each_input_is_held_against_what_the_run_began_with(inputs: Path, tmp_path: Path, key: str) -> None:
+    facts = dict.fromkeys(INPUTS, "before")
+    refuse_other_inputs(study(inputs, "minilm"), "minilm", tmp_path, facts)  # it begins
+    (tmp_path / FINGERPRINT).write_text(json.dumps(facts))
+    refuse_other_inputs(study(inputs, "minilm"), "minilm", tmp_path, facts)
+    with pytest.raises(OutputError, match=f"{key} was before, is now"):
+        refuse_other_inputs(study(inputs, "minilm"), "minilm", tmp_path, facts | {key: "now"})
+
+
+@pytest.mark.parametrize("arm", ["scratch", "minilm"])
+def test_a_half_trained_run_is_the_same_with_another_teacher_where_it_owes_it_nothing(
+    inputs: Path, tmp_path: Path, arm: str
+) -> None:
+    recipe = study(inputs, arm)
+    claim(recipe, arm, 0, tmp_path / "run")
+    assert recipe.teacher is not None
+    other = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"path": "teachers/other"})})
+    if arm == "scratch":
+        claim(other, arm, 0, tmp_path / "run")
+        return
+    with pytest.raises(OutputError, match=r"these keys differ: teacher\.path"):
+        claim(other, arm, 0, tmp_path / "run")
