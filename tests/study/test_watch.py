@@ -17,6 +17,7 @@ from kd_megatron.errors import OutputError, RecipeError
 from kd_megatron.study import results
 from kd_megatron.study.reporting import figures, watch
 from kd_megatron.study.reporting.report import write_report
+from kd_megatron.study.study_grid import Place, cell_recipe
 
 ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
 
@@ -101,8 +102,9 @@ def test_two_writers_wait_for_each_other(study):
 def test_a_grid_is_watched_cell_by_cell(study):
     recipe = study_on_disk.study_recipe(num_seeds=1, arms=ARMS, grid={"unique_tokens": [512, None]})
     grid = study.parent / "grid"
-    shutil.copytree(study, grid / "cells" / "budget_1_unique_512")
-    (grid / "study.yaml").write_text(recipe_yaml.dump(recipe.model_dump(mode="json")))
+    cell = shutil.copytree(study, grid / "cells" / "budget_1_unique_512")
+    for directory, one in ((grid, recipe), (cell, cell_recipe(recipe, Place(1.0, 512)))):
+        (directory / "study.yaml").write_text(recipe_yaml.dump(one.model_dump(mode="json")))
     studies, missing = watch.load(grid, "t")
     assert [one.state for one in watch.progress(studies[0])] == ["finished", "pretraining"]
     assert missing == ["1 pieces of cell budget_1_unique_512", "cell budget_1_unique_all"]
