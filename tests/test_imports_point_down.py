@@ -11,6 +11,7 @@ SOURCES = sorted([*ROOT.glob("kd_megatron/**/*.py"), *ROOT.glob("data_prep/**/*.
 
 # What each layer may import beside the ground floor and itself: everything below it. Layers of one height do not meet.
 GROUND_FLOOR = "ground floor"
+FLOOR_PACKAGES = {"schema"}
 BELOW_ENGINE = {"kernels", "objectives", "models", "data", "teacher_cache"}
 BELOW = {
     GROUND_FLOOR: set(),
@@ -51,7 +52,8 @@ def layer_of(module: str) -> str | None:
     name = parts[1] if len(parts) > 1 else ""
     if name == "__main__":
         return "cli"
-    return name if (ROOT / "kd_megatron" / name / "__init__.py").is_file() and name else GROUND_FLOOR
+    is_layer = name and name not in FLOOR_PACKAGES and (ROOT / "kd_megatron" / name / "__init__.py").is_file()
+    return name if is_layer else GROUND_FLOOR
 
 
 def imports_of(path: Path) -> Iterator[str]:

@@ -16,7 +16,8 @@ from kd_megatron.config import Strict
 from kd_megatron.errors import ModelError, RecipeError
 from kd_megatron.kernels.door import AUTO
 from kd_megatron.objectives.base import Objective, ObjectiveOptions
-from kd_megatron.schema import PathPart, Positive
+from kd_megatron.paths import PathPart
+from kd_megatron.schema import Positive
 from kd_megatron.tensors import Batch, ModelShape, Needs, Taps
 
 OF_PARTS = ("combined", "schedule")  # objectives made of others: no parts themselves
