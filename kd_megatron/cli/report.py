@@ -9,7 +9,8 @@ With --watch the report of a running study is written again whenever a piece of 
 each run is; it only reads what the study writes, and ends with it. Ctrl-C ends the view, not the study.
 
 Of a fine-tuning there are, in DIRECTORY: scores.html, scores.md, tables/*.csv and figures/*.png. With --to they go to
-that directory, for a repository: no HTML, and a copy of the summary in which paths are cut to their names.
+that directory, for a repository: no HTML, a copy of the summary in which paths are cut to their names, and all cells in
+one file, so that the same page can be written again from that directory.
 
   kd-megatron report studies/demo
   kd-megatron report studies/demo --watch
@@ -90,7 +91,8 @@ def _of_study(directory: Path, args: argparse.Namespace) -> Path:
 
 
 def _is_finetuning(directory: Path) -> bool:
-    """Whether fine-tuning wrote ``directory``: it then says whose scores it holds."""
+    """Whether fine-tuning wrote ``directory``, which then says whose scores it holds; or a page of one is there."""
     from kd_megatron.finetune.jobs import OWNER
+    from kd_megatron.study.reporting.finetune_results import CELLS
 
-    return (directory / OWNER).is_file()
+    return (directory / OWNER).is_file() or (directory / CELLS).is_file()

@@ -147,6 +147,21 @@ def test_a_page_for_a_repository_names_no_place_of_this_machine(
     assert "- Not equal." in (target / "scores.md").read_text()
 
 
+def test_a_kept_page_is_written_again_from_itself(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_page(output, tmp_path / "kept")
+    kept = {path.relative_to(tmp_path / "kept"): path.read_bytes() for path in (tmp_path / "kept").rglob("*.*")}
+    assert main(["report", str(tmp_path / "kept"), "--to", str(tmp_path / "again")]) == 0
+    again = {path.relative_to(tmp_path / "again"): path.read_bytes() for path in (tmp_path / "again").rglob("*.*")}
+    assert again == kept
+    assert main(["report", str(tmp_path / "kept")]) == 0
+    assert {name: (tmp_path / "kept" / name).read_bytes() for name in kept} == kept
+    assert (tmp_path / "kept" / "scores.html").is_file()
+    lines = (tmp_path / "kept" / "cells.jsonl").read_text().splitlines()
+    (tmp_path / "kept" / "cells.jsonl").write_text("\n".join(lines[1:]))
+    assert main(["report", str(tmp_path / "kept")]) == OutputError.exit_code
+    assert "no cell" in capsys.readouterr().err
+
+
 def test_published_scores_that_cannot_be_used_are_refused(output: Path, tmp_path: Path):
     path = tmp_path / "others.json"
     for content in (

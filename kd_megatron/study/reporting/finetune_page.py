@@ -3,6 +3,7 @@
 Nothing is trained. The same numbers give the same files, so that a page can be kept in a repository.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,10 @@ def write_page(output: Path, target: Path | None = None, published: Path | None 
     """Write the page of a finished fine-tuning.
 
     Args:
-        output: what the stage wrote.
-        target: a directory of a repository, which gets the page without its HTML, and a copy of the summary in which
-            paths are cut to their names; None: ``output``.
+        output: what the stage wrote; or a page that is kept in a repository.
+        target: a directory of a repository, which gets the page without its HTML, a copy of the summary in which
+            paths are cut to their names, and all cells in one file, so that the page can be written from it again;
+            None: ``output``.
         published: a JSON file of scores that others report, to be shown beside these.
 
     Returns:
@@ -73,9 +75,16 @@ def write_page(output: Path, target: Path | None = None, published: Path | None 
         else:
             logs.write_json(aside / SUMMARY, _without_places(results.summary))
             logs.write_json(aside / MACHINES, results.machines)
+            _keep_cells(aside / finetune_results.CELLS, results)
         places.move(aside, target, last=PAGE, own=OWN if (target / PAGE).is_file() else ())
         shutil.rmtree(aside)
     return target / PAGE
+
+
+def _keep_cells(path: Path, results: FinetuneResults) -> None:
+    """One line for each cell: what the page is written from again."""
+    cells = [cell for part in results.cells.values() for cell in part]
+    logs.write_text(path, "".join(json.dumps(cell) + "\n" for cell in cells))
 
 
 def content(results: FinetuneResults, others: Published | None, drawn: dict[str, Path]) -> list[Block]:

@@ -1,6 +1,8 @@
 """What the fine-tuning stage left in its output, read back: the summary, every cell's file, the machines it ran on."""
 
+import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from kd_megatron.finetune.outputs import MACHINES
 from kd_megatron.finetune.train import Cell
 from kd_megatron.study.results import read_summary
 from kd_megatron.study.statistics import Estimate, estimate
+
+CELLS = "cells.jsonl"  # of a page that is kept in a repository: the files of all cells, one a line
 
 Setting = tuple[float, int]  # learning rate, batch size
 
@@ -71,7 +75,7 @@ def setting_of(cell: dict[str, Any]) -> Setting:
 
 
 def load(directory: Path) -> FinetuneResults:
-    """Read the output of a finished fine-tuning.
+    """Read the output of a finished fine-tuning, or a page of one that is kept in a repository.
 
     Raises:
         OutputError: it is none, it is not finished, or files of it are missing or damaged.
@@ -83,12 +87,37 @@ def load(directory: Path) -> FinetuneResults:
             expected="the --output of a fine-tuning that ended, such as runs/finetune-NAME",
             fix="check the path, or give the same finetune command again until it ends",
         )
-    cells = {
-        task: [_read_cell(directory, task, cell) for cell in part["cells"]] for task, part in summary["tasks"].items()
-    }
+    read = _kept_cells(directory) if (directory / CELLS).is_file() else functools.partial(_read_cell, directory)
+    cells = {task: [read(task, cell) for cell in part["cells"]] for task, part in summary["tasks"].items()}
     path = directory / MACHINES
     machines = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return FinetuneResults(directory, summary, cells, machines)
+
+
+def _kept_cells(directory: Path) -> Callable[[str, dict[str, Any]], dict[str, Any]]:
+    """What gives the content of a cell of a kept page."""
+    path = directory / CELLS
+    try:
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        by_key = {cell["key"]: cell for cell in found}
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"{type(error).__name__} {error}") from error
+
+    def read(task: str, cell: dict[str, Any]) -> dict[str, Any]:
+        if cell["key"] not in by_key:
+            raise _damaged(path, f"no cell {cell['key']} of {task}")
+        content: dict[str, Any] = by_key[cell["key"]]
+        return content
+
+    return read
+
+
+def _damaged(path: Path, problem: str) -> OutputError:
+    return OutputError(
+        given=f"{path} cannot be read: {problem}",
+        expected="the cells that the summary beside it names, one a line",
+        fix="take the file as it was committed, or write the page again from the output of the fine-tuning",
+    )
 
 
 def _read_cell(directory: Path, task: str, cell: dict[str, Any]) -> dict[str, Any]:
