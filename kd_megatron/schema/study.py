@@ -69,6 +69,10 @@ class StudyRecipe(Strict):
     output: PathText | None = None  # anywhere; None: studies/NAME
     notes: list[str] = []  # printed in the report, such as licences and caveats
 
+    def owes_the_teacher(self, arm: str) -> bool:
+        """Whether a run of ``arm``, with its overrides applied, has targets or first weights from the teacher."""
+        return self.arms[arm].get("objective") != "scratch" or self.student.initialise.method == "teacher_layers"
+
     @model_validator(mode="after")
     def _pieces_are_not_compiled(self) -> Self:
         if self.teacher and self.teacher.partition and self.training.compile:

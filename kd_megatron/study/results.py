@@ -289,9 +289,7 @@ def _missing_markers(recipe: StudyRecipe, run: Run) -> list[str]:
 
 def owes_the_teacher(recipe: StudyRecipe, arm: str) -> bool:
     """Whether a run has its first weights or its targets from the teacher."""
-    if recipe.arms[arm].get("objective") != PREFERRED_REFERENCE:
-        return True
-    return fairness.begins_from_teacher(recipe, arm)
+    return fairness.resolve_arm(recipe, arm).owes_the_teacher(arm)
 
 
 def objective_in_words(recipe: StudyRecipe, arm: str) -> str:

@@ -41,7 +41,7 @@ def refuse_other_inputs(study: StudyRecipe, arm: str, directory: Path, facts: di
     if not path.is_file():
         return
     began = json.loads(path.read_text(encoding="utf-8"))
-    inputs = [key for key in INPUTS if key != "teacher" or owes_the_teacher(study.model_dump(mode="json"), arm)]
+    inputs = [key for key in INPUTS if key != "teacher" or study.owes_the_teacher(arm)]
     changed = [key for key in inputs if key in began and began[key] != facts[key]]
     if changed:
         listed = "; ".join(f"{key} was {began[key]}, is {facts[key]}" for key in changed)
@@ -50,9 +50,3 @@ def refuse_other_inputs(study: StudyRecipe, arm: str, directory: Path, facts: di
             expected="the data, tokenizer and teacher that the run began with (the hashes are of their content)",
             fix=f"put back what was there before, or remove {directory} and run the same command again: it begins anew",
         )
-
-
-def owes_the_teacher(recipe: dict[str, Any], arm: str) -> bool:
-    """Whether a run of ``recipe``, as plain data, has its targets or its first weights from the teacher."""
-    from_layers = recipe["student"]["initialise"]["method"] == "teacher_layers"
-    return recipe["arms"][arm]["objective"] != "scratch" or from_layers

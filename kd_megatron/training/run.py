@@ -19,7 +19,7 @@ from kd_megatron.objectives.words import in_words
 from kd_megatron.paths import refuse_file_or_links_out
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.training.cached_teacher import CachedTeacher
-from kd_megatron.training.fingerprint import FINGERPRINT, fingerprint, owes_the_teacher, refuse_other_inputs
+from kd_megatron.training.fingerprint import FINGERPRINT, fingerprint, refuse_other_inputs
 from kd_megatron.training.loop import train, validate
 from kd_megatron.training.schedule import Branch
 from kd_megatron.training.setup import Run, prepare_run
@@ -117,7 +117,7 @@ def claim(study: StudyRecipe, arm: str, seed: int, directory: Path, branch: Bran
         whose = {"arm": arm, "seed": seed}
         if branch is not None:
             whose["branch"] = {"left_at": branch.start, "ends_at": branch.end}
-        problem = _problem({"run": whose, **study.model_dump(mode="json")}, directory)
+        problem = _problem({"run": whose, **study.model_dump(mode="json")}, directory, study.owes_the_teacher(arm))
     problem = dist.from_main(problem)
     if problem:
         raise OutputError(
@@ -127,15 +127,18 @@ def claim(study: StudyRecipe, arm: str, seed: int, directory: Path, branch: Bran
         )
 
 
-def _problem(resolved: dict[str, Any], directory: Path) -> str | None:
-    """Write the ``resolved`` recipe into an empty ``directory``; what is wrong with it otherwise."""
+def _problem(resolved: dict[str, Any], directory: Path, owes_the_teacher: bool) -> str | None:
+    """Write the ``resolved`` recipe into an empty ``directory``; what is wrong with it otherwise.
+
+    A run that owes the teacher nothing is the same with another one.
+    """
     path = directory / RECIPE
     if path.is_file():
         differing = set(_differing(_with_defaults(path), resolved))
         if moved := sorted(differing & MAY_CHANGE):
             say(f"{directory} was begun with other values of {', '.join(moved)}; {RECIPE} keeps those")
         differing -= MAY_CHANGE
-        if not owes_the_teacher(resolved, resolved["run"]["arm"]):
+        if not owes_the_teacher:
             differing = {key for key in differing if key.partition(".")[0] != "teacher"}
         return f"holds another run; these keys differ: {', '.join(sorted(differing))}" if differing else None
     if directory.exists() and any(directory.iterdir()):
