@@ -29,6 +29,7 @@ class Examples:
 
 def one_run(given: dict, tokenizer, splits: dict, seed: int) -> list:
     """Outputs on dev [N, C] of a model trained on the train split."""
+    import torch
     from transformers import (
         AutoModelForSequenceClassification,
         DataCollatorWithPadding,
@@ -57,6 +58,7 @@ def one_run(given: dict, tokenizer, splits: dict, seed: int) -> list:
         max_steps=num_steps,
         seed=seed,
         bf16=given["bf16"],
+        use_cpu=not torch.cuda.is_available(),  # without a GPU, bf16 is refused unless this is said
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
