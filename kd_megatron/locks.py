@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from kd_megatron import dist
+from kd_megatron.errors import OutputError
+
 
 @contextlib.contextmanager
 def exclusive(directory: Path, wait: bool) -> Iterator[None]:
@@ -25,3 +28,32 @@ def exclusive(directory: Path, wait: bool) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def alone(directory: Path, doing: str) -> Iterator[None]:
+    """Hold ``directory``, which exists, for this job: two commands would do the same work over each other. Collective.
+
+    Args:
+        directory: what the job writes to. Rank 0 holds it for all.
+        doing: what others are told, such as "training in".
+
+    Raises:
+        OutputError: another process holds it.
+    """
+    with contextlib.ExitStack() as held:
+        if not dist.on_main(lambda: _holds(directory, held)):
+            raise OutputError(
+                given=f"another process is {doing} {directory}",
+                expected="one command at a time",
+                fix="wait for it, or choose another --output",
+            )
+        yield
+
+
+def _holds(directory: Path, held: contextlib.ExitStack) -> bool:
+    try:
+        held.enter_context(exclusive(directory, wait=False))
+    except BlockingIOError:
+        return False
+    return True

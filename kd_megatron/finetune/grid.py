@@ -3,7 +3,6 @@
 Every rank sees the same output directory; a cell is run by one rank (`work_queue`) and ends as one file there.
 """
 
-import contextlib
 import functools
 import uuid
 from collections.abc import Callable
@@ -13,14 +12,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as torch_dist
 
-from kd_megatron import dist, logs, marks
+from kd_megatron import dist, locks, logs, marks
 from kd_megatron.errors import KdError, NonFiniteError, OutputError, disk_full_is_clear
 from kd_megatron.finetune import model as models
 from kd_megatron.finetune import vocabulary
 from kd_megatron.finetune.averages import averages
 from kd_megatron.finetune.batches import EncodedTask, cut_in_words, encode_task
 from kd_megatron.finetune.halving import planned
-from kd_megatron.finetune.jobs import SUMMARY, Job, alone, claim, list_jobs, read_cell, write_cell
+from kd_megatron.finetune.jobs import SUMMARY, Job, claim, list_jobs, read_cell, write_cell
 from kd_megatron.finetune.outputs import (
     predictions_path,
     record_machine,
@@ -64,8 +63,7 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     _main_first(lambda: models.check_directory(model_path))
     model_hash = _main_first(lambda: models.content_hash(model_path))
     _main_first(lambda: claim(output, model_path, model_hash))
-    with contextlib.ExitStack() as held:
-        _main_first(lambda: held.enter_context(alone(output)))
+    with locks.alone(output, "fine-tuning into"):
         return _run_claimed(model_path, model_hash, recipe, output, device)
 
 

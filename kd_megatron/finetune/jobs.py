@@ -4,15 +4,13 @@ A finished cell is a file whose name and content carry a hash of all that determ
 task's rows, the recipe's settings. An unchanged cell is never done twice, a changed one is never taken for an old one.
 """
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kd_megatron import dist, locks, logs
+from kd_megatron import dist, logs
 from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.finetune.tasks import Task
 from kd_megatron.finetune.train import Cell, count_steps
@@ -107,23 +105,3 @@ def claim(output: Path, model_path: Path, model_hash: str) -> None:
         with disk_full_is_clear(output):
             output.mkdir(parents=True, exist_ok=True)
             logs.write_json(owner, {"model": str(model_path), "model_hash": model_hash})
-
-
-@contextlib.contextmanager
-def alone(output: Path) -> Iterator[None]:
-    """Hold ``output`` for this run: two commands would train the same cells. Rank 0's word is enough.
-
-    Raises:
-        OutputError: another process holds it.
-    """
-    with contextlib.ExitStack() as held:
-        if dist.is_main():
-            try:
-                held.enter_context(locks.exclusive(output, wait=False))
-            except BlockingIOError as error:
-                raise OutputError(
-                    given=f"another process is fine-tuning into {output}",
-                    expected="one command at a time",
-                    fix="wait for it, or choose another --output",
-                ) from error
-        yield

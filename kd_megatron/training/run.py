@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from kd_megatron import dist, hub, marks, memory, recipe_yaml
+from kd_megatron import dist, hub, locks, marks, memory, recipe_yaml
 from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.logs import quiet_libraries, say, write_json, write_text
 from kd_megatron.manifest import model_hash
@@ -53,10 +53,16 @@ def pretrain(
     quiet_libraries()
     dist.initialise()
     claim(study, arm, seed, directory, branch)
-    marks.stacks_to(directory)
-    finished = dist.from_main(read_summary(directory))
-    if finished is not None:
-        return finished
+    with locks.alone(directory, "training in"):
+        marks.stacks_to(directory)
+        finished = dist.from_main(read_summary(directory))
+        return finished or _pretrain_alone(study, arm, seed, directory, teacher_path, branch)
+
+
+def _pretrain_alone(
+    study: StudyRecipe, arm: str, seed: int, directory: Path, teacher_path: str | None, branch: Branch | None
+) -> dict[str, Any]:
+    """`pretrain` of a run that is not finished, in a directory that no other process writes to."""
     if teacher_path is not None and study.teacher is not None and study.teacher.path is not None:
         teacher_path = hub.directory_on_all_ranks(teacher_path, study.teacher.revision, "teacher")
     while True:  # once for each phase

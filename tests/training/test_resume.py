@@ -16,6 +16,8 @@ import yaml
 from safetensors.torch import load_file
 from tiny_study import tiny_study, write_inputs
 
+from kd_megatron import locks
+
 COMMAND = ["-m", "kd_megatron", "pretrain"]
 NUM_STEPS = 60
 
@@ -103,3 +105,15 @@ def test_a_directory_of_another_run_is_refused_and_left_alone(inputs: Path, tmp_
     assert process.returncode == 5, said
     assert "holds files that are not a run's" in said
     assert [p.name for p in output.iterdir()] == ["thesis.tex"]
+
+
+def test_a_directory_that_another_command_trains_in_is_refused(inputs: Path, tmp_path: Path) -> None:
+    path, output = recipe(inputs, tmp_path, "zero0"), tmp_path / "run"
+    output.mkdir()
+    with locks.exclusive(output, wait=False):
+        (process,) = processes.start(arguments(path, output))
+        said, _ = process.communicate(timeout=100)
+    assert process.returncode == 5, said
+    assert "another process is training in" in said
+    assert not (output / "checkpoints").exists()
+    processes.run(arguments(path, output))
