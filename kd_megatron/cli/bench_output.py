@@ -91,7 +91,7 @@ def present(args: argparse.Namespace, source: str, rows: "Sequence[Row]", record
     from rich.table import Table
 
     from kd_megatron.kernels.bench.rows import NUM_PLACE_COLUMNS, cells, columns
-    from kd_megatron.study.measuring import performance
+    from kd_megatron.study.measuring import finetune_scores, performance
 
     page = console()
     places = list(dict.fromkeys((row.name, row.shape, row.dtype) for row in rows))
@@ -102,6 +102,13 @@ def present(args: argparse.Namespace, source: str, rows: "Sequence[Row]", record
         for row in rows:
             if (row.name, row.shape, row.dtype) == place:
                 table.add_row(*cells(row, rows)[NUM_PLACE_COLUMNS:])
+        page.print(table)
+    if scores := finetune_scores.score_lines(rows, record):
+        table = Table(title="scores", title_justify="left", box=SIMPLE_HEAD, caption=finetune_scores.NOTE)
+        for index, column in enumerate(finetune_scores.HEADS):
+            table.add_column(column, justify="left" if index < finetune_scores.NUM_TEXT_COLUMNS else "right")
+        for line in scores:
+            table.add_row(*line)
         page.print(table)
     timed = record.get("timed", "Forward and backward.")
     page.print(f"{timed} {performance.describe(record)}", highlight=False)

@@ -114,6 +114,25 @@ def paired_difference(
     return estimate(paired_values(arm, reference), confidence, method)
 
 
+def unpaired_difference(
+    own: Sequence[float], reference: Sequence[float], confidence: float = CONFIDENCE
+) -> Estimate | None:
+    """Mean of ``own`` minus that of ``reference``, at least two values each that share nothing (Welch 1947).
+
+    Returns:
+        ``n`` is the smaller number. Without an interval where neither varies; None where a value is not finite.
+    """
+    if not all(math.isfinite(value) for value in (*own, *reference)):
+        return None
+    num, mean = min(len(own), len(reference)), math.fsum(own) / len(own) - math.fsum(reference) / len(reference)
+    if deviation(own) == 0 and deviation(reference) == 0:
+        return Estimate(num, mean)
+    from scipy import stats
+
+    found = stats.ttest_ind(own, reference, equal_var=False).confidence_interval(confidence)
+    return Estimate(num, mean, float(found.low), float(found.high))
+
+
 def simultaneous_confidence(num_comparisons: int, confidence: float = CONFIDENCE) -> float:
     """What each of several intervals needs so that all hold together with ``confidence`` (Bonferroni)."""
     return 1 - (1 - confidence) / max(num_comparisons, 1)

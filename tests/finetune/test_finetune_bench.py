@@ -52,6 +52,28 @@ def test_runs_are_timed_scored_written_and_compared(
     assert main([*arguments, "--rounds", "1", "--compare", str(file), "--tolerance", "0.99"]) == 0
 
 
+def test_scores_stand_beside_those_of_the_first_contender(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    facts = {"date": "2026-11-28", "commit": "c" * 40, "uncommitted_changes": False, "versions": {}}
+    figures = dict.fromkeys(("p20_ms", "p50_ms", "p80_ms", "tokens_per_second", "ratio"), 1.0)
+    rows = [
+        {"name": "finetune/T", "backend": name, "shape": "s", "dtype": "fp32", "device": "cpu", "peak_mib": None}
+        | figures
+        | {"ratio_to": "Trainer"}
+        for name in ("Trainer", "ours", "grid")
+    ]
+    hardware = {"device": "cpu", "num_threads_per_process": 1}
+    scores = {"Trainer": [0.80, 0.81, 0.79], "ours": [0.82, 0.80, 0.81], "grid": [0.8, 0.8]}
+    record = {**facts, "hardware": hardware, "rows": rows}
+    record["scores"] = {f"finetune/T, {name}": values for name, values in scores.items()}
+    (tmp_path / "rows.json").write_text(json.dumps(record))
+    assert main(["bench", "show", str(tmp_path / "rows.json"), "--markdown", str(tmp_path / "page.md")]) == 0
+    page = (tmp_path / "page.md").read_text()
+    assert "| finetune/T | Trainer | 3 | 80.0 ± 2.5 |  |" in page
+    assert "| finetune/T | ours | 3 | 81.0 ± 2.5 | +1.0 [-1.3, +3.3] |" in page
+    assert page.count("| grid |") == 1, "two rounds are too few for an interval: its speed alone is there"
+    assert "+1.0 [-1.3, +3.3]" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is not None, reason="here the Trainer can run")
 def test_a_peer_that_cannot_run_is_left_out(
     tiny_model: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

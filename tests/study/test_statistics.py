@@ -15,6 +15,7 @@ from kd_megatron.study.statistics import (
     paired_difference,
     paired_p_value,
     simultaneous_confidence,
+    unpaired_difference,
     variance_components,
 )
 
@@ -50,6 +51,22 @@ def test_paired_difference_is_scipys_paired_test():
     low, high = stats.ttest_rel(list(arm.values()), list(reference.values())).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((low, high), rel=SCIPY_RELATIVE)
     assert found.excludes_zero
+
+
+def test_unpaired_difference_is_welchs_by_hand():
+    own, reference = [1.0, 2.0, 3.0], [0.0, 4.0, 2.0, 2.0]
+    errors = [1.0 / 3, (8 / 3) / 4]  # variance / n of each
+    degrees = sum(errors) ** 2 / (errors[0] ** 2 / 2 + errors[1] ** 2 / 3)
+    half = stats.t.ppf(0.975, degrees) * math.sqrt(sum(errors))
+    found = unpaired_difference(own, reference)
+    assert (found.n, found.mean) == (3, 0.0)
+    assert (found.low, found.high) == pytest.approx((-half, half), rel=SCIPY_RELATIVE)
+
+
+def test_unpaired_difference_without_variation_has_no_interval():
+    found = unpaired_difference([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])
+    assert (found.mean, found.has_interval) == (0.25, False)
+    assert unpaired_difference([0.5, math.nan], [0.25, 0.25]) is None
 
 
 def test_pairs_are_made_by_seed_and_not_by_position():

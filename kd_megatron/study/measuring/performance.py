@@ -16,6 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from kd_megatron.errors import DataError, OutputError
 from kd_megatron.kernels.bench.rows import Row, as_markdown, peak_share
+from kd_megatron.study.measuring import finetune_scores
 from kd_megatron.study.reporting.figures import COLOURS, MARKERS, STYLE
 
 END = "<!-- end of rows -->"
@@ -79,8 +80,10 @@ def start_of(source: str) -> str:
 
 
 def render(rows: Sequence[Row], record: dict[str, Any]) -> str:
-    """The table and what it was measured with."""
-    return f"{as_markdown(rows)}\n{describe(record)}\n"
+    """The table, that of the scores where enough were recorded, and what it was measured with."""
+    scores = finetune_scores.score_lines(rows, record)
+    tables = [as_markdown(rows), *([finetune_scores.as_markdown(scores)] if scores else [])]
+    return "\n".join([*tables, f"{describe(record)}\n"])
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
