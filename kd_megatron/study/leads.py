@@ -109,10 +109,13 @@ class Growth:
     num_comparisons: int
     p_value: float | None
     p_holm: float | None
+    is_fair: bool = True  # whether arms differ in their objective alone in every cell
 
     @property
     def verdict(self) -> str:
         """``"grows"`` or ``"shrinks"`` when the corrected interval excludes zero, else why nothing can be said."""
+        if not self.is_fair:
+            return "unfair: none"
         if not self.growth.has_interval:
             return "one seed: no evidence"
         if self.growth.low == self.growth.high:
@@ -201,7 +204,7 @@ def _family(
     num = num_comparisons or len(known)
     p_values = [paired_p_value(growing) for growing in values]
     adjusted = [min(1.0, p * num / len(known)) for p in holm([1.0 if p is None else p for p in p_values])]
-    growths_found = []
+    growths_found, is_fair = [], not grid.unfair
     for ((arms, found), (low, high)), growing, p, p_holm in zip(known, values, p_values, adjusted, strict=True):
         means = [estimate(list(one.values()), method=grid.interval) for one in (low, high)]
         plain = estimate(growing, method=grid.interval)
@@ -209,7 +212,7 @@ def _family(
         if plain and corrected and means[0] and means[1]:  # None: a value that is not finite
             level = found[0].level if len(found) == 1 else f"mean over {len(found)}"
             read = _mean_epochs(grid, [one.low for one in found]), _mean_epochs(grid, [one.high for one in found])
-            sure = (num, p, None if p is None else p_holm)
+            sure = (num, p, None if p is None else p_holm, is_fair)
             growths_found.append(Growth(axis, arms, level, means[0], means[1], read, plain, corrected, *sure))
     return growths_found
 

@@ -242,8 +242,11 @@ def test_growths_of_several_arms_and_budgets_are_one_family(tmp_path: Path) -> N
 def test_unfair_cells_conclude_nothing(tmp_path: Path) -> None:
     directory = planted(tmp_path)
     cell = cell_directory(directory, Place(1.0, 512))
+    assert {growth.verdict for growth in leads.growths(leads.load(directory), "repetition", leads.SCORE)} >= {"grows"}
     study_on_disk.edit_summary(results.arm_directory(cell, "minilm", 1), parameters=1)
-    assert grid_report.answer(leads.load(directory)).startswith("Nothing is concluded: arms with the same seed differ")
+    grid = leads.load(directory)
+    assert grid_report.answer(grid).startswith("Nothing is concluded: arms with the same seed differ")
+    assert {growth.verdict for growth in leads.growths(grid, "repetition", leads.SCORE)} == {"unfair: none"}
 
 
 def test_the_report_has_its_parts_and_an_unfinished_grid_says_so(tmp_path: Path) -> None:

@@ -31,7 +31,16 @@ def answer(results: StudyResults) -> str:
     found = comparisons.best_against(results, best, other, measure.quantity)
     if found is None:
         return f"{opening}; {other} shares no seed with it, so no difference can be given."
-    return f"{opening}, {_gap_in_words(found, measure)}."
+    near = _not_told_apart(results, best, other, measure) if found.verdict in ("better", "worse") else []
+    doubt = f"; these seeds cannot tell {best} from {' or '.join(near)}" if near else ""
+    return f"{opening}, {_gap_in_words(found, measure)}{doubt}."
+
+
+def _not_told_apart(results: StudyResults, best: str, other: str, measure: Measure) -> list[str]:
+    """The arms beside ``other`` that ``best`` was picked before, and is not ahead of beyond doubt."""
+    rest = [arm for arm, _, _ in ranking(results, measure) if arm not in (best, other)]
+    found = {arm: comparisons.best_against(results, best, arm, measure.quantity) for arm in rest}
+    return [arm for arm, one in found.items() if one is None or one.verdict != "better"]
 
 
 def ranking(results: StudyResults, measure: Measure) -> list[tuple[str, float, list[int]]]:

@@ -128,7 +128,7 @@ def _ours(study: StudyResults) -> dict[str, str]:
         "warm-up": by_arm(study, lambda arm: f"{100 * arm.training.warmup_fraction:g} %"),
         "schedule": f"{training.schedule} in the share of the budget spent",
         "precision": training.precision,
-        "dropout": f"{' and '.join(f'{value:g}' for value in dropouts)}; none in the teacher",
+        "dropout": f"{' and '.join(f'{value:g}' for value in dropouts)}; {_teacher_dropout(recipe)}",
         "pretraining seeds": str(len(recipe.seeds)),
         "tasks": ", ".join(study.tasks) or "none",
         "fine-tuning": _finetuning(study),
@@ -142,6 +142,18 @@ def _teacher(study: StudyResults) -> str:
     if recipe.train:
         return f"{recipe.train.encoder.num_layers} layers x {recipe.train.encoder.hidden_size}, trained by this study"
     return Path(recipe.path or "").name
+
+
+def _teacher_dropout(recipe: StudyRecipe) -> str:
+    """In which arms the teacher drops out: those as coded (`objectives.as_coded`), wherever an arm says so."""
+    coded = [arm for arm, options in recipe.arms.items() if _is_as_coded(options)]
+    return f"active in the teacher of {', '.join(coded)}, none in others'" if coded else "none in the teacher"
+
+
+def _is_as_coded(options: Any) -> bool:
+    if isinstance(options, dict):
+        return options.get("as_coded") is True or any(map(_is_as_coded, options.values()))
+    return isinstance(options, list) and any(map(_is_as_coded, options))
 
 
 def _rates(study: StudyResults) -> str:
