@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kd_megatron import dist
 from kd_megatron.engine import confine
+from kd_megatron.engine.batch_split import split
 from kd_megatron.engine.optimizer import MasterAdamW
 from kd_megatron.errors import RecipeError, nearest
 from kd_megatron.schema import TrainingRecipe
@@ -57,23 +58,10 @@ def refuse_compile_in_pieces(recipe: TrainingRecipe) -> None:
         )
 
 
-def micro_batches_per_step(recipe: TrainingRecipe) -> int:
-    """How many micro-batches each process runs before one update."""
-    together = recipe.micro_batch_size * dist.world_size()
-    if recipe.global_batch_size % together:
-        raise RecipeError(
-            given=f"training.global_batch_size {recipe.global_batch_size} with micro_batch_size "
-            f"{recipe.micro_batch_size} on {dist.world_size()} processes",
-            expected=f"a multiple of {together}",
-            fix="change micro_batch_size: it does not affect the result",
-        )
-    return recipe.global_batch_size // together
-
-
 def _deepspeed_config(recipe: TrainingRecipe, num_trained: int) -> dict[str, Any]:
     refuse_compile_in_pieces(recipe)
     config = read_ds_config(recipe.ds_config)
-    zero = config["zero_optimization"]
+    zero, batch = config["zero_optimization"], split(recipe, dist.world_size())
     if "reduce_bucket_size" in zero:  # a buffer of this size is made, whether there is so much to reduce or not
         zero["reduce_bucket_size"] = min(zero["reduce_bucket_size"], num_trained)
     clips = _deepspeed_clips(zero)
@@ -83,8 +71,8 @@ def _deepspeed_config(recipe: TrainingRecipe, num_trained: int) -> dict[str, Any
         config["optimizer"] = {"type": "AdamW", "params": _adam_options(recipe) | {"torch_adam": True, "fused": True}}
     config.update(
         train_batch_size=recipe.global_batch_size,
-        train_micro_batch_size_per_gpu=recipe.micro_batch_size,
-        gradient_accumulation_steps=micro_batches_per_step(recipe),
+        train_micro_batch_size_per_gpu=batch.size,
+        gradient_accumulation_steps=batch.count,
         gradient_clipping=recipe.gradient_clipping if clips else 0.0,
         steps_per_print=10**9,
         timers={"throughput": {"enabled": False}},  # it waits for the device twice a step

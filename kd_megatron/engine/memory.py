@@ -7,6 +7,7 @@ student's parameters, T the trained ones, n the processes; "bucket" is what Deep
 
 from dataclasses import dataclass
 
+from kd_megatron.engine.batch_split import split
 from kd_megatron.engine.build import read_ds_config
 from kd_megatron.engine.partition import WHOLE_ELEMENTS
 from kd_megatron.engine.simulate import Held
@@ -89,7 +90,7 @@ class _Sizes:
             bucket_elements=bucket,
             persistent=size * sum(elements for elements in everything if elements <= PERSISTENT_ELEMENTS),
             num_processes=num_processes,
-            accumulates=training.global_batch_size > training.micro_batch_size * num_processes,
+            accumulates=split(training, num_processes).count > 1,
             forward=held.forward,
             backward=held.backward,
             with_gradients=held.with_gradients,

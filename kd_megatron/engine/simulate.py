@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PretrainedConfig
 
 from kd_megatron.data import masking
+from kd_megatron.engine.batch_split import split
 from kd_megatron.engine.flops import teacher_config
 from kd_megatron.memory import Living
 from kd_megatron.models.build import DTYPES, drop_what_is_not_needed, shape_of, student_config
@@ -48,19 +49,23 @@ class Held:
         return max(self.forward, self.backward)
 
 
-def simulate_arm(study: StudyRecipe, arm: str, vocab_size: int) -> Held:
+def simulate_arm(study: StudyRecipe, arm: str, vocab_size: int, num_processes: int = 1) -> Held:
     """`simulate` for ``arm`` of a study with a vocabulary of that size; of a schedule, the phase that holds most.
 
     Raises as `flops.arm_cost` does.
     """
     student, teacher = student_config(study.student, vocab_size), teacher_config(study, vocab_size)
     phases = schedule.phases_of(registry.parse_options(study.arms[arm], where=f"arms.{arm}"))
-    each = [_simulate_phase(study, phase.options, student, teacher) for phase in phases]
+    each = [_simulate_phase(study, phase.options, student, teacher, num_processes) for phase in phases]
     return max(each, key=lambda held: held.alone + FLOAT32_AND_ADAM * sum(held.trained) + FLOAT32 * sum(held.teacher))
 
 
 def _simulate_phase(
-    study: StudyRecipe, options: ObjectiveOptions, student: PretrainedConfig, teacher: PretrainedConfig | None
+    study: StudyRecipe,
+    options: ObjectiveOptions,
+    student: PretrainedConfig,
+    teacher: PretrainedConfig | None,
+    num_processes: int,
 ) -> Held:
     """Bytes grow linearly with the micro-batch once losses work in pieces. A large one is not run as a whole, which
     would take many small pieces: two small ones tell what it holds (within 0.5 % at 256 of `paper_6l`).
@@ -71,7 +76,7 @@ def _simulate_phase(
         objective = registry.build(options, shape_of(student), None if teacher is None else shape_of(teacher))
         return simulate(study.model_copy(update={"training": training}), objective, student, teacher)
 
-    size = study.training.micro_batch_size
+    size = split(study.training, num_processes).size
     if size <= LARGEST_RUN:
         return held(size)
     half, whole = held(LARGEST_RUN // 2), held(LARGEST_RUN)

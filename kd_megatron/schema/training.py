@@ -14,7 +14,7 @@ class TrainingRecipe(Strict):
     """Optimisation and bookkeeping of pretraining, the same for all arms."""
 
     global_batch_size: Count = 256  # sequences per optimizer step
-    micro_batch_size: Count = 32  # sequences per forward pass and process
+    micro_batch_size: Count = 32  # sequences per forward pass and process, at most
     learning_rate: Positive = 1e-3  # peak
     warmup_fraction: Fraction = 0.06  # of the budget
     schedule: Literal["linear", "cosine", "constant"] = "linear"

@@ -44,7 +44,7 @@ def calibration_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
             refuse_other_machine(before)
         found = joined(before, measure(recipe, calibrate, teacher_path(recipe, directory)))
         for arm in recipe.arms:
-            with_steps(run_recipe(recipe, arm, recipe.seeds[0]), arm, found)  # refuses a budget below one step
+            _require_enough(run_recipe(recipe, arm, recipe.seeds[0]), arm, found)
         if dist.is_main():
             with disk_full_is_clear(directory):
                 write_json(path, found)
@@ -53,6 +53,15 @@ def calibration_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
         dist.barrier()
 
     return [Piece("calibration", "calibration: time every arm's steps", is_finished, run)]
+
+
+def _require_enough(run: StudyRecipe, arm: str, calibration: dict[str, Any]) -> None:
+    """Refuse a budget below one step at the measured speed, or with fewer steps than validations."""
+    from kd_megatron.study.planner.plan_checks import require_enough
+
+    with_steps(run, arm, calibration)
+    speed = {arm: float(calibration["arms"][arm]["tokens_per_second"]["p50"])}
+    require_enough(run, {arm: 0.0}, speed, calibration["hardware"]["num_processes"])
 
 
 def measure(recipe: StudyRecipe, calibrate: CalibrateRecipe, teacher: str | None) -> dict[str, Any]:

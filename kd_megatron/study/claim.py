@@ -19,7 +19,7 @@ from kd_megatron.study.study_grid import CELLS
 
 FINETUNE, STALE = "finetune", "stale"
 PARTS = ("arms", FINETUNE, "tuning")  # directories with one of each arm in them
-GROWING = ("seeds", "grid.budgets", "grid.unique_tokens")  # lists that may become longer
+GROWING = ("seeds", "allow_difference", "grid.budgets", "grid.unique_tokens")  # lists that may become longer
 NOT_OF_THE_TEACHER = ("arms", "student", "budget", "seeds", "tuning", "markers", "finetune", "allow_difference", "grid")
 
 
@@ -81,7 +81,7 @@ def compare(old: StudyRecipe, new: StudyRecipe) -> Change:
     change, stale = Change(), set[str]()
     for key, arm in sorted(before.keys() | after.keys()):
         was, now = before.get((key, arm)), after.get((key, arm))
-        if was == now or _grows(arm, key, was, now, old):
+        if was == now or _grows(arm, key, was, now, old) or _of_new_arm(key, old, new):
             continue
         change.keys.append(f"{key} was {was!r}, is {now!r}")
         section = key.partition(".")[0]
@@ -112,6 +112,11 @@ def _grows(arm: str, key: str, was: object, now: object, old: StudyRecipe) -> bo
     if key == "markers.finetune" and now is True:  # of branches that are there
         return True
     return bool(arm) and arm not in old.arms
+
+
+def _of_new_arm(key: str, old: StudyRecipe, new: StudyRecipe) -> bool:
+    """Whether ``key`` is a weight that is tuned for an arm which comes with this edit."""
+    return any(key.startswith(f"tuning.weights.{arm}.") for arm in new.arms.keys() - old.arms.keys())
 
 
 def _reads(section: str, recipe: StudyRecipe) -> set[str]:

@@ -138,19 +138,25 @@ def fingerprint_differences(results: StudyResults) -> dict[str, dict[str, Any]]:
 
 
 def _recorded(results: StudyResults) -> dict[str, dict[str, Any]]:
-    """Entry of the fingerprints -> run (``ARM/SEED``) -> what it recorded, of the runs in which the entry counts.
+    """Entry of the fingerprints -> run (``ARM/SEED``, of a branch ``ARM/SEED at 40 %``) -> what it recorded, of those
+
+    in which the entry counts.
 
     An arm that owes the teacher nothing is the same with another one: `claim` lets it stand, and so does this.
     """
     prints = {
-        (run.arm, run.seed): flatten(run.summary.get("fingerprint") or {"fingerprint": "absent"})
+        (run.arm, f"{run.seed}{place}"): flatten(summary.get("fingerprint") or {"fingerprint": "absent"})
         for run in results.all_runs()
+        for place, summary in [
+            ("", run.summary),
+            *((f" at {100 * marker.fraction:g} %", marker.summary) for marker in run.markers),
+        ]
     }
     taught = {arm for arm in results.arms if owes_the_teacher(results.recipe, arm)}
     found = {}
     for key in sorted({key for one in prints.values() for key in one if _comparable(key)}):
         counting = taught if key in OF_THE_TEACHER else {*results.arms}
-        found[key] = {f"{arm}/{seed}": one.get(key) for (arm, seed), one in prints.items() if arm in counting}
+        found[key] = {f"{arm}/{name}": one.get(key) for (arm, name), one in prints.items() if arm in counting}
     return {key: values for key, values in found.items() if values}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_megatron import config, dist, logs, marks
+from kd_megatron.engine.batch_split import split
 from kd_megatron.errors import DataError, NonFiniteError, disk_full_is_clear
 from kd_megatron.manifest import MANIFEST, read_manifest
 from kd_megatron.schema import CorpusRecipe, StudyRecipe
@@ -70,7 +71,10 @@ def refuse_too_small(recipe: StudyRecipe, directory: Path) -> None:
 
     runs = {arm: [results.arm_directory(directory, arm, seed) for seed in recipe.seeds] for arm in recipe.arms}
     waiting = [arm for arm, places in runs.items() if any(results.finished_run(place) is None for place in places)]
-    resolved = {arm: fairness.resolve_arm(recipe, arm) for arm in waiting}
+    charged = tuning.less_trials(recipe)
+    resolved = {arm: fairness.resolve_arm(charged, arm) for arm in waiting}
+    for one in resolved.values():
+        split(one.training, dist.world_size())  # refuses a batch that so many processes cannot share
     prices = dict.fromkeys(resolved, 0.0)
     if recipe.budget.unit == "flops":
         shards = Path(recipe.data.shards[0].path)

@@ -278,7 +278,22 @@ def _draws(
         else:
             chosen = numpy.concatenate([groups[i] for i in generator.integers(len(groups), size=len(groups))])
             found.append(_solve(x[chosen], z[chosen], y[chosen], best, loss)[0])
-    return numpy.stack(found)
+    drawn_parameters = numpy.stack(found)
+    return drawn_parameters if unit == "points" else _widened(drawn_parameters, best, len(groups))
+
+
+def _widened(drawn: Array, best: Array, num_seeds: int) -> Array:
+    """Inner parameters drawn by whole seeds, spread about the best fit as few seeds demand.
+
+    A resample of n seeds has (n - 1) / n of the variance, and a normal interval takes the deviation for known:
+    together, 85 % intervals in place of 95 % ones at five seeds.
+    """
+    normal = stats.norm.ppf(0.975)
+    factor = math.sqrt(num_seeds / (num_seeds - 1)) * float(stats.t.ppf(0.975, num_seeds - 1)) / float(normal)
+    wide = best + factor * (drawn - best)
+    for column in range(2, wide.shape[1], 2):  # logarithms of exponents
+        wide[:, column] = numpy.minimum(wide[:, column], math.log(LARGEST_EXPONENT))
+    return wide
 
 
 def _without_size(thetas: Array, z: float) -> Array:

@@ -24,6 +24,7 @@ from kd_megatron.study.effective import (
     run_recipe,
     with_setting,
     with_steps,
+    with_tuning,
 )
 from kd_megatron.study.piece import Piece, teacher_path
 
@@ -112,6 +113,27 @@ def tuning_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
     return [*(_trial_piece(recipe, directory, trial) for trial in all_trials), choice]
 
 
+def less_trials(recipe: StudyRecipe) -> StudyRecipe:
+    """``recipe`` before its trials are run, less what they are charged: each is taken to spend all of its budget.
+
+    Raises:
+        RecipeError: nothing of an arm's budget would be left.
+    """
+    if recipe.tuning is None or not recipe.tuning.charged:
+        return recipe
+    limit, trial = recipe.budget.limit, recipe.tuning.budget.limit
+    charged = {arm: len(trials(recipe.tuning, arm)) * trial for arm in recipe.arms}
+    most = max(charged.values())
+    if most >= limit:
+        raise RecipeError(
+            given=f"study {recipe.name}: tuning.charged takes {most:g} {recipe.budget.unit} of trials off a budget "
+            f"of {limit:g}",
+            expected="a budget of which some is left for the student",
+            fix="make tuning.budget smaller, or this budget larger",
+        )
+    return with_tuning(recipe, {"chosen": {}, "charged": charged})
+
+
 def trial_directory(directory: Path, trial: Trial) -> Path:
     """Where one trial is run."""
     return directory / "tuning" / trial.arm / f"trial_{trial.number}"
@@ -143,6 +165,10 @@ def _trial_piece(recipe: StudyRecipe, directory: Path, trial: Trial) -> Piece:
         from kd_megatron.training.run import pretrain
 
         assert recipe.tuning is not None
+        if calibration := read(directory / CALIBRATION_FILE):
+            from kd_megatron.study.calibration import refuse_other_machine
+
+            refuse_other_machine(calibration)
         study = trial_recipe(recipe, directory, trial)
         try:
             pretrain(study, trial.arm, recipe.tuning.seed, where, teacher_path(recipe, directory))

@@ -29,6 +29,7 @@ TEACHER_ARM = "teacher"
 # Where a run computes and what it keeps of itself: a resume may change these, and the result stays the same but for
 # rounding (docs/checkpoints.md).
 MAY_CHANGE = {
+    "allow_difference",  # of the study: the run's own overrides are applied
     "teacher.partition",
     "training.ds_config",
     "training.micro_batch_size",
@@ -70,7 +71,7 @@ def _pretrain_alone(
         try:
             facts = fingerprint(run.loader, teacher_path)
             if run.ledger.steps > 0:
-                dist.on_main(functools.partial(refuse_other_inputs, study, arm, directory, facts))
+                dist.on_main(functools.partial(refuse_other_inputs, study, arm, _began_in(directory, branch), facts))
             if dist.is_main():
                 write_json(directory / FINGERPRINT, facts)
             train(run)
@@ -81,6 +82,13 @@ def _pretrain_alone(
             run.close()
             del run
             gc.collect()
+
+
+def _began_in(directory: Path, branch: Branch | None) -> Path:
+    """Where the first steps of a run left their fingerprint: of a branch that has just left, in the other run."""
+    if branch is None or (directory / FINGERPRINT).is_file():
+        return directory
+    return branch.checkpoint.parents[1]
 
 
 def train_teacher(study: StudyRecipe, directory: Path) -> dict[str, Any]:

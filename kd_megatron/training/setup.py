@@ -10,7 +10,8 @@ from kd_megatron import dist
 from kd_megatron.budget import Ledger
 from kd_megatron.data.loader import Loader
 from kd_megatron.engine import checkpoint
-from kd_megatron.engine.build import Engine, micro_batches_per_step
+from kd_megatron.engine.batch_split import split
+from kd_megatron.engine.build import Engine
 from kd_megatron.engine.flops import SequenceCost, mean_cost, refuse_cache_of_phases, sequence_cost
 from kd_megatron.engine.partition import PartitionedModel
 from kd_megatron.engine.saving import CheckpointWriter
@@ -101,10 +102,9 @@ class Run:
 
     def micro_batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of ``step``: a contiguous stretch of the global batch, whatever the split."""
-        size = self.study.training.micro_batch_size
-        count = micro_batches_per_step(self.study.training)
-        first = step * self.study.training.global_batch_size + dist.rank() * count * size
-        batches: list[Batch] = [self.loader.batch(first + index * size, size) for index in range(count)]
+        mine = split(self.study.training, dist.world_size())
+        first = step * self.study.training.global_batch_size + dist.rank() * mine.count * mine.size
+        batches: list[Batch] = [self.loader.batch(first + n * mine.size, mine.size) for n in range(mine.count)]
         teacher = self.step.teacher
         if isinstance(teacher, CachedTeacher):
             batches = [teacher.look_up(batch) for batch in batches]

@@ -2,7 +2,9 @@
 
 import json
 import math
+from pathlib import Path
 
+import processes
 import pytest
 from tiny_study import tiny_study, write_inputs
 
@@ -63,6 +65,17 @@ def test_every_unit_ends_a_run(runs, budget, counted):
     assert fractions == sorted(fractions)
     assert all(fraction < 1.0 for fraction in fractions[:-1])
     assert 1.0 <= fractions[-1] <= summary["budget"]["spent"] / limit
+
+
+def test_rank_0s_clock_decides_for_all(tmp_path):
+    """Ranks whose clocks differ take the same steps at the same rates, and stop together."""
+    inputs = write_inputs(tmp_path / "inputs")
+    worker = Path(__file__).with_name("clock_worker.py")
+    processes.run([str(worker), str(inputs), str(tmp_path)], world_size=2, timeout_seconds=120)
+    first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1))
+    assert first["steps"] == second["steps"] > 1
+    assert first["rates"] == second["rates"]
+    assert 1.0 <= first["own_fraction"] < second["own_fraction"] / 2
 
 
 def test_what_is_not_charged_ends_no_run(runs):

@@ -9,7 +9,9 @@ from tiny_study import ARMS, tiny_study, write_inputs
 from tolerances import PARITY_BF16_RELATIVE, PARITY_FLOAT32_RELATIVE
 
 from kd_megatron import dist
+from kd_megatron.engine.batch_split import split
 from kd_megatron.errors import ModelError, NonFiniteError, RecipeError
+from kd_megatron.schema import TrainingRecipe
 from kd_megatron.signals import StopRequest
 from kd_megatron.training.loop import charge, one_step
 from kd_megatron.training.setup import Run, prepare_run
@@ -161,9 +163,26 @@ def test_all_arms_read_the_same_batches_from_the_same_first_weights(inputs: Path
         assert all(torch.equal(first[name], second[name]) for name in shared)
 
 
-def test_batch_sizes_that_do_not_divide_are_refused(inputs: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="a multiple of 3"):
-        make_run(inputs, tmp_path, "scratch", training={"micro_batch_size": 3})
+def test_micro_batches_are_the_largest_that_divide_the_share_of_a_process() -> None:
+    def sizes(batch: int, micro_batch: int, num_processes: int) -> tuple[int, int]:
+        recipe = TrainingRecipe(global_batch_size=batch, micro_batch_size=micro_batch)
+        found = split(recipe, num_processes)
+        return found.size, found.count
+
+    assert sizes(1024, 256, 4) == (256, 1)
+    assert sizes(1024, 256, 8) == (128, 1)
+    assert sizes(1024, 256, 1) == (256, 4)
+    assert sizes(12, 5, 1) == (4, 3)
+    assert sizes(7, 5, 1) == (1, 7)
+    with pytest.raises(RecipeError, match="global_batch_size 1024 on 3 processes"):
+        sizes(1024, 256, 3)
+
+
+def test_a_micro_batch_that_does_not_divide_is_made_smaller(inputs: Path, tmp_path: Path) -> None:
+    batches = make_run(inputs, tmp_path, "scratch", training={"micro_batch_size": 3}).micro_batches(0)
+    size = tiny_study(inputs).training.global_batch_size
+    assert size % 3
+    assert [len(batch.input_ids) for batch in batches] == [2] * (size // 2)
 
 
 def test_a_distilling_arm_without_teacher_is_refused(inputs: Path, tmp_path: Path) -> None:

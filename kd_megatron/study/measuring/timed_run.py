@@ -9,6 +9,7 @@ from torch import nn
 
 from kd_megatron import dist, machine
 from kd_megatron.data.prefetch import Prefetcher
+from kd_megatron.engine.batch_split import split
 from kd_megatron.kernels.bench import bounds
 from kd_megatron.models.build import load_teacher
 from kd_megatron.models.taps import TappedEncoder
@@ -71,7 +72,8 @@ class TimedRun:
     def shape(self) -> str:
         """Batch and length; in brackets the split into micro-batches."""
         training = self.run.study.training
-        return batch_shape(training.global_batch_size, self.run.study.data.sequence_length, training.micro_batch_size)
+        size = split(training, dist.world_size()).size
+        return batch_shape(training.global_batch_size, self.run.study.data.sequence_length, size)
 
     def step(self) -> None:
         """One optimizer step, from the loader to the new weights."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_megatron import config
+from kd_megatron.engine.batch_split import split
 from kd_megatron.engine.build import DS_CONFIGS, read_ds_config
 from kd_megatron.engine.flops import ArmCost, arm_cost, teacher_config
 from kd_megatron.engine.memory import Memory, predict
@@ -20,7 +21,6 @@ from kd_megatron.hardware import resolve_precision
 from kd_megatron.manifest import Manifest, read_manifest
 from kd_megatron.schema import CorpusRecipe, StudyRecipe
 from kd_megatron.study import fairness, tuning
-from kd_megatron.study.effective import with_tuning
 from kd_megatron.study.fairness import Difference
 from kd_megatron.study.planner import plan_speed, plan_totals
 from kd_megatron.study.planner.plan_arms import ArmPlan, Means, charged_flops_per_token, plan_arm
@@ -89,6 +89,8 @@ def plan(
     vocab_size, source = _vocabulary(recipe, manifests)
     pool = _pool_tokens(recipe, manifests)
     resolved = _resolved(recipe)
+    for one in resolved.values():
+        split(one.training, num_processes)  # refuses a batch that so many processes cannot share
     costs = {arm: arm_cost(resolved[arm], arm, vocab_size) for arm in recipe.arms}
     speed = _speed(hardware, resolved, costs, num_processes)
     _require_enough(resolved, costs, speed, num_processes)
@@ -102,20 +104,9 @@ def plan(
 
 
 def _resolved(recipe: StudyRecipe) -> dict[str, StudyRecipe]:
-    """Each arm's recipe, less what tuning is charged: every trial that is run is taken to spend all of its budget."""
-    if recipe.tuning is not None and recipe.tuning.charged:
-        limit, trial = recipe.budget.limit, recipe.tuning.budget.limit
-        charged = {arm: len(tuning.trials(recipe.tuning, arm)) * trial for arm in recipe.arms}
-        most = max(charged.values())
-        if most >= limit:
-            raise RecipeError(
-                given=f"study {recipe.name}: tuning.charged takes {most:g} {recipe.budget.unit} of trials off a budget "
-                f"of {limit:g}",
-                expected="a budget of which some is left for the student",
-                fix="make tuning.budget smaller, or this budget larger",
-            )
-        recipe = with_tuning(recipe, {"chosen": {}, "charged": charged})
-    return {arm: fairness.resolve_arm(recipe, arm) for arm in recipe.arms}
+    """Each arm's recipe, less what its trials are charged."""
+    charged = tuning.less_trials(recipe)
+    return {arm: fairness.resolve_arm(charged, arm) for arm in recipe.arms}
 
 
 def _speed(
@@ -172,7 +163,7 @@ def _cell(
 
 def _memory(resolved: dict[str, StudyRecipe], num_processes: int, vocab_size: int) -> dict[str, tuple[str, Memory]]:
     """For each ds_config, the arm that needs most."""
-    held = {arm: simulate_arm(recipe, arm, vocab_size) for arm, recipe in resolved.items()}
+    held = {arm: simulate_arm(recipe, arm, vocab_size, num_processes) for arm, recipe in resolved.items()}
 
     def largest(ds_config: str) -> tuple[str, Memory]:
         needed = {arm: predict(resolved[arm], held[arm], ds_config, num_processes) for arm in resolved}

@@ -108,8 +108,12 @@ def _branched(studies: Sequence[StudyResults]) -> bool:
 
 
 def _price(study: StudyResults, arm: str) -> float:
-    """What a token costs in the budget's unit."""
-    spent = [(run.summary["budget"]["spent"], run.summary["tokens"]) for run in study.runs[arm].values()]
+    """What a token costs in the budget's unit. Of calibrated runs the hours that passed are noise: the limit counts."""
+    spent = []
+    for run in study.runs[arm].values():
+        budget = run.summary["budget"]
+        amount = budget["limit"] if budget.get("calibrated") else budget["spent"]
+        spent.append((amount, run.summary["tokens"]))
     return math.fsum(amount for amount, _ in spent) / math.fsum(tokens for _, tokens in spent)
 
 

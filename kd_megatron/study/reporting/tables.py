@@ -169,8 +169,14 @@ def _spending_row(results: StudyResults, arm: str, reference: float | None) -> d
         "objective": objective_in_words(results.recipe, arm),
         **means,
         "relative_speed": speed / reference if speed and reference else None,
-        "overshoot": mean_over(runs, lambda run: run.summary["budget"]["spent"] / run.summary["budget"]["limit"] - 1),
+        "overshoot": mean_over(runs, _overshoot),
     }
+
+
+def _overshoot(run: Run) -> float | None:
+    """Beyond the budget, as a share of it; None of a calibrated run, whose steps were fixed before."""
+    budget = run.summary["budget"]
+    return None if budget.get("calibrated") else budget["spent"] / budget["limit"] - 1
 
 
 def ledger(results: StudyResults, unit: str) -> Table:

@@ -103,6 +103,10 @@ def tuning_caveats(results: StudyResults) -> list[str]:
         f"{found['budget']['unit'].replace('_', ' ')} each; the setting with the lowest held-out loss was kept. It was "
         "measured on the split whose loss is reported: losses of tuned arms are slightly optimistic, alike for all."
     ]
+    tried = results.recipe.tuning.weights if results.recipe.tuning else {}
+    distilling = [arm for arm, options in results.recipe.arms.items() if options["objective"] != "scratch"]
+    if untried := [arm for arm in distilling if arm not in tried]:
+        said.append(f"Learning rates were tried, weights of the objective were not, in {', '.join(untried)}.")
     edges = {arm: paths for arm, paths in found["at_edge"].items() if paths}
     if edges:
         listed = "; ".join(
