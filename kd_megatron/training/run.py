@@ -271,7 +271,7 @@ def settings(study: StudyRecipe) -> dict[str, Any]:
     found = study.model_dump(mode="json", include=sections)
     for key in MAY_CHANGE:
         section, _, name = key.partition(".")
-        (found[section] or {}).pop(name, None)
+        (found.get(section) or {}).pop(name, None)
     return found
 
 

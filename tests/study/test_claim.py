@@ -136,6 +136,23 @@ def test_a_study_may_grow_and_be_renamed_in_words(study):
     assert len(results.load(study).all_runs()) == 8
 
 
+def test_an_arm_that_comes_later_may_bring_what_belongs_to_it(study):
+    rate = "training.learning_rate"
+    mine = ARMS | {"mine": {"objective": "minilm", "num_relation_heads": 12, rate: 2e-3}}
+    claim(study_recipe(num_seeds=2, arms=mine, allow_difference=[rate]), study)
+    assert "allow_difference" in refusal(study_recipe(num_seeds=2, arms=mine), study)  # the arm needs it
+
+
+def test_a_weight_that_is_tuned_for_a_new_arm_makes_nothing_stale():
+    tuning = {"learning_rates": [1e-3], "budget": {"flops": 1e12}}
+    old = study_recipe(tuning=tuning)
+    weights = {"mine": {"weight_kd": [1.0]}}
+    mine = ARMS | {"mine": {"objective": "vanilla_kd"}}
+    assert compare(old, study_recipe(arms=mine, tuning=tuning | {"weights": weights})).keys == []
+    edited = study_recipe(arms=mine, tuning=tuning | {"weights": {"vanilla_kd": {"weight_kd": [1.0]}}})
+    assert compare(old, edited).arms == list(ARMS)
+
+
 def test_a_directory_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(OutputError, match="is not empty"):

@@ -102,7 +102,27 @@ def test_seeds_are_resampled_whole():
     by_seed = fit(points, unit="seeds", num_draws=80)
     far = by_seed.predict(numpy.array([1e9]), draws=True)
     mean_shift = 0.02 / math.sqrt(8)
-    assert far.std() / far.mean() == pytest.approx(mean_shift, rel=0.6)  # 8 shifts tell their deviation to about 25 %
+    wider = math.sqrt(8 / 7) * 2.365 / 1.960  # of 8 seeds
+    assert far.std() / far.mean() == pytest.approx(wider * mean_shift, rel=0.6)  # 8 shifts tell it to about 25 %
+
+
+def shifted(generator, num_seeds):
+    """Curves of one law whose seeds differ as wholes."""
+    return [
+        Point(tokens, (2 + 60 * tokens**-0.28) * math.exp(shift), seed)
+        for seed, shift in enumerate(generator.normal(0, 0.02, num_seeds))
+        for tokens in AMOUNTS
+    ]
+
+
+@pytest.mark.long
+def test_intervals_of_whole_seeds_are_not_too_narrow():
+    generator, held = numpy.random.default_rng(8), 0
+    for _ in range(200):
+        found = fit(shifted(generator, 5), unit="seeds", num_draws=60)
+        low, high = numpy.percentile(found.predict(numpy.array([1e8]), draws=True), [2.5, 97.5])
+        held += low < 2 + 60 * 1e8**-0.28 < high
+    assert held / 200 == pytest.approx(0.95, abs=4 * 0.0154)  # 0.85 without widening
 
 
 @pytest.mark.parametrize(

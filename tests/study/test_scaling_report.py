@@ -8,7 +8,7 @@ import study_on_disk
 from kd_megatron.errors import OutputError
 from kd_megatron.study import results, scaling
 from kd_megatron.study.crossover import Crossover
-from kd_megatron.study.reporting import scaling_report
+from kd_megatron.study.reporting import scaling_report, tables
 from kd_megatron.study.reporting.report import write_report
 
 ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
@@ -163,3 +163,16 @@ def test_an_arm_with_a_dot_in_its_name_is_compared_like_any_other(tmp_path, monk
     )
     with pytest.raises(OutputError, match=r"differ in arms\.mini\.lm\.num_relation_heads"):
         scaling_report.load_beside(results.load(first), [second])
+
+
+def test_a_calibrated_token_costs_what_its_budget_says(tmp_path):
+    """The hours that happened to pass are noise, and no overshoot."""
+    study = results.load(study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe()))
+    before = scaling_report._price(study, "scratch")
+    for run in study.all_runs():
+        budget = run.summary["budget"]
+        run.summary["budget"] = budget | {"spent": 2 * budget["limit"], "calibrated": {"steps": run.summary["steps"]}}
+    run = study.runs["scratch"][0]
+    assert scaling_report._price(study, "scratch") == pytest.approx(before, rel=0.05)
+    assert scaling_report._price(study, "scratch") == run.summary["budget"]["limit"] / run.summary["tokens"]
+    assert {row["overshoot"] for row in tables.spending(study).rows} == {None}

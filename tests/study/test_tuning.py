@@ -175,6 +175,12 @@ def test_every_trial_is_recorded_and_the_best_is_what_runs(finished):
     assert results.load(directory).recipe == effective_recipe(recipe, directory)
 
 
+def test_the_report_says_whose_weights_were_not_tuned(finished):
+    _, directory = finished
+    said = tuning_tables.tuning_caveats(results.load(directory))
+    assert "Learning rates were tried, weights of the objective were not, in vanilla_kd." in said
+
+
 def test_trials_and_calibration_reach_the_report(finished):
     _, directory = finished
     data = json.loads((directory / "report" / "results.json").read_text())
@@ -206,6 +212,34 @@ def test_another_machine_than_the_calibrated_one_is_refused(finished):
     with pytest.raises(EnvironmentFault, match=r"(?s)with device a faster one; here: device .*--recalibrate"):
         calibration.refuse_other_machine(there)
     assert measured["hardware"]["device"] == machine.device_name()
+
+
+def test_a_trial_on_another_machine_than_the_calibrated_one_is_refused_before_it_begins(finished, tmp_path):
+    recipe, directory = finished
+    measured = json.loads((directory / "calibration.json").read_text())
+    there = measured | {"hardware": measured["hardware"] | {"device": "a faster one"}}
+    (tmp_path / "calibration.json").write_text(json.dumps(there))
+    with pytest.raises(EnvironmentFault, match="a faster one"):
+        tuning.tuning_pieces(recipe, tmp_path)[0].run()
+    assert [path.name for path in tmp_path.iterdir()] == ["calibration.json"]
+
+
+def test_a_calibrated_budget_with_fewer_steps_than_validations_is_refused(tmp_path):
+    recipe = tiny_study(tmp_path, validation={"at": [0.1, 0.5, 1.0]}, budget={"tokens": None, "hours": 1.0})
+    two_steps_an_hour = speeds(scratch=2 * 8 * 16 / 3600)
+    with pytest.raises(RecipeError, match="2 optimizer steps, so that validations at"):
+        calibration._require_enough(recipe, "scratch", two_steps_an_hour)
+    calibration._require_enough(recipe, "scratch", speeds(scratch=100.0))
+
+
+def test_what_charged_trials_leave_must_be_enough_for_the_validations(tmp_path):
+    trials = {"learning_rates": [1e-3, 3e-3], "budget": {"tokens": 9 * 8 * 16}, "charged": True}
+    validation = {"at": [0.25, 0.5, 1.0]}
+    recipe = tiny_study(tmp_path, validation=validation, tuning=trials)  # 20 steps, 2 trials of 9
+    with pytest.raises(RecipeError, match="2 optimizer steps, so that validations at"):
+        runner.refuse_too_small(recipe, tmp_path)
+    free = tiny_study(tmp_path, validation=validation, tuning=trials | {"charged": False})
+    runner.refuse_too_small(free, tmp_path)
 
 
 def speeds(**medians):

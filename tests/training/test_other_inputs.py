@@ -9,6 +9,7 @@ from tiny_study import tiny_study, write_inputs
 from kd_megatron.errors import OutputError
 from kd_megatron.finetune.model import content_hash
 from kd_megatron.schema import StudyRecipe
+from kd_megatron.training.branch import leave
 from kd_megatron.training.fingerprint import FINGERPRINT, INPUTS, refuse_other_inputs
 from kd_megatron.training.run import claim, pretrain
 
@@ -61,3 +62,16 @@ def test_a_half_trained_run_is_the_same_with_another_teacher_where_it_owes_it_no
         return
     with pytest.raises(OutputError, match=r"these keys differ: teacher\.path"):
         claim(other, arm, 0, tmp_path / "run")
+
+
+def test_a_branch_goes_on_with_the_inputs_of_the_run_that_it_leaves(inputs: Path, tmp_path: Path) -> None:
+    recipe, run = study(inputs, "scratch"), tmp_path / "run"
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"keep_at": [0.5]})})
+    pretrain(recipe, "scratch", 0, run, None)
+    facts = json.loads((run / FINGERPRINT).read_text())
+    (run / FINGERPRINT).write_text(json.dumps(facts | {"data": "0badf00d"}))
+    branch = leave(run, 0.5, 0.9)
+    with pytest.raises(OutputError, match=rf"data was 0badf00d, is {facts['data']}"):
+        pretrain(recipe, "scratch", 0, run / "markers" / "0.9", None, branch)
+    (run / FINGERPRINT).write_text(json.dumps(facts))
+    assert pretrain(recipe, "scratch", 0, run / "markers" / "0.9", None, branch)["fingerprint"]["data"] == facts["data"]
