@@ -1,6 +1,7 @@
 """Reads docs/add_an_objective.md, and does what it says in a copy of the repository."""
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def registry_lines() -> tuple[str, str]:
 def commands() -> list[list[str]]:
     """What the page tells to run, without ./launch.sh."""
     text = PAGE.read_text(encoding="utf-8").split("## 4.")[1]
-    return [words.split()[1:] for words in re.findall(r"^    (\./launch\.sh .*)$", text, flags=re.MULTILINE)]
+    return [shlex.split(words)[1:] for words in re.findall(r"^    (\./launch\.sh .*)$", text, flags=re.MULTILINE)]
 
 
 def repository(directory: Path) -> Path:

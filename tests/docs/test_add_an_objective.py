@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from types import ModuleType
 
 import follow_add_an_objective as follow
@@ -20,6 +21,8 @@ from kd_megatron.errors import ModelError, RecipeError
 from kd_megatron.objectives import registry
 from kd_megatron.study.planner.plan import plan
 from kd_megatron.tensors import Batch, ModelShape, Taps
+
+HALF_AN_HOUR = 1800.0  # seconds: a promise of the page, several times what it takes on two cores
 
 STUDENT = ModelShape(num_layers=1, hidden_size=2, num_attention_heads=1, vocab_size=7)
 TEACHER = ModelShape(num_layers=3, hidden_size=2, num_attention_heads=1, vocab_size=7)
@@ -80,20 +83,32 @@ def test_with_its_line_in_the_registry_the_recipe_can_be_planned(page, monkeypat
     assert [entry.arm for entry in planned.arms] == ["scratch", "last_hidden"]
     assert planned.allowed == []
     assert all(entry.steps and entry.steps >= 40 for entry in planned.arms)
-    assert follow.commands() == [[command, f"recipes/{recipe.name}.yaml"] for command in ("plan", "study")]
+    first, second, changed = follow.commands()
+    assert [first, second] == [[command, f"recipes/{recipe.name}.yaml"] for command in ("plan", "study")]
+    assert changed == [*second, "arms.last_hidden_2={objective: last_hidden, weight: 2.0}"]
 
 
 @pytest.mark.long
 def test_followed_to_the_letter_it_ends_with_a_report(tmp_path):
     """The commands, in a copy of the repository; the text is prepared there too."""
+    begin = time.monotonic()
     root = follow.repository(tmp_path)
+    first = root / "studies/last_hidden/arms/last_hidden/seed_0/summary.json"
+    trained = []
     environment = os.environ | {"PYTHONPATH": str(root)}
     for words in follow.commands():
         command = [sys.executable, "-m", "kd_megatron", *words]
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr
+        trained += [first.stat().st_mtime_ns] * first.is_file()
     report = root / "studies/last_hidden/report"
     assert "last_hidden" in (report / "index.html").read_text(encoding="utf-8")
-    found = json.loads((root / "studies/last_hidden/arms/last_hidden/seed_0/summary.json").read_text(encoding="utf-8"))
+    found = json.loads(first.read_text(encoding="utf-8"))
     assert found["objective"] == "last_hidden"
     assert found["steps"] >= 40
+    assert len(trained) == 2, "by the first study, and seen again after the second"
+    assert len(set(trained)) == 1, "the second trains the new arm alone"
+    assert all(
+        (root / f"studies/last_hidden/arms/last_hidden_2/seed_{seed}/summary.json").is_file() for seed in (0, 1, 2)
+    )
+    assert time.monotonic() - begin < HALF_AN_HOUR, "what the page promises a newcomer"
