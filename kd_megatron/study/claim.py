@@ -116,9 +116,8 @@ def _grows(arm: str, key: str, was: object, now: object, old: StudyRecipe) -> bo
 
 def _of_new_arm(key: str, old: StudyRecipe, new: StudyRecipe) -> bool:
     """Whether ``key`` is a weight that is tuned for an arm which comes with this edit, or there was none before."""
-    return key == "tuning.weights" or any(
-        key.startswith(f"tuning.weights.{arm}.") for arm in new.arms.keys() - old.arms.keys()
-    )
+    added = new.arms.keys() - old.arms.keys()
+    return key == "tuning.weights" or any(key.startswith(f"tuning.weights.{arm}.") for arm in added)
 
 
 def _reads(section: str, recipe: StudyRecipe) -> set[str]:
