@@ -20,6 +20,7 @@ from kd_megatron.kernels.bench.rows import percentile
 from kd_megatron.logs import say, write_json
 from kd_megatron.objectives import schedule
 from kd_megatron.schema import CalibrateRecipe, StudyRecipe
+from kd_megatron.study.budget_checks import require_enough
 from kd_megatron.study.effective import CALIBRATION_FILE, read, run_recipe, with_steps
 from kd_megatron.study.measuring.timed_run import TimedRun, Variant
 from kd_megatron.study.piece import Piece, teacher_path
@@ -57,8 +58,6 @@ def calibration_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
 
 def _require_enough(run: StudyRecipe, arm: str, calibration: dict[str, Any]) -> None:
     """Refuse a budget below one step at the measured speed, or with fewer steps than validations."""
-    from kd_megatron.study.planner.plan_checks import require_enough
-
     with_steps(run, arm, calibration)
     speed = {arm: float(calibration["arms"][arm]["tokens_per_second"]["p50"])}
     require_enough(run, {arm: 0.0}, speed, calibration["hardware"]["num_processes"])
@@ -171,6 +170,12 @@ def refuse_other_machine(calibration: dict[str, Any]) -> None:
             expected="the machine, threads and processes whose speed fixed the arms' steps",
             fix="go on there; or, while no student is trained yet, measure here anew: study RECIPE --recalibrate",
         )
+
+
+def require_this_machine(directory: Path) -> None:
+    """`refuse_other_machine` for the study in ``directory``, where it was calibrated."""
+    if found := read(directory / CALIBRATION_FILE):
+        refuse_other_machine(found)
 
 
 def _listed(facts: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from kd_megatron.schema import CorpusRecipe, StudyRecipe
 from kd_megatron.study import fairness, markers, results, tuning
 from kd_megatron.study.claim import claim
 from kd_megatron.study.clock import Clock
-from kd_megatron.study.effective import CALIBRATION_FILE, WITHOUT_WORDS, read, recipe_of_run
+from kd_megatron.study.effective import WITHOUT_WORDS, recipe_of_run
 from kd_megatron.study.finetuning import finetune_piece
 from kd_megatron.study.piece import Piece, teacher_path
 from kd_megatron.training.schedule import Branch
@@ -62,12 +62,12 @@ def begin(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> Non
 def refuse_too_small(recipe: StudyRecipe, directory: Path) -> None:
     """Raise `RecipeError` for a budget below one step, or with fewer steps than validations, where that can be told.
 
-    Looked at are arms that are not trained yet. Tokens can always be counted, FLOPs once the data is prepared; seconds
-    are calibration's affair.
+    So is a batch refused that so many processes cannot share. Looked at are arms that are not trained yet. Tokens can
+    always be counted, FLOPs once the data is prepared; seconds are calibration's affair.
     """
     from kd_megatron.engine.flops import arm_cost
+    from kd_megatron.study.budget_checks import require_enough
     from kd_megatron.study.planner.plan_arms import charged_flops_per_token
-    from kd_megatron.study.planner.plan_checks import require_enough
 
     runs = {arm: [results.arm_directory(directory, arm, seed) for seed in recipe.seeds] for arm in recipe.arms}
     waiting = [arm for arm, places in runs.items() if any(results.finished_run(place) is None for place in places)]
@@ -215,13 +215,11 @@ def _training_pieces(recipe: StudyRecipe, directory: Path, arm: str, seed: int) 
     where = results.arm_directory(directory, arm, seed)
 
     def train(into: Path, branch: Branch | None = None) -> None:
+        from kd_megatron.study.calibration import require_this_machine
         from kd_megatron.training.run import pretrain
 
         study = recipe_of_run(recipe, directory, arm, seed)
-        if calibration := read(directory / CALIBRATION_FILE):
-            from kd_megatron.study.calibration import refuse_other_machine
-
-            refuse_other_machine(calibration)
+        require_this_machine(directory)
         refuse_too_small(recipe, directory)  # here too: before the data was prepared, FLOPs could not be counted
         pretrain(study, arm, seed, into, teacher_path(recipe, directory), branch)
 

@@ -162,13 +162,11 @@ def _trial_piece(recipe: StudyRecipe, directory: Path, trial: Trial) -> Piece:
     where = trial_directory(directory, trial)
 
     def run() -> None:
+        from kd_megatron.study.calibration import require_this_machine
         from kd_megatron.training.run import pretrain
 
         assert recipe.tuning is not None
-        if calibration := read(directory / CALIBRATION_FILE):
-            from kd_megatron.study.calibration import refuse_other_machine
-
-            refuse_other_machine(calibration)
+        require_this_machine(directory)
         study = trial_recipe(recipe, directory, trial)
         try:
             pretrain(study, trial.arm, recipe.tuning.seed, where, teacher_path(recipe, directory))

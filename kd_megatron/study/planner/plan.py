@@ -21,10 +21,10 @@ from kd_megatron.hardware import resolve_precision
 from kd_megatron.manifest import Manifest, read_manifest
 from kd_megatron.schema import CorpusRecipe, StudyRecipe
 from kd_megatron.study import fairness, tuning
+from kd_megatron.study.budget_checks import require_enough
 from kd_megatron.study.fairness import Difference
 from kd_megatron.study.planner import plan_speed, plan_totals
 from kd_megatron.study.planner.plan_arms import ArmPlan, Means, charged_flops_per_token, plan_arm
-from kd_megatron.study.planner.plan_checks import require_enough
 from kd_megatron.study.planner.plan_speed import Speed
 from kd_megatron.study.planner.plan_totals import Item
 from kd_megatron.study.results import PREFERRED_REFERENCE
