@@ -138,9 +138,9 @@ def fingerprint_differences(results: StudyResults) -> dict[str, dict[str, Any]]:
 
 
 def _recorded(results: StudyResults) -> dict[str, dict[str, Any]]:
-    """Entry of the fingerprints -> run (``ARM/SEED``, of a branch ``ARM/SEED at 40 %``) -> what it recorded, of those
+    """Entry of the fingerprints -> run -> what it recorded, of the runs in which the entry counts.
 
-    in which the entry counts.
+    A run is called ``ARM/SEED``, a branch of it ``ARM/SEED at 40 %``.
 
     An arm that owes the teacher nothing is the same with another one: `claim` lets it stand, and so does this.
     """

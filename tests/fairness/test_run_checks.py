@@ -179,6 +179,15 @@ def test_the_fine_tuning_of_a_branch_counts_as_well(tmp_path):
     assert "other rows: minilm/1 at 50 %" in found["fine-tuning: rows of CoLA"]
 
 
+def test_the_inputs_of_a_branch_count_as_well(tmp_path):
+    study = study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(num_seeds=2, markers={"at": [0.5]}))
+    assert failed(study) == {}
+    branch = results.branch_directory(study, "minilm", 1, 0.5)
+    facts = json.loads((branch / "summary.json").read_text())["fingerprint"]
+    study_on_disk.edit_summary(branch, fingerprint=facts | {"data": "other text"})
+    assert "minilm/1 at 50 %" in failed(study)["fingerprint: data"]
+
+
 def test_another_teacher_is_flagged_where_it_taught(study):
     """`claim` lets scratch stand when the teacher changes; what it recorded of the one before does not count."""
     recipe = results.load(study).recipe

@@ -111,9 +111,12 @@ def _figure(value: float) -> str:
 
 def as_markdown(rows: Sequence[Row]) -> str:
     """A table of all rows, and what its ratios are relative to."""
-    heads = columns(rows)
-    rules = ["---"] * (NUM_PLACE_COLUMNS + 1) + ["---:"] * (len(heads) - NUM_PLACE_COLUMNS - 1)
-    lines = [heads, rules, *(cells(row, rows) for row in rows)]
     references = sorted({row.ratio_to for row in rows})
     note = f"Speed and share of peak memory are relative to {', '.join(references)}."
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}\n"
+    return markdown_table(columns(rows), NUM_PLACE_COLUMNS + 1, [cells(row, rows) for row in rows], note)
+
+
+def markdown_table(heads: Sequence[str], num_text_columns: int, lines: Sequence[Sequence[str]], note: str) -> str:
+    """A table whose first columns are words and whose others are figures, and a note under it."""
+    rules = ["---"] * num_text_columns + ["---:"] * (len(heads) - num_text_columns)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rules, *lines)) + f"\n\n{note}\n"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from kd_megatron.kernels.bench.rows import Row
+from kd_megatron.kernels.bench.rows import Row, markdown_table
 from kd_megatron.study.statistics import Estimate, estimate, unpaired_difference
 
 HEADS = ("kernel", "backend", "runs", "score", "minus the first [95 %]")
@@ -29,8 +29,7 @@ def score_lines(rows: Sequence[Row], record: dict[str, Any]) -> list[tuple[str, 
 
 def as_markdown(lines: Sequence[tuple[str, ...]]) -> str:
     """The lines as a table, and what they mean."""
-    rules = ["---"] * NUM_TEXT_COLUMNS + ["---:"] * (len(HEADS) - NUM_TEXT_COLUMNS)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (HEADS, rules, *lines)) + f"\n\n{NOTE}\n"
+    return markdown_table(HEADS, NUM_TEXT_COLUMNS, lines, NOTE)
 
 
 def _mean(found: Estimate | None) -> str:

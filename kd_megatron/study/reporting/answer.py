@@ -31,14 +31,14 @@ def answer(results: StudyResults) -> str:
     found = comparisons.best_against(results, best, other, measure.quantity)
     if found is None:
         return f"{opening}; {other} shares no seed with it, so no difference can be given."
-    near = _not_told_apart(results, best, other, measure) if found.verdict in ("better", "worse") else []
+    rest = [arm for arm, _, _ in ranked if arm not in (best, other)]
+    near = _not_told_apart(results, best, rest, measure) if found.verdict in ("better", "worse") else []
     doubt = f"; these seeds cannot tell {best} from {' or '.join(near)}" if near else ""
     return f"{opening}, {_gap_in_words(found, measure)}{doubt}."
 
 
-def _not_told_apart(results: StudyResults, best: str, other: str, measure: Measure) -> list[str]:
-    """The arms beside ``other`` that ``best`` was picked before, and is not ahead of beyond doubt."""
-    rest = [arm for arm, _, _ in ranking(results, measure) if arm not in (best, other)]
+def _not_told_apart(results: StudyResults, best: str, rest: list[str], measure: Measure) -> list[str]:
+    """Those of ``rest`` that ``best`` was picked before, and is not ahead of beyond doubt."""
     found = {arm: comparisons.best_against(results, best, arm, measure.quantity) for arm in rest}
     return [arm for arm, one in found.items() if one is None or one.verdict != "better"]
 
