@@ -41,8 +41,9 @@ class Place:
 
 
 def places(recipe: StudyRecipe) -> list[Place]:
-    """The cells of a grid, budget by budget, in the recipe's order."""
-    assert recipe.grid is not None
+    """The cells of a grid, budget by budget, in the recipe's order; none without a grid."""
+    if recipe.grid is None:
+        return []
     return [Place(budget, unique) for budget in recipe.grid.budgets for unique in recipe.grid.unique_tokens]
 
 

@@ -140,3 +140,18 @@ def test_a_cache_changes_nothing_before_the_data_repeats(inputs, tmp_path):
     for entry in planned.arms:
         assert entry.epochs < 1
         assert entry.steps == math.ceil(1e8 / (entry.cost.total_flops_per_token * 128))
+
+
+def test_a_grid_shows_how_often_each_pool_is_read(inputs):
+    whole = plan(tiny_study(inputs))
+    planned = plan(tiny_study(inputs, grid={"budgets": [1.0, 2.0], "unique_tokens": [512, None]}))
+    found = {(cell.place.budget, cell.place.unique_tokens): cell for cell in planned.cells}
+    assert found[1.0, 512].pool_tokens == 512
+    assert found[2.0, None].pool_tokens == whole.pool_tokens
+    assert [entry.epochs for entry in found[1.0, 512].arms] == [20 * 8 * 16 / 512] * len(planned.arms)
+    assert [entry.tokens for entry in found[2.0, None].arms] == [2 * entry.tokens for entry in whole.arms]
+    assert found[1.0, None].arms == whole.arms == planned.arms
+    assert "2x 512 tokens scratch 40 5.12k 10.00" in " ".join(text(planned).split())
+    assert whole.cells == []
+    assert "cell" not in text(whole)
+    assert planned.to_dict()["cells"][0]["arms"][0]["cost"]["total_flops_per_token"] > 0

@@ -28,7 +28,7 @@ from kd_megatron.study.planner.plan_arms import ArmPlan, Means, charged_flops_pe
 from kd_megatron.study.planner.plan_speed import Speed
 from kd_megatron.study.planner.plan_totals import Item
 from kd_megatron.study.results import PREFERRED_REFERENCE
-from kd_megatron.study.study_grid import cell_recipe, places
+from kd_megatron.study.study_grid import Place, cell_recipe, places
 
 BERT_VOCABULARY = 30_522
 
@@ -40,6 +40,16 @@ class Hardware:
     gpu: str | None = None
     efficiency: float | None = None  # of the data sheet's rate; None: `plan_speed.EFFICIENCY`
     calibration: Path | None = None
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """The students of one cell of a grid, or of a study without one."""
+
+    place: Place | None  # None: no grid
+    pool_tokens: int | None  # tokens of one epoch
+    arms: list[ArmPlan]
+    totals: list[Item]
 
 
 @dataclass(frozen=True)
@@ -55,13 +65,15 @@ class Plan:
     num_processes: int
     allowed: list[Difference]
     speed: Speed | None
+    cells: list[CellPlan]  # of a grid; none without
     totals: list[Item]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for ``plan --json``."""
         as_dict = asdict(self) | {"recipe": self.recipe.model_dump(mode="json")}
-        for planned, entry in zip(as_dict["arms"], self.arms, strict=True):
-            planned["cost"]["total_flops_per_token"] = entry.cost.total_flops_per_token
+        for where, planned in zip([as_dict, *as_dict["cells"]], [self, *self.cells], strict=True):
+            for arm, entry in zip(where["arms"], planned.arms, strict=True):
+                arm["cost"]["total_flops_per_token"] = entry.cost.total_flops_per_token
         as_dict["memory"] = {
             name: {"arm": arm, **asdict(needed), "total": needed.total} for name, (arm, needed) in self.memory.items()
         }
@@ -94,13 +106,16 @@ def plan(
     costs = {arm: arm_cost(resolved[arm], arm, vocab_size) for arm in recipe.arms}
     speed = _speed(hardware, resolved, costs, num_processes)
     _require_enough(resolved, costs, speed, num_processes)
-    reference = costs.get(PREFERRED_REFERENCE, next(iter(costs.values())))
+    reference = _reference(costs)
     means = Means(speed, num_processes, pool)
     arms = [plan_arm(resolved[arm], arm, cost, reference, means) for arm, cost in costs.items()]
+    where: list[Place | None] = [*places(recipe)] or [None]
+    cells = [_cell(recipe, place, costs, manifests, vocab_size, means) for place in where]
     totals = plan_totals.before_students(recipe, resolved, costs, vocab_size, means)
-    totals += plan_totals.joined([_cell(cell, costs, manifests, vocab_size, means) for cell in _cells(recipe)])
+    totals += plan_totals.joined([cell.totals for cell in cells])
     memory = _memory(resolved, num_processes, vocab_size) if simulates_memory else {}
-    return Plan(recipe, arms, vocab_size, source, pool, memory, num_processes, allowed, speed, totals)
+    shown = cells if recipe.grid else []
+    return Plan(recipe, arms, vocab_size, source, pool, memory, num_processes, allowed, speed, shown, totals)
 
 
 def _resolved(recipe: StudyRecipe) -> dict[str, StudyRecipe]:
@@ -141,24 +156,27 @@ def _require_enough(
         require_enough(recipe, {arm: charged_flops_per_token(recipe, costs[arm])}, known, num_devices)
 
 
-def _cells(recipe: StudyRecipe) -> list[StudyRecipe]:
-    """The studies of a grid; otherwise the one."""
-    return [cell_recipe(recipe, place) for place in places(recipe)] if recipe.grid else [recipe]
-
-
 def _cell(
     recipe: StudyRecipe,
+    place: Place | None,
     costs: Mapping[str, ArmCost],
     manifests: list[Manifest] | None,
     vocab_size: int,
     means: Means,
-) -> list[Item]:
-    """What the students of one cell cost."""
+) -> CellPlan:
+    """What the budget of one cell buys, and what its students cost."""
+    recipe = cell_recipe(recipe, place) if place else recipe
     resolved = _resolved(recipe)
     own = replace(means, pool=_pool_tokens(recipe, manifests))
     _require_enough(resolved, costs, own.speed, own.num_devices)
-    arms = [plan_arm(resolved[arm], arm, cost, cost, own) for arm, cost in costs.items()]
-    return plan_totals.of_students(recipe, resolved, arms, vocab_size, own)
+    reference = _reference(costs)
+    arms = [plan_arm(resolved[arm], arm, cost, reference, own) for arm, cost in costs.items()]
+    return CellPlan(place, own.pool, arms, plan_totals.of_students(recipe, resolved, arms, vocab_size, own))
+
+
+def _reference(costs: Mapping[str, ArmCost]) -> ArmCost:
+    """The arm that tokens at equal FLOPs are compared with."""
+    return costs.get(PREFERRED_REFERENCE, next(iter(costs.values())))
 
 
 def _memory(resolved: dict[str, StudyRecipe], num_processes: int, vocab_size: int) -> dict[str, tuple[str, Memory]]:

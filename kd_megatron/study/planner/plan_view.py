@@ -32,6 +32,8 @@ def show(planned: Plan, console: Console) -> None:
         console.print(f"and {budget_in_words(recipe.teacher.train.budget)} for the teacher, trained first")
     console.print(_cost_table(planned))
     console.print(_tokens_table(planned))
+    if planned.cells:
+        console.print(_cells_table(planned))
     console.print(_totals_table(planned))
     for line in _remarks(planned):
         console.print(line, style="dim")
@@ -69,6 +71,18 @@ def _tokens_table(planned: Plan) -> RichTable:
         speed = [words.count(entry.tokens_per_second), words.hours(entry.hours)] if planned.speed else []
         relative = words.ratio(entry.relative_tokens)
         table.add_row(entry.arm, steps, words.count(entry.tokens), words.ratio(entry.epochs), *speed, relative)
+    return table
+
+
+def _cells_table(planned: Plan) -> RichTable:
+    table = new_table("In each cell of the grid", "budget", "of text", "arm", "steps", "tokens", "epochs")
+    for cell in planned.cells:
+        assert cell.place is not None
+        named = (f"{cell.place.budget:g}x", cell.place.pool_in_words)
+        for entry in cell.arms:
+            steps = words.NOTHING if entry.steps is None else f"{entry.steps:,}"
+            table.add_row(*named, entry.arm, steps, words.count(entry.tokens), words.ratio(entry.epochs))
+            named = ("", "")
     return table
 
 
