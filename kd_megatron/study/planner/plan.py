@@ -71,7 +71,8 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for ``plan --json``."""
         as_dict = asdict(self) | {"recipe": self.recipe.model_dump(mode="json")}
-        for where, planned in zip([as_dict, *as_dict["cells"]], [self, *self.cells], strict=True):
+        plans: list[Plan | CellPlan] = [self, *self.cells]
+        for where, planned in zip([as_dict, *as_dict["cells"]], plans, strict=True):
             for arm, entry in zip(where["arms"], planned.arms, strict=True):
                 arm["cost"]["total_flops_per_token"] = entry.cost.total_flops_per_token
         as_dict["memory"] = {
