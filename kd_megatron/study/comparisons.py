@@ -1,10 +1,12 @@
 """Arms against the reference, and against each other: differences, corrections, and what may be claimed.
 
-Two families are corrected separately: the average score (or the probe's loss) over the arms that are compared, and the
-tasks within each arm. A claim rests on the corrected interval alone (docs/fairness.md, clause 13).
+Families are corrected separately: the average score (or the probe's loss) over the arms that are compared, the same
+over all pairs of arms, and the tasks within each arm. A claim rests on the corrected interval alone (docs/fairness.md,
+clause 13).
 """
 
 from dataclasses import dataclass
+from itertools import combinations
 
 from kd_megatron.study.results import Run, StudyResults
 from kd_megatron.study.run_checks import unfair_checks
@@ -69,6 +71,11 @@ def overall(results: StudyResults, quantity: str) -> list[Comparison]:
     """Each arm against the reference in ``"score"`` or ``"probe_loss"``; one family."""
     others = [arm for arm in results.arms if arm != results.reference]
     return _family(results, [(arm, results.reference, quantity, None) for arm in others])
+
+
+def every_pair(results: StudyResults, quantity: str) -> list[Comparison]:
+    """Each arm against each one before it, in ``"score"`` or ``"probe_loss"``; one family."""
+    return _family(results, [(arm, before, quantity, None) for before, arm in combinations(results.arms, 2)])
 
 
 def by_task(results: StudyResults, arm: str) -> list[Comparison]:

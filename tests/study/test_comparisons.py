@@ -40,6 +40,30 @@ def test_tasks_are_a_family_of_their_own(tmp_path):
     assert comparisons.by_task(read(tmp_path / "again"), "scratch") == []
 
 
+def test_every_pair_is_one_family_and_a_table(tmp_path):
+    study = read(tmp_path)
+    found = {(one.arm, one.other): one for one in comparisons.every_pair(study, "score")}
+    scratch, vanilla_kd, minilm, tinybert = study.arms
+    assert list(found) == [
+        (vanilla_kd, scratch), (minilm, scratch), (tinybert, scratch),
+        (minilm, vanilla_kd), (tinybert, vanilla_kd), (tinybert, minilm),
+    ]  # fmt: skip
+    assert {one.num_comparisons for one in found.values()} == {6}
+    alone = of(comparisons.overall(study, "score"), "minilm")
+    assert found[minilm, scratch].difference == alone.difference
+    # six comparisons: t(1 - 0.05 / 12, 2) = 10.8859 beside 7.6488 for three
+    wider = found[minilm, scratch].corrected.half_width / alone.corrected.half_width
+    assert wider == pytest.approx(10.8859 / 7.6488, rel=1e-4)
+    both = [study.by_seed(arm, "score", None) for arm in (tinybert, minilm)]
+    by_hand = [both[0][seed] - both[1][seed] for seed in study.recipe.seeds]
+    assert found[tinybert, minilm].difference.mean == pytest.approx(sum(by_hand) / len(by_hand))
+    table = next(one for one in certainty_tables.differences(study) if one.name == "differences_of_pairs")
+    assert len(table.rows) == 2 * 6
+    assert [column.heading for column in table.columns][:2] == ["arm", "minus"]
+    two = read(tmp_path / "two", arms={name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")})
+    assert "differences_of_pairs" not in [one.name for one in certainty_tables.differences(two)]
+
+
 def test_lower_loss_is_better(tmp_path):
     tinybert = of(comparisons.overall(read(tmp_path), "probe_loss"), "tinybert")
     assert tinybert.difference.mean > 0

@@ -12,7 +12,7 @@ INTERVALS = {"t": "Student's t", "bootstrap": "BCa bootstrap over seeds"}
 
 
 def differences(results: StudyResults) -> list[Table]:
-    """Every arm against the reference: overall, then task by task.
+    """Every arm against the reference: overall, then task by task; from three arms on, overall for every pair.
 
     Empty where no interval can be given; `comparisons.missing_seeds` says why.
     """
@@ -20,16 +20,23 @@ def differences(results: StudyResults) -> list[Table]:
         return []
     overall = [one for quantity in comparisons.OVERALL for one in comparisons.overall(results, quantity)]
     by_task = [one for arm in results.arms for one in comparisons.by_task(results, arm)]
-    named = (("differences", "", overall), ("differences_by_task", "The same, task by task", by_task))
-    return [_differences(results, name, title, found) for name, title, found in named if found]
+    found = [_differences(results, "differences", "", overall)] if overall else []
+    if by_task:
+        found.append(_differences(results, "differences_by_task", "The same, task by task", by_task))
+    if len(results.arms) > 2:
+        pairs = [one for quantity in comparisons.OVERALL for one in comparisons.every_pair(results, quantity)]
+        found.append(_differences(results, "differences_of_pairs", "The same for every pair of arms", pairs))
+    return found
 
 
 def _differences(results: StudyResults, name: str, title: str, found: list[Comparison]) -> Table:
+    are_pairs = any(one.other != results.reference for one in found)
     columns = [
         Column("arm", "arm", is_text=True),
+        *([Column("other", "minus", is_text=True)] if are_pairs else []),
         Column("quantity", "in", is_text=True),
         Column("seeds", "seeds"),
-        Column("shown", f"difference to {results.reference} [95 %]", words.plain),
+        Column("shown", "difference [95 %]" if are_pairs else f"difference to {results.reference} [95 %]", words.plain),
         Column("shown_corrected", "corrected interval"),
         Column("comparisons", "corrected for"),
         Column("p_holm", "p (Holm)", p_value),
@@ -40,10 +47,11 @@ def _differences(results: StudyResults, name: str, title: str, found: list[Compa
     ]
     note = (
         f"Scores in points, losses in nats (lower is better); paired by seed; intervals: {INTERVALS[results.interval]}"
-        ". Corrected intervals hold together at 95 % (Bonferroni) over the tasks within an arm, or over the arms in an "
-        "average; p: paired t-test, corrected by Holm over the same families. g: mean of the differences over their "
-        "deviation, with Hedges' correction, from three seeds on. A verdict, and bold, need a corrected interval "
-        "without zero. n counts students: a student's score is the mean over its fine-tuning seeds."
+        ". Corrected intervals hold together at 95 % (Bonferroni) over the tasks within an arm, or in an average over "
+        f"the {'pairs of arms' if are_pairs else 'arms'}; p: paired t-test, corrected by Holm over the same families. "
+        "g: mean of the differences over their deviation, with Hedges' correction, from three seeds on. A verdict, and "
+        "bold, need a corrected interval without zero. n counts students: a student's score is the mean over its "
+        "fine-tuning seeds."
     )
     rows = [_difference_row(one) for one in found]
     strong = {(row, "shown") for row, one in enumerate(found) if one.verdict == "better"}
@@ -65,6 +73,7 @@ def _difference_row(one: Comparison) -> dict[str, Any]:
         corrected = f"[{words.signed(scale * low, digits)}, {words.signed(scale * high, digits)}]"
     return {
         "arm": one.arm,
+        "other": one.other,
         "quantity": one.title,
         "seeds": one.difference.n,
         "difference": one.difference,
