@@ -2,7 +2,9 @@
 
 Objectives that train an MLM head are measured with it. All objectives are measured with a probe: a fresh head of the
 same form, its decoder starting from the student's own embeddings, trained on the frozen student for a fixed number
-of steps on the same batches. The probe alone is comparable between arms.
+of steps on the same batches. The probe alone is comparable between arms, and between pools: its text is drawn from all
+of the training split, whatever the student's pool is capped at. On a small pool a probe would learn from states of text
+that its student knows by heart, and then read them on text that it does not know.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,7 +50,7 @@ class Validation:
     """Measures a student on the held-out split.
 
     Args:
-        data: the study's data; its ``valid`` split is read with fixed masks.
+        data: the study's data; its ``valid`` split is read with fixed masks, the probe's text not capped.
         recipe: how many samples, and the probe's steps and learning rate.
         device: where the student is.
         bf16: whether the probe computes in bfloat16 (autocast), as the student does.
@@ -57,7 +59,8 @@ class Validation:
     def __init__(self, data: DataRecipe, recipe: ValidationRecipe, device: torch.device, bf16: bool) -> None:
         self.recipe, self.device, self.bf16 = recipe, device, bf16
         self.held_out = Loader(data, run_seed=0, split="valid")
-        self.probe_data = Loader(data, run_seed=PROBE_SEED, split="train")
+        all_text = data.model_copy(update={"unique_tokens": None})
+        self.probe_data = Loader(all_text, run_seed=PROBE_SEED, split="train")
         self.num_samples = min(recipe.num_samples, self.held_out.num_windows)
 
     def measure(

@@ -66,6 +66,15 @@ def test_more_probe_steps_fit_better_on_what_can_be_learnt(inputs: Path) -> None
     assert losses[1] < losses[0]
 
 
+def test_the_probe_reads_the_same_text_whatever_the_pool_of_the_student(inputs: Path) -> None:
+    whole, encoder = validation(inputs), student(inputs)
+    study = tiny_study(inputs, data={"unique_tokens": 64}, validation={"num_samples": 16, "probe_steps": 5})
+    capped = Validation(study.data, study.validation, torch.device("cpu"), bf16=False)
+    assert whole.probe_data.num_windows > 4
+    assert torch.equal(capped.probe_data.batch(0, 8).input_ids, whole.probe_data.batch(0, 8).input_ids)
+    assert measure(capped, encoder) == measure(whole, encoder)
+
+
 def test_loss_and_hits_by_hand() -> None:
     logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0], [5.0, 5.0]]])
     loss, hits = loss_and_hits(logits, torch.tensor([[0, 0, IGNORED]]))
