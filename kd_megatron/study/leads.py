@@ -84,7 +84,7 @@ class GridResults:
 
     @property
     def measures(self) -> list[Measure]:
-        """What is known in every cell; the first is what the answer rests on."""
+        """What is known in every cell, in the order in which the answer takes them."""
         scored = all(cell.study.by_seed(arm, "score") for cell in self.cells for arm in cell.study.arms)
         return [SCORE, PROBE] if self.cells and scored else [PROBE]
 

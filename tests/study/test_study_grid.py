@@ -211,6 +211,9 @@ def test_the_probes_loss_counts_downwards(tmp_path: Path) -> None:
     assert growth is not None
     assert growth.growth.mean == pytest.approx(0.2)
     assert growth.verdict == "no variation: undecided"
+    by_score, by_loss = grid_report.answer(leads.load(directory)).split("?")[1].split(" These seeds cannot tell: ")
+    assert by_score.startswith(" Yes, as far as these seeds tell: by mean score, ")
+    assert by_loss.startswith("by held-out MLM loss (probe), minilm leads by +0.100 ")
 
 
 def test_text_that_hardly_repeats_answers_nothing(tmp_path: Path) -> None:

@@ -76,17 +76,22 @@ def answer(grid: GridResults) -> str:
         return f"Nothing is concluded: arms with the same seed differ in more than their objective ({grid.unfair[0]})."
     if not grid.distilled:
         return f"No arm with a teacher has a result beside {grid.reference}: there is no answer yet."
-    measure = grid.measures[0]
-    said = [_axis_answer(grid, axis, measure) for axis in AXES]
+    said = [_axis_answer(grid, axis) for axis in AXES]
     return " ".join(sentence for sentence in said if sentence)
 
 
-def _axis_answer(grid: GridResults, axis: Axis, measure: Measure) -> str:
-    growth = leads.mean_growth(grid, axis, measure)
-    if growth is None:
+def _axis_answer(grid: GridResults, axis: Axis) -> str:
+    """The question, and what each measure says of it."""
+    growths = [(measure, leads.mean_growth(grid, axis, measure)) for measure in grid.measures]
+    found = [_growth_answer(growth, measure) for measure, growth in growths if growth is not None]
+    if not found:
         return _no_contrast(grid) if axis == "repetition" else ""
     question = f"Does the lead of distillation over {grid.reference} grow"
     reached = "when its text repeats" if axis == "repetition" else "with the budget"
+    return f"{question} {reached}? {' '.join(found)}"
+
+
+def _growth_answer(growth: Growth, measure: Measure) -> str:
     openings = {"grows": "Yes, as far as these seeds tell", "shrinks": "No, it shrinks"}
     if _is_behind(growth):
         openings = {
@@ -94,7 +99,7 @@ def _axis_answer(grid: GridResults, axis: Axis, measure: Measure) -> str:
             "shrinks": "No, it has none and falls behind by more",
         }
     opening = openings.get(growth.verdict, "These seeds cannot tell")
-    return f"{question} {reached}? {opening}: {growth_in_words(growth, measure)}."
+    return f"{opening}: {growth_in_words(growth, measure)}."
 
 
 def _is_behind(growth: Growth) -> bool:
