@@ -93,8 +93,9 @@ def grid_answer(tmp_path, monkeypatch, low, high):
     ends = (estimate(low), estimate(high), (1.0, 8.0))
     growth = Growth("repetition", ("minilm",), "1 x budget", *ends, growing, growing, 1, None, None)
     monkeypatch.setattr(leads, "mean_growth", lambda *_: growth)
+    monkeypatch.setattr(GridResults, "measures", [SCORE])
     grid = GridResults(tmp_path, study_on_disk.study_recipe(arms=ARMS), [])
-    return grid_report._axis_answer(grid, "repetition", SCORE)
+    return grid_report._axis_answer(grid, "repetition")
 
 
 def test_an_arm_that_falls_behind_by_less_has_no_lead_that_grows(tmp_path, monkeypatch):
