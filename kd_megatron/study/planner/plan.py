@@ -44,9 +44,9 @@ class Hardware:
 
 @dataclass(frozen=True)
 class CellPlan:
-    """The students of one cell of a grid, or of a study without one."""
+    """The students of one cell of a grid, or of the study whatever its grid."""
 
-    place: Place | None  # None: no grid
+    place: Place | None  # None: the study's own budget and pool
     pool_tokens: int | None  # tokens of one epoch
     arms: list[ArmPlan]
     totals: list[Item]
@@ -106,17 +106,13 @@ def plan(
         split(one.training, num_processes)  # refuses a batch that so many processes cannot share
     costs = {arm: arm_cost(resolved[arm], arm, vocab_size) for arm in recipe.arms}
     speed = _speed(hardware, resolved, costs, num_processes)
-    _require_enough(resolved, costs, speed, num_processes)
-    reference = _reference(costs)
     means = Means(speed, num_processes, pool)
-    arms = [plan_arm(resolved[arm], arm, cost, reference, means) for arm, cost in costs.items()]
-    where: list[Place | None] = [*places(recipe)] or [None]
-    cells = [_cell(recipe, place, costs, manifests, vocab_size, means) for place in where]
+    whole = _cell(recipe, None, costs, manifests, vocab_size, means)
+    cells = [_cell(recipe, place, costs, manifests, vocab_size, means) for place in places(recipe)]
     totals = plan_totals.before_students(recipe, resolved, costs, vocab_size, means)
-    totals += plan_totals.joined([cell.totals for cell in cells])
+    totals += plan_totals.joined([cell.totals for cell in cells or [whole]])
     memory = _memory(resolved, num_processes, vocab_size) if simulates_memory else {}
-    shown = cells if recipe.grid else []
-    return Plan(recipe, arms, vocab_size, source, pool, memory, num_processes, allowed, speed, shown, totals)
+    return Plan(recipe, whole.arms, vocab_size, source, pool, memory, num_processes, allowed, speed, cells, totals)
 
 
 def _resolved(recipe: StudyRecipe) -> dict[str, StudyRecipe]:
@@ -165,19 +161,14 @@ def _cell(
     vocab_size: int,
     means: Means,
 ) -> CellPlan:
-    """What the budget of one cell buys, and what its students cost."""
+    """What the budget of one cell (None: the study's own) buys, and what its students cost."""
     recipe = cell_recipe(recipe, place) if place else recipe
     resolved = _resolved(recipe)
     own = replace(means, pool=_pool_tokens(recipe, manifests))
     _require_enough(resolved, costs, own.speed, own.num_devices)
-    reference = _reference(costs)
+    reference = costs.get(PREFERRED_REFERENCE, next(iter(costs.values())))
     arms = [plan_arm(resolved[arm], arm, cost, reference, own) for arm, cost in costs.items()]
     return CellPlan(place, own.pool, arms, plan_totals.of_students(recipe, resolved, arms, vocab_size, own))
-
-
-def _reference(costs: Mapping[str, ArmCost]) -> ArmCost:
-    """The arm that tokens at equal FLOPs are compared with."""
-    return costs.get(PREFERRED_REFERENCE, next(iter(costs.values())))
 
 
 def _memory(resolved: dict[str, StudyRecipe], num_processes: int, vocab_size: int) -> dict[str, tuple[str, Memory]]:

@@ -7,6 +7,7 @@ from rich.table import Table as RichTable
 from kd_megatron.schema import StudyRecipe, TeacherCacheRecipe
 from kd_megatron.study import words
 from kd_megatron.study.planner.plan import Plan
+from kd_megatron.study.planner.plan_arms import ArmPlan
 from kd_megatron.study.planner.plan_speed import Speed
 from kd_megatron.study.words import budget_in_words, num_seeds
 
@@ -67,10 +68,9 @@ def _tokens_table(planned: Plan) -> RichTable:
     timed = ("tokens/s", "hours") if planned.speed else ()
     table = new_table("What the budget buys", "arm", "steps", "tokens", "epochs", *timed, "at equal FLOPs")
     for entry in planned.arms:
-        steps = words.NOTHING if entry.steps is None else f"{entry.steps:,}"
         speed = [words.count(entry.tokens_per_second), words.hours(entry.hours)] if planned.speed else []
         relative = words.ratio(entry.relative_tokens)
-        table.add_row(entry.arm, steps, words.count(entry.tokens), words.ratio(entry.epochs), *speed, relative)
+        table.add_row(entry.arm, *_bought(entry), *speed, relative)
     return table
 
 
@@ -80,10 +80,15 @@ def _cells_table(planned: Plan) -> RichTable:
         assert cell.place is not None
         named = (f"{cell.place.budget:g}x", cell.place.pool_in_words)
         for entry in cell.arms:
-            steps = words.NOTHING if entry.steps is None else f"{entry.steps:,}"
-            table.add_row(*named, entry.arm, steps, words.count(entry.tokens), words.ratio(entry.epochs))
+            table.add_row(*named, entry.arm, *_bought(entry))
             named = ("", "")
     return table
+
+
+def _bought(entry: ArmPlan) -> tuple[str, str, str]:
+    """Steps, tokens, epochs."""
+    steps = words.NOTHING if entry.steps is None else f"{entry.steps:,}"
+    return steps, words.count(entry.tokens), words.ratio(entry.epochs)
 
 
 def _totals_table(planned: Plan) -> RichTable:
