@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.data.loader import Loader
     from kd_megatron.hardware import resolve_precision
     from kd_megatron.kernels.bench.rows import as_json
+    from kd_megatron.models.initialise import checkpoint_path
     from kd_megatron.schema import StudyRecipe
     from kd_megatron.study.measuring import made_up_inputs
     from kd_megatron.training.fingerprint import fingerprint
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         made_up_inputs.inputs(resolve_precision(recipe), Path("runs") / recipe.name) as (recipe, teacher),
     ):
         rows = _measure(args, recipe, num_steps, teacher)
-        facts = fingerprint(Loader(recipe.data, recipe.seeds[0]), teacher)
+        facts = fingerprint(Loader(recipe.data, recipe.seeds[0]), teacher, checkpoint_path(recipe.student.initialise))
     if dist.is_main():
         _show(rows, f"{recipe.name}, {rows[0].dtype}: one optimizer step, {num_steps} rounds")
         bench_output.finish(args, rows, as_json(rows, facts | {"timed": "Whole optimizer steps."}))

@@ -58,6 +58,22 @@ def load_model(path: str, dtype: torch.dtype, needs_head: bool) -> PreTrainedMod
     Raises:
         ModelError: ``path`` cannot be read, has no safetensors, or lacks the MLM head while ``needs_head``.
     """
+    model, missing = load_with_missing(path, dtype)
+    if needs_head and missing:
+        raise ModelError(
+            given=f"model {path!r} has no masked-language-modelling head (missing: {', '.join(missing[:3])})",
+            expected="a model with an MLM head, which vanilla_kd distils from",
+            fix="use a teacher saved as ...ForMaskedLM, or a relation objective (minilm, tinybert)",
+        )
+    return model
+
+
+def load_with_missing(path: str, dtype: torch.dtype) -> tuple[PreTrainedModel, list[str]]:
+    """`load_model` and the weights of the MLM head that it has not got; they are then random.
+
+    Raises:
+        ModelError: ``path`` cannot be read, has no safetensors, or lacks weights of its encoder.
+    """
     _check_local(path)
     try:
         model, info = AutoModelForMaskedLM.from_pretrained(
@@ -71,21 +87,14 @@ def load_model(path: str, dtype: torch.dtype, needs_head: bool) -> PreTrainedMod
         raise _out_of_reach(f"model {path!r} cannot be loaded", error) from error
     head = HEADS.get(model.config.model_type, "")
     missing = sorted(key for key in info["missing_keys"] if key.startswith(head + "."))
-    if needs_head and missing:
-        raise ModelError(
-            given=f"model {path!r} has no masked-language-modelling head (missing: {', '.join(missing[:3])})",
-            expected="a model with an MLM head, which vanilla_kd distils from",
-            fix="use a teacher saved as ...ForMaskedLM, or a relation objective (minilm, tinybert)",
-        )
-    body = sorted(set(info["missing_keys"]) - set(missing))
-    body = [key for key in body if "pooler" not in key]
+    body = sorted(key for key in set(info["missing_keys"]) - set(missing) if "pooler" not in key)
     if body:
         raise ModelError(
             given=f"model {path!r} lacks weights of its encoder: {', '.join(body[:3])} ({len(body)} in all)",
             expected="a complete encoder",
             fix="save the model again, or use another",
         )
-    return model
+    return model, missing
 
 
 def _out_of_reach(problem: str, error: BaseException) -> ModelError:

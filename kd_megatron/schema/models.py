@@ -14,8 +14,12 @@ class InitialiseRecipe(Strict):
     """Where the student's first weights come from."""
 
     method: Literal["random", "teacher_layers", "checkpoint"] = "random"
-    layers: list[Count] | None = None  # teacher_layers: 1-based teacher layers, one per student layer; None: uniform
-    path: str | None = None  # checkpoint: a directory in Hugging Face format, or a hub id
+    layers: list[Count] | None = (
+        None  # 1-based layers of the teacher or checkpoint, one per student layer; None: uniform
+    )
+    path: str | None = (
+        None  # checkpoint: an encoder's directory in Hugging Face format, or a hub id; its head may be absent
+    )
     revision: Revision | None = None  # of a hub id, best a full commit
 
 

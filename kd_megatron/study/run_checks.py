@@ -18,6 +18,7 @@ CLOCK_TOLERANCE = 0.01  # of the budget: one step of a wall-clock budget may be 
 # What a run may be given otherwise than the recipe says, as its result stays the same: places, checkpoints, its steps.
 NOT_COMPARED = ("path", "shards", "corpus", "revision", "keep_at", "calibrate", "calibrated")
 OF_THE_TEACHER = ("teacher", "teacher_source")  # entries of a fingerprint: of arms that have something of the teacher
+OF_A_CHECKPOINT = ("begins_from",)  # of arms that begin from a model other than the teacher
 
 
 def run_findings(results: StudyResults) -> list[Finding]:
@@ -153,9 +154,11 @@ def _recorded(results: StudyResults) -> dict[str, dict[str, Any]]:
         ]
     }
     taught = {arm for arm in results.arms if owes_the_teacher(results.recipe, arm)}
+    begun = {arm for arm in results.arms if resolve_arm(results.recipe, arm).student.initialise.method == "checkpoint"}
+    own_to = dict.fromkeys(OF_THE_TEACHER, taught) | dict.fromkeys(OF_A_CHECKPOINT, begun)
     found = {}
     for key in sorted({key for one in prints.values() for key in one if _comparable(key)}):
-        counting = taught if key in OF_THE_TEACHER else {*results.arms}
+        counting = own_to.get(key, {*results.arms})
         found[key] = {f"{arm}/{name}": one.get(key) for (arm, name), one in prints.items() if arm in counting}
     return {key: values for key, values in found.items() if values}
 

@@ -1,4 +1,4 @@
-"""What a run was made of: commit, versions, hardware, data and teacher. Equal fingerprints make runs comparable."""
+"""What a run was made of: commit, versions, hardware, data, teacher, first weights. Runs with equal ones compare."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,19 @@ from kd_megatron.manifest import weights_hash
 from kd_megatron.schema import StudyRecipe
 
 FINGERPRINT = "fingerprint.json"
-INPUTS = ("data", "tokenizer", "teacher")  # hashes of what a run learns from
+INPUTS = ("data", "tokenizer", "teacher", "begins_from")  # hashes of what a run learns and begins from
 PACKAGES = ("torch", "deepspeed", "transformers", "megatron-core", "numpy", "tokenizers")
 
 
-def fingerprint(loader: Loader, teacher_path: str | None) -> dict[str, Any]:
-    """Facts of this process and its inputs, as plain data."""
+def fingerprint(loader: Loader, teacher_path: str | None, begins_from: str | None) -> dict[str, Any]:
+    """Facts of this process and its inputs, as plain data.
+
+    Args:
+        loader: of the run's data.
+        teacher_path: directory of the teacher, None without one.
+        begins_from: directory of the model that the student's first weights are of, None when they are random or
+            the teacher's.
+    """
     facts = machine.facts(PACKAGES)
     facts["hardware"]["num_processes"] = dist.world_size()
     return {
@@ -25,11 +32,12 @@ def fingerprint(loader: Loader, teacher_path: str | None) -> dict[str, Any]:
         "tokenizer": loader.tokenizer_sha256,
         "teacher": weights_hash(teacher_path),
         "teacher_source": hub.source_of(teacher_path),
+        "begins_from": weights_hash(begins_from),
     }
 
 
 def refuse_other_inputs(study: StudyRecipe, arm: str, directory: Path, facts: dict[str, Any]) -> None:
-    """Raise `OutputError` when a run that goes on began with other data, another tokenizer or another teacher.
+    """Raise `OutputError` when a run that goes on began with other data, tokenizer, teacher or first weights.
 
     Args:
         study: what the run is given.
@@ -47,6 +55,6 @@ def refuse_other_inputs(study: StudyRecipe, arm: str, directory: Path, facts: di
         listed = "; ".join(f"{key} was {began[key]}, is {facts[key]}" for key in changed)
         raise OutputError(
             given=f"the run in {directory} goes on from a checkpoint, but its inputs have changed: {listed}",
-            expected="the data, tokenizer and teacher that the run began with (the hashes are of their content)",
+            expected="the data, tokenizer, teacher and first weights that the run began with (hashes of their content)",
             fix=f"put back what was there before, or remove {directory} and run the same command again: it begins anew",
         )

@@ -205,3 +205,20 @@ def test_another_teacher_is_flagged_where_it_taught(study):
     assert fingerprint_differences(results.load(study)) == {}
     change(study, "tinybert", fingerprint=summary_of(study, "tinybert")["fingerprint"] | {"teacher": "before"})
     assert list(failed(study)) == ["fingerprint: teacher"]
+
+
+def test_first_weights_from_a_model_count_among_the_arms_that_begin_from_one(tmp_path):
+    begins = {"method": "checkpoint", "path": "there"}
+    recipe = study_on_disk.study_recipe(num_seeds=2, allow_difference=["student.initialise"])
+    arms = dict(recipe.arms)
+    for arm in ("minilm", "tinybert"):
+        arms[arm] = arms[arm] | {f"student.initialise.{key}": value for key, value in begins.items()}
+    study = study_on_disk.write_study(tmp_path / "s", recipe.model_copy(update={"arms": arms}))
+    for arm, value in (("scratch", None), ("minilm", "a"), ("tinybert", "a")):
+        for seed in (0, 1):
+            run = study / "arms" / arm / f"seed_{seed}"
+            facts = json.loads((run / "summary.json").read_text())["fingerprint"] | {"begins_from": value}
+            study_on_disk.edit_summary(run, fingerprint=facts)
+    assert failed(study) == {}
+    study_on_disk.edit_summary(run, fingerprint=facts | {"begins_from": "b"})
+    assert list(failed(study)) == ["fingerprint: begins_from"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_shards import SPECIALS, VOCAB_SIZE, write_tokenizer
 from tiny_study import write_teacher
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertModel
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertModel
 
 from kd_megatron.errors import ModelError
 from kd_megatron.models.build import build_student, check_same_vocabulary, load_model, load_teacher
@@ -130,7 +130,8 @@ def test_initialisation_from_teacher_layers(teacher_path: Path) -> None:
     ("recipe", "changes", "message"),
     [
         (InitialiseRecipe(method="teacher_layers", layers=[1, 5]), {}, "between 1 and 4"),
-        (InitialiseRecipe(method="teacher_layers"), {"hidden_size": 16}, "same architecture and width"),
+        (InitialiseRecipe(method="teacher_layers"), {"hidden_size": 16}, "same architecture, width"),
+        (InitialiseRecipe(method="teacher_layers"), {"max_positions": 32}, "max_position_embeddings 32, there 64"),
         (InitialiseRecipe(method="checkpoint"), {}, "without a path"),
     ],
 )
@@ -146,9 +147,24 @@ def test_initialisation_from_a_checkpoint(teacher_path: Path) -> None:
     initialise(model, InitialiseRecipe(method="checkpoint", path=str(teacher_path)), None)
     teacher = AutoModelForMaskedLM.from_pretrained(teacher_path).state_dict()
     assert all(torch.equal(value, teacher[name]) for name, value in model.state_dict().items())
-    with pytest.raises(ModelError, match="does not fit"):
+    with pytest.raises(ModelError, match="does not fit the student: hidden_size 16, there 32"):
         initialise(student(num_layers=4, hidden_size=16),
                    InitialiseRecipe(method="checkpoint", path=str(teacher_path)), None)  # fmt: skip
+
+
+def test_layers_of_an_encoder_without_a_head_leave_the_students_own(teacher_path: Path, tmp_path: Path) -> None:
+    encoder = AutoModel.from_pretrained(teacher_path)
+    encoder.save_pretrained(tmp_path)
+    model, as_drawn = student(seed=7), student(seed=7)
+    torch.manual_seed(99)  # the head must not hang on what was drawn before
+    initialise(model, InitialiseRecipe(method="checkpoint", path=str(tmp_path), layers=[2, 3]), None)
+    for own, layer in ((0, 1), (1, 2)):
+        copied = encoder.encoder.layer[layer].state_dict()
+        assert all(torch.equal(value, copied[k]) for k, value in model.bert.encoder.layer[own].state_dict().items())
+    assert torch.equal(model.get_input_embeddings().weight, encoder.get_input_embeddings().weight)
+    head = as_drawn.cls.predictions.transform.state_dict()
+    assert all(torch.equal(value, head[k]) for k, value in model.cls.predictions.transform.state_dict().items())
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight  # still tied
 
 
 def test_an_export_loads_without_missing_or_unexpected_keys_and_is_the_model(tokenizer: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ KINDS = {"study": schema.StudyRecipe, "corpus": schema.CorpusRecipe, "finetune":
 SHIPPED = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "recipes").rglob("*.yaml"))
 STUDIES = [path for path in SHIPPED if config.read_yaml(ROOT / path).get("kind") == "study"]
 PROMISED = ("demo", "debug", "wiki_small", "wiki_small_cached", "paper_6l", "paper_12l", "paper_6l_limited",
-            "paper_6l_as_coded", "wiki_small_as_coded", "wiki_tiny", "variants", "glue",
+            "paper_6l_as_coded", "wiki_small_as_coded", "wiki_small_break_even", "wiki_tiny", "variants", "glue",
             "glue_study", "data/wikipedia_books", "data/installed_docs", "data/wiki_small", "data/wiki_tiny",
             "data/debug")  # fmt: skip
 FOUR_ARMS = ["scratch", "vanilla_kd", "minilm", "tinybert"]

@@ -1,13 +1,16 @@
-"""A run goes on with the data, the tokenizer and the teacher that it began with, or not at all."""
+"""A run goes on with the data, tokenizer, teacher and first weights that it began with, or not at all."""
 
 import json
 from pathlib import Path
 
 import pytest
 from tiny_study import tiny_study, write_inputs
+from transformers import AutoModel, AutoTokenizer
 
-from kd_megatron.errors import OutputError
+from kd_megatron import config
+from kd_megatron.errors import ModelError, OutputError
 from kd_megatron.finetune.model import content_hash
+from kd_megatron.manifest import weights_hash
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.training.branch import leave
 from kd_megatron.training.fingerprint import FINGERPRINT, INPUTS, refuse_other_inputs
@@ -75,3 +78,26 @@ def test_a_branch_goes_on_with_the_inputs_of_the_run_that_it_leaves(inputs: Path
         pretrain(recipe, "scratch", 0, run / "markers" / "0.9", None, branch)
     (run / FINGERPRINT).write_text(json.dumps(facts))
     assert pretrain(recipe, "scratch", 0, run / "markers" / "0.9", None, branch)["fingerprint"]["data"] == facts["data"]
+
+
+def test_a_run_records_the_model_that_it_begins_from_and_refuses_one_of_another_vocabulary(
+    inputs: Path, tmp_path: Path
+) -> None:
+    encoder, recipe = AutoModel.from_pretrained(inputs / "teacher"), study(inputs, "scratch")
+    encoder.save_pretrained(tmp_path / "encoder")
+    tokenizer = AutoTokenizer.from_pretrained(inputs / "teacher")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    sizes = {key: getattr(encoder.config, key) for key in ("hidden_size", "num_attention_heads", "intermediate_size")}
+    begins = {"method": "checkpoint", "path": str(tmp_path / "encoder"), "layers": [1, 2]}
+    raw = recipe.model_dump(mode="json")
+    raw["student"] |= sizes | {
+        "num_layers": 2, "max_positions": encoder.config.max_position_embeddings, "initialise": begins,
+    }  # fmt: skip
+    recipe = config.validate(StudyRecipe, raw, where="test")
+    summary = pretrain(recipe, "scratch", 0, tmp_path / "run", None)
+    assert summary["fingerprint"]["begins_from"] == weights_hash(str(tmp_path / "encoder"))
+
+    tokenizer.add_tokens(["one-more"])
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ModelError, match="different vocabularies"):
+        pretrain(recipe, "scratch", 1, tmp_path / "other", None)
