@@ -3,7 +3,8 @@
 Nothing is refused here: the money is spent. Every difference becomes a finding that the report prints.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -136,6 +137,25 @@ def fingerprint_differences(results: StudyResults) -> dict[str, dict[str, Any]]:
         if others := {name: value for name, value in values.items() if value != usual}:
             found[key] = others
     return found
+
+
+def differences_between(studies: Mapping[str, StudyResults]) -> dict[str, str]:
+    """Entry -> in words, which of several studies recorded what, such as the cells of a grid; those that differ.
+
+    Args:
+        studies: by name.
+    """
+    recorded = {name: _recorded(study) for name, study in studies.items()}
+    said = {}
+    for key in sorted({key for entries in recorded.values() for key in entries}):
+        counts: dict[str, Counter[str]] = {}
+        for name, entries in recorded.items():
+            for value in entries.get(key, {}).values():
+                counts.setdefault(short(value), Counter())[name] += 1
+        if len(counts) > 1:
+            where = ((value, ", ".join(f"{n} of {name}" for name, n in counts[value].items())) for value in counts)
+            said[key] = "; ".join(f"{value} in {names}" for value, names in where)
+    return said
 
 
 def _recorded(results: StudyResults) -> dict[str, dict[str, Any]]:

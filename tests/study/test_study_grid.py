@@ -252,6 +252,38 @@ def test_unfair_cells_conclude_nothing(tmp_path: Path) -> None:
     assert {growth.verdict for growth in leads.growths(grid, "repetition", leads.SCORE)} == {"unfair: none"}
 
 
+def record(directory: Path, recipe: StudyRecipe, place: Place, **entries: str) -> list[str]:
+    """Let all runs of a cell have recorded ``entries``, alike within the cell; what the grid then says of it."""
+    for arm in recipe.arms:
+        for seed in recipe.seeds:
+            run = results.arm_directory(cell_directory(directory, place), arm, seed)
+            facts = json.loads((run / "summary.json").read_text())["fingerprint"]
+            study_on_disk.edit_summary(run, fingerprint=facts | entries)
+    return [said for said in grid_report.caveats(leads.load(directory)) if said.startswith("Not all runs")]
+
+
+def test_cells_whose_runs_recorded_different_things_are_named(tmp_path: Path) -> None:
+    directory = planted(tmp_path)
+    recipe = leads.load(directory).recipe
+    assert record(directory, recipe, Place(1.0, 512), commit="one") != []
+    assert record(directory, recipe, Place(1.0, None), commit="one") == []
+    assert record(directory, recipe, Place(1.0, 512), commit="another") == [
+        "Not all runs recorded the same commit: another in 6 of budget_1_unique_512; one in 6 of budget_1_unique_all."
+    ]
+
+
+def test_other_text_is_named_where_the_pool_is_the_same(tmp_path: Path) -> None:
+    arms = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
+    recipe = study_on_disk.study_recipe(arms=arms, grid={"budgets": [1.0, 2.0], "unique_tokens": [512, None]})
+    scores = {(place.name, arm): [0.5] * 3 for place in places(recipe) for arm in arms}
+    directory = plant(tmp_path / "s", recipe, scores, often=8.0)
+    said = [record(directory, recipe, place, data=f"of {place.unique_tokens}") for place in places(recipe)]
+    assert said[-1] == []
+    assert record(directory, recipe, Place(2.0, 512), data="else") == [
+        "Not all runs recorded the same data: of 512 in 6 of budget_1_unique_512; else in 6 of budget_2_unique_512."
+    ]
+
+
 def test_the_report_has_its_parts_and_an_unfinished_grid_says_so(tmp_path: Path) -> None:
     directory = planted(tmp_path)
     write_report(directory)

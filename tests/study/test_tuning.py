@@ -24,6 +24,7 @@ from kd_megatron.study.reporting import tuning_tables
 from kd_megatron.study.reporting.report import write_report
 
 TUNING = {"learning_rates": [1e-3, 3e-3], "budget": {"flops": 1e12}}
+HOURS, TRIAL_HOURS = 2.4 / 3600, 1.2 / 3600  # many steps of a few ms, so that a busy machine does some of them too
 WEIGHTS = {"vanilla_kd": {"weight_kd": [1.0, 5.0, 25.0]}}
 
 
@@ -136,8 +137,8 @@ def finished(tmp_path_factory):
     inputs = write_inputs(tmp_path_factory.mktemp("inputs"))
     recipe = tiny_study(
         inputs,
-        budget={"tokens": None, "hours": 0.8 / 3600, "calibrate": {"rounds": 2, "steps": 1}},
-        tuning={"learning_rates": [1e-3, 1e-2], "budget": {"hours": 0.3 / 3600}},
+        budget={"tokens": None, "hours": HOURS, "calibrate": {"rounds": 2, "steps": 1}},
+        tuning={"learning_rates": [1e-3, 1e-2], "budget": {"hours": TRIAL_HOURS}},
         validation={"probe_steps": 1},
     )
     recipe = recipe.model_copy(update={"arms": {arm: recipe.arms[arm] for arm in ("scratch", "vanilla_kd")}})
@@ -153,7 +154,7 @@ def test_a_calibrated_run_takes_its_fixed_steps_whatever_the_clock_says(finished
         speed = measured["arms"][run.arm]["tokens_per_second"]
         assert speed["p20"] <= speed["p50"] <= speed["p80"]
         assert len(speed["rounds"]) == 2
-        steps = math.floor(0.8 / 3600 * 3600.0 * speed["p50"] / (8 * 16))
+        steps = math.floor(HOURS * 3600.0 * speed["p50"] / (8 * 16))
         assert run.summary["budget"]["calibrated"] == {"steps": steps, "tokens_per_second": speed["p50"]}
         assert run.summary["steps"] == steps
         fractions = [row["budget_fraction"] for row in run.metrics if "loss" in row]

@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from kd_megatron import __version__, logs, recipe_yaml
-from kd_megatron.study import fairness, leads, results, words
+from kd_megatron.study import fairness, leads, results, run_checks, words
 from kd_megatron.study.leads import AXES, Axis, GridResults, Growth
 from kd_megatron.study.measure import Measure
 from kd_megatron.study.reporting import figures, grid_figures, latex
@@ -166,6 +166,7 @@ def caveats(grid: GridResults) -> list[str]:
     seeds = len(grid.recipe.seeds)
     said = [f"Not finished: {'; '.join(grid.missing)}."] if grid.missing else []
     said += [f"Arms with the same seed differ in more than their objective in {found}." for found in grid.unfair]
+    said += [f"Not all runs recorded the same {key}: {found}." for key, found in _recorded_differently(grid).items()]
     said += [
         "One seed: no interval can be given, and a growth may be chance."
         if seeds == 1
@@ -177,6 +178,16 @@ def caveats(grid: GridResults) -> list[str]:
         *grid.recipe.notes,
     ]
     return said
+
+
+def _recorded_differently(grid: GridResults) -> dict[str, str]:
+    """Entry of the fingerprints -> which cells recorded what; the hash of the data includes the pool."""
+    found = run_checks.differences_between({cell.place.name: cell.study for cell in grid.cells})
+    found.pop("data", None)
+    for pool in dict.fromkeys(cell.place.unique_tokens for cell in grid.cells):
+        alike = {cell.place.name: cell.study for cell in grid.cells if cell.place.unique_tokens == pool}
+        found |= {key: said for key, said in run_checks.differences_between(alike).items() if key == "data"}
+    return found
 
 
 def _allowed(grid: GridResults) -> list[str]:
