@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kd_megatron.kernels.bench.rows import Row, markdown_table
+from kd_megatron.study import words
 from kd_megatron.study.statistics import Estimate, estimate, unpaired_difference
 
 HEADS = ("kernel", "backend", "runs", "score", "minus the first [95 %]")
@@ -40,5 +41,5 @@ def _difference(found: Estimate | None) -> str:
     if found is None:
         return "not finite"
     if found.low is None or found.high is None:
-        return f"{100 * found.mean:+.1f}, no variation"
-    return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+        return f"{words.signed(100 * found.mean, 1)}, no variation"
+    return words.score_difference(found)
