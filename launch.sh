@@ -20,6 +20,7 @@ usage: ./launch.sh [--procs N | --hosts FILE] [--restarts N] [--debug] COMMAND [
   finetune   fine-tune a model on its tasks
   study      every arm x seed -> fine-tuning -> report; resumes where it stopped
   report     tables, figures and the HTML page of a study
+  prune      free disk: remove the checkpoints of finished runs
   bench      throughput and kernels
   inspect    verify a shard set or a teacher cache and show its statistics
   preflight  code, versions, data, disk of this machine; with --hosts: that all nodes agree and reach each other
@@ -331,7 +332,7 @@ case " $* " in
         esac ;;
 esac
 case $command in
-    prepare | plan | report | inspect | test)
+    prepare | plan | report | prune | inspect | test)
         [[ $procs == 1 && -z $hosts$node_rank$slurm ]] \
             || fail "$command runs as one process" "to fix: leave out --procs, --hosts, --node-rank and --slurm" ;;
 esac

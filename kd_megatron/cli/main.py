@@ -18,7 +18,8 @@ from kd_megatron.errors import KdError, RecipeError, disk_full_is_clear, nearest
 from kd_megatron.process import exit_process, keep_freed_memory, say_error
 
 COMMANDS = (
-    "prepare", "plan", "calibrate", "sweep", "pretrain", "finetune", "study", "report", "bench", "inspect", "preflight",
+    "prepare", "plan", "calibrate", "sweep", "pretrain", "finetune", "study", "report", "prune", "bench", "inspect",
+    "preflight",
 )  # fmt: skip
 LAUNCHER_COMMANDS = ("demo", "test")  # of launch.sh alone: they need the repository, not only the package
 

@@ -163,6 +163,7 @@ def _trial_piece(recipe: StudyRecipe, directory: Path, trial: Trial) -> Piece:
 
     def run() -> None:
         from kd_megatron.study.calibration import require_this_machine
+        from kd_megatron.training.branch import forget_checkpoints
         from kd_megatron.training.run import pretrain
 
         assert recipe.tuning is not None
@@ -174,7 +175,9 @@ def _trial_piece(recipe: StudyRecipe, directory: Path, trial: Trial) -> Piece:
             say(f"{trial.label}: not finite, which counts as the worst: {error.given}")
             if dist.is_main():
                 write_json(where / NON_FINITE_FILE, {"error": error.given})
-            dist.barrier()
+        if dist.is_main():
+            forget_checkpoints(where)
+        dist.barrier()
 
     return Piece("trial", f"tuning: {trial.label}", lambda: result(directory, trial) is not None, run)
 

@@ -36,9 +36,9 @@ def spent(about: checkpoint.About) -> float:
     return float(about.run.get(FRACTION, -1.0))
 
 
-def forget_checkpoints(branch: Path) -> None:
-    """Remove the checkpoints of a finished branch: nothing goes on from them. Rank 0 alone."""
-    shutil.rmtree(branch / CHECKPOINTS, ignore_errors=True)
+def forget_checkpoints(run: Path) -> None:
+    """Remove the checkpoints of a finished branch or trial: nothing goes on from them. Rank 0 alone."""
+    shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
 
 
 def forget_starts(trunk: Path, recipe: TrainingRecipe) -> None:

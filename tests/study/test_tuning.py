@@ -164,6 +164,7 @@ def test_a_calibrated_run_takes_its_fixed_steps_whatever_the_clock_says(finished
 
 def test_every_trial_is_recorded_and_the_best_is_what_runs(finished):
     recipe, directory = finished
+    assert not [*(directory / "tuning").rglob("step_*")], "nothing goes on from a trial that is finished"
     found = json.loads((directory / "tuning.json").read_text())
     for arm, rows in found["trials"].items():
         assert [row["setting"][LEARNING_RATE] for row in rows] == [1e-3, 1e-2]
