@@ -125,6 +125,6 @@ def disk_full_is_clear(path: Path | str) -> Iterator[None]:
         raise OutputError(
             given=f"no space left on the disk while writing {path}",
             expected="room for the whole file",
-            fix="free some space ('prune studies' removes checkpoints of finished runs) and run the same command again; "
+            fix="free some space ('prune studies': checkpoints of finished runs), then run the same command again; "
             "what was finished before is kept",
         ) from error
