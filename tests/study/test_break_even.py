@@ -2,11 +2,12 @@ import json
 
 import pytest
 import study_on_disk
+from matplotlib.collections import LineCollection
 from tolerances import HAND_WORKED_STATISTIC_RELATIVE
 
 from kd_megatron.study import break_even, results
 from kd_megatron.study.curves import Reading
-from kd_megatron.study.reporting import tables
+from kd_megatron.study.reporting import curve_figures, tables
 from kd_megatron.study.reporting.report import write_report
 
 ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
@@ -54,6 +55,22 @@ def test_interval_comes_from_the_seeds(tmp_path):
     few, many = found.interval
     assert few == -(-9e14 // found.saved.high)
     assert few < found.students < many
+
+
+def test_the_figure_has_the_interval_at_the_end(tmp_path):
+    directory = study(tmp_path)
+    study_on_disk.write_losses(directory / "arms" / "minilm" / "seed_1", FLOPS, [7.0, 6.0, 5.5, 4.5])
+    certain = by_loss(directory)
+    study_on_disk.write_losses(directory / "arms" / "minilm" / "seed_1", FLOPS, [8.0, 7.0, 6.0, 4.999])
+    doubtful = by_loss(directory)
+    assert doubtful.interval[1] == float("inf")
+    for found in (certain, doubtful):
+        axes = curve_figures.break_even(results.load(directory), [found]).axes[0]
+        [bar] = [one for one in axes.collections if isinstance(one, LineCollection)]
+        (_, low), (_, high) = bar.get_segments()[0]
+        top = axes.get_ylim()[1]
+        assert low == found.interval[0]
+        assert (high < top) == (high == found.interval[1]) == (found is certain)
 
 
 def test_teachers_cost_nobody_stated(tmp_path):

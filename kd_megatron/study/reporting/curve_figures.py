@@ -3,6 +3,7 @@
 Each returns None where the study has no data for it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy
@@ -110,6 +111,16 @@ def scaling(results: StudyResults, laws: Laws) -> Figure | None:
     return figure
 
 
+def _intervals(axes: Axes, results: StudyResults, found: Sequence[BreakEven], scale: float) -> None:
+    """Bars of the break-even n at the full budget, side by side; "never" ends above the figure."""
+    axes.set_autoscaley_on(False)
+    for place, one in enumerate([one for one in found if one.interval], start=1):
+        low, high = one.interval or (math.inf, math.inf)
+        if math.isfinite(low):
+            where = one.budget * (1 + 0.02 * place) / scale
+            axes.vlines(where, low, min(high, 10 * MOST_STUDENTS), color=look(results, one.arm)[0], linewidth=1.4)
+
+
 def break_even(results: StudyResults, found: Sequence[BreakEven]) -> Figure | None:
     """Against the budget, the number of students that must share the teacher before an arm is the cheaper way."""
     shown = [
@@ -137,7 +148,9 @@ def break_even(results: StudyResults, found: Sequence[BreakEven]) -> Figure | No
         )
     axes.axhline(num_sharing(results), color="#777777", linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_yscale("log")
-    axes.set_ylim(top=min(axes.get_ylim()[1], MOST_STUDENTS))
+    ends = [end for one, _ in shown for end in one.interval or () if math.isfinite(end)]
+    axes.set_ylim(top=min(max(axes.get_ylim()[1], *(1.5 * end for end in ends), 1.0), MOST_STUDENTS))
+    _intervals(axes, results, [one for one, _ in shown], scale)
     axes.set_xlabel(f"budget of {results.reference} for each student ({unit})")
     axes.set_ylabel("students that must share the teacher")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)

@@ -41,7 +41,8 @@ CAPTIONS = {
     "scaling": "Held-out loss against tokens, and the laws through it with their 95 % bands. Pale, if any: students of "
     "other sizes than this study's, which the laws are drawn for.",
     "break_even": "How many students must share the teacher before an arm, teacher's training included, is the cheaper "
-    "way to what the reference reaches with a budget. Dashed: the students of this study.",
+    "way to what the reference reaches with a budget. Bars at the right: 95 % intervals over seeds at the full budget; "
+    "one that leaves the figure includes never. Dashed: the students of this study.",
     "ledger": "Where the time (left) and the FLOPs (right) of one student went, mean over seeds.",
 }
 
