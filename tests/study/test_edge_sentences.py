@@ -50,6 +50,18 @@ def test_the_method_tells_what_each_arm_trains_with(tmp_path):
     assert rows["first weights"] == "random (scratch, vanilla_kd), teacher layers (minilm)"
 
 
+def test_a_model_that_students_begin_from_is_named(tmp_path):
+    own = {INITIALISE: "checkpoint", "student.initialise.path": "org/encoder", "training.global_batch_size": 32}
+    layers = {"student.initialise.layers": [1, 3]}
+    arms = ARMS | {"minilm": ARMS["minilm"] | own, "vanilla_kd": ARMS["vanilla_kd"] | own | layers}
+    study = read(tmp_path, arms=arms, allow_difference=[*own, *layers])
+    begins = "random (scratch), layers 1, 3 of org/encoder (vanilla_kd), those of org/encoder (minilm)"
+    assert f"weights at first: {begins}." in said(study)
+    rows = {row["what"]: row["ours"] for row in published.setup(study).rows}
+    assert rows["first weights"] == begins
+    assert rows["batch"].endswith("32 sequences (vanilla_kd, minilm)")
+
+
 @pytest.mark.parametrize("allowed", [[], [RATE], ["training"]])
 def test_one_rate_is_said_to_be_one_whatever_the_recipe_allows(tmp_path, allowed):
     assert "All arms use one learning rate (0.001)" in said(read(tmp_path, arms=ARMS, allow_difference=allowed))

@@ -111,7 +111,7 @@ def setup(study: StudyResults) -> Table:
 
 def _ours(study: StudyResults) -> dict[str, str]:
     recipe = study.recipe
-    student, training, data = recipe.student, recipe.training, recipe.data
+    student, data = recipe.student, recipe.data
     fixed = "static" if data.mask_seed is not None else "dynamic"
     dropouts = sorted({student.hidden_dropout, student.attention_dropout})
     return {
@@ -120,19 +120,29 @@ def _ours(study: StudyResults) -> dict[str, str]:
         "budget": budget_in_words(recipe.budget),
         "text": ", ".join(Path(shards.path).name for shards in data.shards)
         + (f", {words.count(data.unique_tokens)} tokens of it" if data.unique_tokens else ""),
-        "first weights": by_arm(study, lambda arm: arm.student.initialise.method.replace("_", " ")),
+        "first weights": by_arm(study, first_weights),
         "sequence length": f"{data.sequence_length}, packed",
         "masks": f"{fixed}, {100 * data.mask_fraction:g} %",
-        "batch": f"{training.global_batch_size} sequences",
+        "batch": by_arm(study, lambda arm: f"{arm.training.global_batch_size} sequences"),
         "learning rate": _rates(study),
         "warm-up": by_arm(study, lambda arm: f"{100 * arm.training.warmup_fraction:g} %"),
-        "schedule": f"{training.schedule} in the share of the budget spent",
-        "precision": training.precision,
+        "schedule": by_arm(study, lambda arm: f"{arm.training.schedule} in the share of the budget spent"),
+        "precision": by_arm(study, lambda arm: arm.training.precision),
         "dropout": f"{' and '.join(f'{value:g}' for value in dropouts)}; {_teacher_dropout(recipe)}",
         "pretraining seeds": str(len(recipe.seeds)),
         "tasks": ", ".join(study.tasks) or "none",
         "fine-tuning": _finetuning(study),
     }
+
+
+def first_weights(recipe: StudyRecipe) -> str:
+    """``"random"``, ``"teacher layers"``, ``"layers 2, 4, 6 of org/model"``."""
+    chosen = recipe.student.initialise
+    if chosen.method != "checkpoint":
+        return chosen.method.replace("_", " ")
+    return (
+        f"layers {', '.join(map(str, chosen.layers))} of {chosen.path}" if chosen.layers else f"those of {chosen.path}"
+    )
 
 
 def _teacher(study: StudyResults) -> str:

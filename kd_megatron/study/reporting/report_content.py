@@ -147,7 +147,7 @@ def _method(study: StudyResults, findings: list[Finding], allowed: list[Differen
     facts = [
         f"Student: {student.architecture}, {student.num_layers} layers, hidden size {student.hidden_size}, "
         f"{student.num_attention_heads} attention heads; {_parameters(study)}; weights at first: "
-        f"{published.by_arm(study, lambda arm: arm.student.initialise.method.replace('_', ' '))}.",
+        f"{published.by_arm(study, published.first_weights)}.",
         f"Teacher: {_teacher(study)}.",
         f"Budget: {budget_in_words(recipe.budget)} for each student; charged: {', '.join(recipe.budget.charge)}.",
         f"Data: {', '.join(shards.path for shards in recipe.data.shards)}; sequence length "
