@@ -60,7 +60,7 @@ def _copy(student: PreTrainedModel, source: PreTrainedModel, head: bool, layers:
             expected=f"{num_own} layers between 1 and {num_layers}, which {name} has",
             fix="name one layer for each student layer",
         )
-    own, others = _shapes(student), _shapes(source)
+    own, others = _structure(student), _structure(source)
     differing = [f"{key} {value}, there {others[key]}" for key, value in own.items() if value != others[key]]
     if differing:
         raise ModelError(
@@ -78,10 +78,10 @@ def _copy(student: PreTrainedModel, source: PreTrainedModel, head: bool, layers:
         getattr(student, attribute).load_state_dict(getattr(source, attribute).state_dict())
 
 
-def _shapes(model: PreTrainedModel) -> dict[str, Any]:
+def _structure(model: PreTrainedModel) -> dict[str, Any]:
     """What must be alike, under the names of a config."""
     keys = (
         "model_type", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
-        "max_position_embeddings", "type_vocab_size",
+        "max_position_embeddings", "type_vocab_size", "hidden_act",
     )  # fmt: skip
     return {key: getattr(model.config, key) for key in keys}

@@ -14,12 +14,9 @@ class InitialiseRecipe(Strict):
     """Where the student's first weights come from."""
 
     method: Literal["random", "teacher_layers", "checkpoint"] = "random"
-    layers: list[Count] | None = (
-        None  # 1-based layers of the teacher or checkpoint, one per student layer; None: uniform
-    )
-    path: str | None = (
-        None  # checkpoint: an encoder's directory in Hugging Face format, or a hub id; its head may be absent
-    )
+    # 1-based layers of the teacher or the checkpoint, one per student layer; None: evenly spread
+    layers: list[Count] | None = None
+    path: str | None = None  # checkpoint: an encoder in Hugging Face format, with or without MLM head, or a hub id
     revision: Revision | None = None  # of a hub id, best a full commit
 
 

@@ -140,9 +140,8 @@ def first_weights(recipe: StudyRecipe) -> str:
     chosen = recipe.student.initialise
     if chosen.method != "checkpoint":
         return chosen.method.replace("_", " ")
-    return (
-        f"layers {', '.join(map(str, chosen.layers))} of {chosen.path}" if chosen.layers else f"those of {chosen.path}"
-    )
+    which = f"layers {', '.join(map(str, chosen.layers))}" if chosen.layers else "those"
+    return f"{which} of {chosen.path}"
 
 
 def _teacher(study: StudyResults) -> str:
