@@ -129,9 +129,14 @@ def published(directory: Path) -> list[Path]:
 
 def drop_old(directory: Path, keep: int) -> None:
     """Remove all but the newest ``keep`` checkpoints and those that are kept for good."""
-    for path in published(directory)[:-keep]:
-        if not _is_for_good(path):
-            remove(path)
+    for path in droppable(directory, keep):
+        remove(path)
+
+
+def droppable(directory: Path, keep: int) -> list[Path]:
+    """All but the newest ``keep`` checkpoints and those that are kept for good, oldest first."""
+    found = published(directory)
+    return [path for path in found[: max(0, len(found) - keep)] if not _is_for_good(path)]
 
 
 def _is_for_good(path: Path) -> bool:

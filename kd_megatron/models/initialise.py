@@ -15,22 +15,27 @@ from kd_megatron.models.taps import HEADS
 from kd_megatron.schema import InitialiseRecipe
 
 
-def initialise(student: PreTrainedModel, recipe: InitialiseRecipe, teacher_path: str | None) -> None:
+def initialise(student: PreTrainedModel, recipe: InitialiseRecipe, teacher_path: str | None) -> str | None:
     """Overwrite the student's random weights in place, as ``recipe`` says. Alike in all arms of a study.
 
     Layers come with the embeddings, and with the MLM head where the source has one; where it has none (a sentence
     encoder, say), the head keeps the random weights that the student's seed gave it.
 
+    Returns:
+        The local directory of the checkpoint, for what is recorded; None when weights are random or the teacher's.
+
     Raises:
         ModelError: there is no source, or it does not fit.
     """
     if recipe.method == "random":
-        return
-    path = teacher_path if recipe.method == "teacher_layers" else checkpoint_path(recipe)
+        return None
+    begins_from = checkpoint_path(recipe)
+    path = teacher_path if recipe.method == "teacher_layers" else begins_from
     if path is None:
         raise ModelError(given="student.initialise.method is 'teacher_layers' without a teacher", fix="add one")
     source, missing = load_with_missing(path, torch.float32)
     _copy(student, source, not missing, recipe.layers, f"{recipe.method.removesuffix('_layers')} {path!r}")
+    return begins_from
 
 
 def checkpoint_path(recipe: InitialiseRecipe) -> str | None:

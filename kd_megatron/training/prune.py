@@ -1,6 +1,5 @@
 """Free what finished runs keep in order to go on: their newest checkpoints. Exports and records stay."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from kd_megatron.engine import checkpoint
@@ -31,13 +30,8 @@ def prune(directory: Path) -> tuple[int, int]:
             expected="a run, a study or a grid with a summary.json in it",
             fix="correct the path, such as studies/NAME; runs that are not finished need their checkpoints",
         )
-    removed = [_remove(path) for run in finished for path in _not_needed(run / CHECKPOINTS)]
+    removed = [_remove(path) for run in finished for path in checkpoint.droppable(run / CHECKPOINTS, keep=0)]
     return len(removed), sum(removed)
-
-
-def _not_needed(checkpoints: Path) -> Iterator[Path]:
-    kept = {path for path, _ in checkpoint.kept_for_good(checkpoints)}
-    return (path for path in checkpoint.published(checkpoints) if path not in kept)
 
 
 def _remove(path: Path) -> int:

@@ -15,7 +15,6 @@ from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.logs import quiet_libraries, say, write_json, write_text
 from kd_megatron.manifest import model_hash
 from kd_megatron.models.export import export
-from kd_megatron.models.initialise import checkpoint_path
 from kd_megatron.objectives.words import in_words
 from kd_megatron.paths import refuse_file_or_links_out
 from kd_megatron.schema import StudyRecipe
@@ -70,7 +69,7 @@ def _pretrain_alone(
     while True:  # once for each phase
         run = prepare_run(study, arm, seed, directory, teacher_path, branch)
         try:
-            facts = fingerprint(run.loader, teacher_path, checkpoint_path(study.student.initialise))
+            facts = fingerprint(run.loader, teacher_path, run.begins_from)
             if run.ledger.steps > 0:
                 dist.on_main(functools.partial(refuse_other_inputs, study, arm, _began_in(directory, branch), facts))
             if dist.is_main():

@@ -27,7 +27,7 @@ from kd_megatron.models.build import (
     model_config,
     shape_of,
 )
-from kd_megatron.models.initialise import checkpoint_path, initialise
+from kd_megatron.models.initialise import initialise
 from kd_megatron.models.taps import Execution, TappedEncoder
 from kd_megatron.objectives import registry
 from kd_megatron.objectives.base import Objective
@@ -63,6 +63,7 @@ class Run:
     directory: Path
     device: torch.device
     loader: Loader
+    begins_from: str | None  # directory of the checkpoint that first weights are of
     module: StudentWithObjective
     engine: Engine
     step: Step
@@ -154,10 +155,9 @@ def prepare_run(
     start = _start(directory / CHECKPOINTS, branch)
     place = Place.resumed(phases, start[1].run if start else {})
     student = build_student(study.student, loader.vocab_size, special_ids(loader), seed)
-    begins_from = checkpoint_path(study.student.initialise)
+    begins_from = initialise(student, study.student.initialise, teacher_path)
     if begins_from is not None:
         check_same_vocabulary(begins_from, loader.tokenizer_sha256, ", ".join(s.path for s in study.data.shards))
-    initialise(student, study.student.initialise, teacher_path)
 
     teacher_config = model_config(teacher_path) if teacher_path is not None else None
     shapes = shape_of(student.config), None if teacher_config is None else shape_of(teacher_config)
@@ -193,6 +193,7 @@ def prepare_run(
         directory=directory,
         device=device,
         loader=loader,
+        begins_from=begins_from,
         module=module,
         engine=engine,
         step=Step(engine, objective, kept, ledger),

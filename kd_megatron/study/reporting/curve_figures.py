@@ -113,9 +113,8 @@ def scaling(results: StudyResults, laws: Laws) -> Figure | None:
 
 def _intervals(axes: Axes, results: StudyResults, found: Sequence[BreakEven], scale: float) -> None:
     """Bars of the break-even n at the full budget, side by side; "never" ends above the figure."""
-    axes.set_autoscaley_on(False)
-    for place, one in enumerate([one for one in found if one.interval], start=1):
-        low, high = one.interval or (math.inf, math.inf)
+    known = [(one, one.interval) for one in found if one.interval]
+    for place, (one, (low, high)) in enumerate(known, start=1):
         if math.isfinite(low):
             where = one.budget * (1 + 0.02 * place) / scale
             axes.vlines(where, low, min(high, 10 * MOST_STUDENTS), color=look(results, one.arm)[0], linewidth=1.4)
@@ -149,7 +148,7 @@ def break_even(results: StudyResults, found: Sequence[BreakEven]) -> Figure | No
     axes.axhline(num_sharing(results), color="#777777", linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_yscale("log")
     ends = [end for one, _ in shown for end in one.interval or () if math.isfinite(end)]
-    axes.set_ylim(top=min(max(axes.get_ylim()[1], *(1.5 * end for end in ends), 1.0), MOST_STUDENTS))
+    axes.set_ylim(top=min(max([axes.get_ylim()[1], *(1.5 * end for end in ends)]), MOST_STUDENTS))
     _intervals(axes, results, [one for one, _ in shown], scale)
     axes.set_xlabel(f"budget of {results.reference} for each student ({unit})")
     axes.set_ylabel("students that must share the teacher")
