@@ -1,19 +1,14 @@
 """Starts a Python program as several ranks that talk over gloo, the way a launcher does."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kd_megatron.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment(rank: int = 0, world_size: int = 1, port: int | None = None) -> dict[str, str]:

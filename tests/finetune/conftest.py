@@ -1,10 +1,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import processes
 import pytest
 import torch
 from tiny_encoder import make_model, sentences, write_tsv
+
+from kd_megatron import ports
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +22,7 @@ def review_files(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def free_port() -> int:
-    return processes.free_port()
+    return ports.free_port()
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import torch
 from kd_megatron import dist, marks, news, signals
 from kd_megatron.cli.main import report_error
 from kd_megatron.errors import KdError, OutputError
+from kd_megatron.ports import free_port
 
 # Long enough for a machine with more processes than cores; a lost or hanging rank costs the test so many seconds.
 LOST_SECONDS, HANG_SECONDS = 8, 9
@@ -119,11 +119,10 @@ def start(name: str, rank: int, port: int, directory: Path) -> int:
 
 def main(directory: Path, names: list[str]) -> None:
     ranks: dict[int, tuple[str, int]] = {}
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in names]  # all at once, so that no port comes twice
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    for name, port in zip(names, ports, strict=True):
+    ports: set[int] = set()
+    while len(ports) < len(names):
+        ports.add(free_port())
+    for name, port in zip(names, sorted(ports), strict=True):
         (directory / name).mkdir()
         for rank in range(1 if name in ("alone_and_hanging", "rank_1_is_absent") else 2):
             ranks[start(name, rank, port, directory / name)] = name, rank

@@ -32,6 +32,8 @@ import yaml
 from safetensors.torch import load_file
 from tiny_study import tiny_study, write_inputs
 
+from kd_megatron.ports import free_port
+
 ARM = "vanilla_kd"
 NUM_STEPS = 300
 WORLD_SIZE = 2
@@ -80,7 +82,7 @@ class Ranks:
 
     def __init__(self, recipe: Path, run: Path) -> None:
         self.run, self._logs = run, [recipe.with_name(f"rank{rank}.log") for rank in range(WORLD_SIZE)]
-        port = processes.free_port()
+        port = free_port()
         command = [sys.executable, "-m", "kd_megatron", "pretrain", str(recipe), "--arm", ARM, "--output", str(run)]
         self.processes = []
         for rank, log in enumerate(self._logs):

@@ -8,7 +8,6 @@ Shapes: N dev examples, C classes.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from kd_megatron.finetune.evaluate import score
 from kd_megatron.finetune.grid import encode
 from kd_megatron.finetune.tasks import Split, Task
 from kd_megatron.finetune.train import Cell, run_cell
+from kd_megatron.ports import free_port
 from kd_megatron.schema import FinetuneRecipe
 from kd_megatron.study.measuring import peers
 
@@ -147,9 +147,7 @@ class Grid:
         self.name = "1 process" if num_processes == 1 else f"{num_processes} processes"
         self._directory, self._turns = directory / f"grid-{num_processes}", 0
         told = json.dumps([str(model_path), recipe.model_dump(mode="json"), str(self._directory / "warm_up")])
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
+        port = free_port()
         self._processes = []
         for rank in range(num_processes):
             ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "MASTER_PORT": port}
