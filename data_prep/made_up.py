@@ -26,7 +26,7 @@ def write_made_up(
     seed: int = 0,
     num_shards: int = 1,
 ) -> Path:
-    """Write a whole shard set into ``directory``, which must not exist. Returns it.
+    """Write a whole shard set into ``directory``, which is empty or does not exist. Returns it.
 
     Ids are uniform over all but the special tokens; documents end with [SEP], their lengths are log-normal as those of
     an encyclopaedia. The tokenizer is a WordPiece one whose words are ``w5``, ``w6``, ...
@@ -39,7 +39,7 @@ def write_made_up(
         seed: of everything that is random.
         num_shards: at most ``num_tokens``.
     """
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     sha256 = write_tokenizer(directory / TOKENIZER, vocab_size)
     bounds = [num_tokens * i // num_shards for i in range(num_shards + 1)]
     sizes = {f"train-{i:05d}": bounds[i + 1] - bounds[i] for i in range(num_shards)} | {"valid-00000": valid_tokens}

@@ -6,7 +6,6 @@ the output directory is complete or absent.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -23,7 +22,7 @@ from data_prep.spool import Spool, fill
 from data_prep.verify import verify
 from data_prep.workers import WorkerPool
 from data_prep.write import ShardJob, ShardResult, distinct, token_dtype, write_shard
-from kd_megatron import hub, logs
+from kd_megatron import atomic, hub, locks, logs
 from kd_megatron.errors import DataError, ModelError, OutputError, RecipeError, disk_full_is_clear
 from kd_megatron.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest, vocabulary_hash, write_manifest
 from kd_megatron.schema import CorpusRecipe
@@ -128,11 +127,11 @@ def _mention_others(partial: Path, output: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    """Hold ``partial`` for this process; the lock goes with the process, however it ends."""
+    """Hold ``partial`` for this process."""
     partial.mkdir(parents=True, exist_ok=True)
-    with (partial / "lock").open("w") as file:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locks.exclusive(partial, wait=False))
         except BlockingIOError as error:
             raise OutputError(
                 given=f"another process is preparing {partial}",
@@ -155,9 +154,8 @@ def _tokenizer(recipe: CorpusRecipe, spool: Spool, partial: Path) -> Any:
         tokenizer = tokenize.train(texts, recipe.tokenizer.train, partial / "tokenizer-text.txt")
         seconds = time.monotonic() - started
         logs.say(f"trained a WordPiece vocabulary of {len(tokenizer):,} tokens in {seconds:.0f} s")
-    aside = partial / f"{TOKENIZER}.partial"
-    tokenizer.save_pretrained(aside)
-    os.replace(aside, saved)
+    with atomic.new_directory(saved) as aside:
+        tokenizer.save_pretrained(aside)
     return tokenizer
 
 

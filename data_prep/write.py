@@ -16,6 +16,7 @@ from data_prep.assign import DIGEST_BYTES
 from data_prep.duplicates import repeated
 from data_prep.encode import Encoded, Encoder
 from data_prep.indexed import IndexedWriter
+from kd_megatron import atomic
 from kd_megatron.errors import DataError
 from kd_megatron.manifest import ShardEntry, file_sha256
 
@@ -150,9 +151,8 @@ def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
 def _write_result(path: Path, result: ShardResult) -> None:
     entry = result.entry.model_dump() if result.entry else None
     row = {"entry": entry, "duplicates": result.duplicates, "text_bytes": result.text_bytes}
-    aside = path.with_suffix(".json.partial")
-    aside.write_text(json.dumps(row), encoding="utf-8")
-    os.replace(aside, path)
+    with atomic.new_file(path) as aside:
+        aside.write_text(json.dumps(row), encoding="utf-8")
 
 
 def _read_result(path: Path) -> ShardResult:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from kd_megatron import dist
+from kd_megatron import atomic, dist
 from kd_megatron.errors import disk_full_is_clear
 from kd_megatron.redact import redact
 
@@ -64,10 +64,9 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text``, all or nothing: aside first, then one rename."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    """Write ``text``, all or nothing."""
+    with atomic.new_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 class MetricsWriter:
@@ -87,9 +86,7 @@ class MetricsWriter:
             return
         directory.mkdir(parents=True, exist_ok=True)
         kept = read_metrics(directory)[:num_rows]
-        aside = self.path.with_name("metrics.jsonl.partial")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(aside, self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

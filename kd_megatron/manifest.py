@@ -6,14 +6,13 @@ A shard set is a directory with ``manifest.json``, ``tokenizer/`` (Hugging Face 
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kd_megatron import config
+from kd_megatron import atomic, config
 from kd_megatron.config import Strict
 from kd_megatron.errors import DataError, RecipeError
 
@@ -120,9 +119,8 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     files = {path.name: file_sha256(path) for path in _tokenizer_files(directory)}
     raw = manifest.model_dump(mode="json") | {"tokenizer_files": files}
     raw["checksum"] = _checksum(raw)
-    aside = directory / f"{MANIFEST}.partial"
-    aside.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, directory / MANIFEST)
+    with atomic.new_file(directory / MANIFEST) as aside:
+        aside.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 
 def _checksum(raw: dict[str, Any]) -> str:

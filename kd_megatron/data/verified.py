@@ -6,11 +6,10 @@ shards, written atomically; where the directory is read-only it is simply not ke
 
 import contextlib
 import json
-import os
-import tempfile
 import time
 from pathlib import Path
 
+from kd_megatron import atomic
 from kd_megatron.errors import DataError
 from kd_megatron.manifest import require_plausible_size
 
@@ -52,14 +51,8 @@ class VerifiedFiles:
         """
         if not self._changed or (not at_once and time.monotonic() - self._saved_at < _SAVE_SECONDS):
             return
-        with contextlib.suppress(OSError):
-            handle, aside = tempfile.mkstemp(prefix=MEMORY, dir=self._path.parent)
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump(self._stamps, file)
-                os.replace(aside, self._path)
-            except OSError:
-                os.unlink(aside)
+        with contextlib.suppress(OSError), atomic.new_file(self._path, by_many=True) as aside:
+            aside.write_text(json.dumps(self._stamps), encoding="utf-8")
         self._changed, self._saved_at = False, time.monotonic()
 
 

@@ -7,8 +7,6 @@ Shapes: N examples of a split, C classes.
 """
 
 import json
-import os
-import shutil
 import time
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -17,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from kd_megatron import dist, logs, machine
+from kd_megatron import atomic, dist, logs, machine
 from kd_megatron.errors import OutputError, disk_full_is_clear
 
 MACHINES = "machines.json"
@@ -43,13 +41,11 @@ def write_predictions(path: Path, predictions: Mapping[str, np.ndarray]) -> None
     Raises:
         OutputError: the disk is full.
     """
-    aside = path.with_name(path.name + ".partial")
+    parts: dict[str, Any] = {name: np.asarray(part, np.float32) for name, part in predictions.items()}
     with disk_full_is_clear(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            parts: dict[str, Any] = {name: np.asarray(part, np.float32) for name, part in predictions.items()}
+        with atomic.new_file(path) as aside, aside.open("wb") as file:
             np.savez(file, allow_pickle=False, **parts)
-        os.replace(aside, path)
 
 
 def read_predictions(path: Path) -> dict[str, np.ndarray]:
@@ -86,14 +82,8 @@ def write_tensorboard(directory: Path, content: Mapping[str, Any]) -> None:
     Raises:
         OutputError: the disk is full.
     """
-    aside = directory.with_name(directory.name + ".partial")
-    with disk_full_is_clear(directory):
-        for stale in (aside, directory):
-            shutil.rmtree(stale, ignore_errors=True)
-        aside.mkdir(parents=True)
-        with (aside / EVENTS).open("wb") as file:
-            _write_events(file, content)
-        os.replace(aside, directory)
+    with disk_full_is_clear(directory), atomic.new_directory(directory) as aside, (aside / EVENTS).open("wb") as file:
+        _write_events(file, content)
 
 
 def _write_events(file: BinaryIO, content: Mapping[str, Any]) -> None:

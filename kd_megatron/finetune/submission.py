@@ -6,7 +6,6 @@ are those of one model: of the best setting, the seed with the best selection sc
 Shapes: N test rows, C classes.
 """
 
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_megatron import logs
+from kd_megatron import atomic, logs
 from kd_megatron.errors import DataError, RecipeError, disk_full_is_clear
 from kd_megatron.finetune.averages import best_cells
 from kd_megatron.finetune.glue import AX, GLUE
@@ -85,18 +84,13 @@ def write_submission(summary: Mapping[str, Any], output: Path, recipe: FinetuneR
 
 
 def _write_zip(path: Path, files: Mapping[str, str]) -> None:
-    """Aside first, checked, then one rename."""
-    aside = path.with_name(path.name + ".partial")
-    with disk_full_is_clear(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with zipfile.ZipFile(aside, "w") as archive:
-                for file, content in files.items():
-                    archive.writestr(zipfile.ZipInfo(file, _TIME), content, zipfile.ZIP_DEFLATED)
-            check_submission(aside)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+    """All or nothing, and checked before it has its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_full_is_clear(path), atomic.new_file(path) as aside:
+        with zipfile.ZipFile(aside, "w") as archive:
+            for file, content in files.items():
+                archive.writestr(zipfile.ZipInfo(file, _TIME), content, zipfile.ZIP_DEFLATED)
+        check_submission(aside)
 
 
 def _require_splits(task: str, found: set[str], where: str) -> None:

@@ -5,7 +5,6 @@ Shapes: N texts (or pairs), T tokens of all of them together.
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_megatron import logs, marks
+from kd_megatron import atomic, logs, marks
 
 CACHE = Path("data/finetune_tokens")  # may be removed at any time
 VERSION = 1  # of the files' format
@@ -105,8 +104,7 @@ def _read(path: Path, num_texts: int) -> Tokens | None:
 
 
 def _write(path: Path, tokens: Tokens) -> None:
-    """Aside first, then one rename, as other ranks may do the same. Without room the work goes on without a file."""
-    aside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
+    """Other ranks may do the same. Without room the work goes on without a file."""
     arrays: dict[str, Any] = {
         "ids": tokens.ids,
         "lengths": tokens.lengths,
@@ -116,9 +114,7 @@ def _write(path: Path, tokens: Tokens) -> None:
         arrays["types"] = tokens.types
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
+        with atomic.new_file(path, by_many=True) as aside, aside.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
-        os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         logs.warn(f"token ids are not kept in {path.parent} for the next run: {error.strerror}")

@@ -5,7 +5,6 @@ far. A cell that goes on from it ends with the numbers of one that was never sto
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kd_megatron import logs
+from kd_megatron import atomic, logs
 from kd_megatron.errors import disk_full_is_clear
 from kd_megatron.news import seconds_of
 
@@ -35,7 +34,6 @@ class Unfinished:
 
     def __init__(self, cell_path: Path, every_seconds: float | None = None) -> None:
         self.path = cell_path.with_suffix(SUFFIX)
-        self._aside = self.path.with_name(self.path.name + ".partial")
         self._every_seconds = (
             seconds_of(SAVE_SECONDS, DEFAULT_SAVE_SECONDS, least=0.0) if every_seconds is None else every_seconds
         )
@@ -63,15 +61,9 @@ class Unfinished:
         tensors |= {GENERATOR + name: state for name, state in _generators(model).items()}
         with disk_full_is_clear(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                save_file(
-                    {name: tensor.contiguous() for name, tensor in tensors.items()},
-                    self._aside,
-                    {"measured": json.dumps(measured)},
-                )
-                os.replace(self._aside, self.path)
-            finally:
-                self._aside.unlink(missing_ok=True)  # a full disk gets its room back
+            with atomic.new_file(self.path) as aside:
+                contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+                save_file(contiguous, aside, {"measured": json.dumps(measured)})
         self._saved_at = time.monotonic()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
@@ -97,7 +89,7 @@ class Unfinished:
     def remove(self) -> None:
         """The cell is finished, or given up."""
         self.path.unlink(missing_ok=True)
-        self._aside.unlink(missing_ok=True)  # of a process that was killed in a save
+        atomic.partial(self.path).unlink(missing_ok=True)  # of a process that was killed in a save
 
 
 def _differing(model: nn.Module, tensors: dict[str, Tensor]) -> str:

@@ -1,14 +1,13 @@
 """A finished student as a Hugging Face directory: safetensors, tokenizer, a card, and what stayed untrained."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
+from kd_megatron import atomic
 from kd_megatron.errors import disk_full_is_clear
 
 FACTS = "kd_megatron.json"
@@ -22,9 +21,6 @@ def export(
     Args:
         facts: goes to ``kd_megatron.json`` and the card; has ``untrained_parameters``, a list of names.
     """
-    aside = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     # A fresh model of the same class: the training one may be partitioned, bf16 and wired to our attention function.
     config = type(model.config).from_dict(model.config.to_dict())
     plain = type(model)._from_config(config)
@@ -32,13 +28,11 @@ def export(
     missing = {name for name, _ in plain.named_parameters()} - set(weights)
     if missing:
         raise ValueError(f"export lacks weights: {sorted(missing)}")
-    with disk_full_is_clear(directory):
+    with disk_full_is_clear(directory), atomic.new_directory(directory) as aside:
         plain.save_pretrained(aside)
         AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=False).save_pretrained(aside)
         (aside / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (aside / "README.md").write_text(card(facts), encoding="utf-8")
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(aside, directory)
 
 
 def card(facts: dict[str, Any]) -> str:

@@ -5,13 +5,12 @@ cell is given a copy. Cells are run one after another, each resumable like any s
 report over all is the grid's.
 """
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kd_megatron import config, dist, logs
+from kd_megatron import atomic, config, dist, logs
 from kd_megatron.config import BUDGET_UNITS
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study import results, words
@@ -114,7 +113,5 @@ def share(grid: Path, cell: Path) -> None:
     teacher, own = results.teacher_directory(grid), results.teacher_directory(cell)
     if results.finished_run(teacher) is None or own.exists():
         return
-    aside = own.with_name("teacher.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(teacher, aside, ignore=NOT_COPIED)
-    os.replace(aside, own)
+    with atomic.new_directory(own) as aside:
+        shutil.copytree(teacher, aside, ignore=NOT_COPIED, dirs_exist_ok=True)

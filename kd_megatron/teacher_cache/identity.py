@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from kd_megatron import atomic
 from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.paths import refuse_file_or_links_out
 from kd_megatron.teacher_cache.contents import Contents
@@ -78,9 +79,7 @@ def read(directory: Path) -> Identity:
 
 def _write(path: Path, identity: Identity) -> None:
     """All or nothing, also when the power fails."""
-    aside = path.with_name(path.name + ".partial")
-    with disk_full_is_clear(path), aside.open("w", encoding="utf-8") as file:
+    with disk_full_is_clear(path), atomic.new_file(path) as aside, aside.open("w", encoding="utf-8") as file:
         json.dump(identity, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)

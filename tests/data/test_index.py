@@ -292,11 +292,11 @@ def test_a_torn_memory_of_verified_files_is_ignored(make_shard_set: MakeShardSet
 def test_a_directory_that_cannot_be_written_is_read_all_the_same(
     make_shard_set: MakeShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(**_: object) -> None:
+    def refuse(*_: object) -> None:
         raise PermissionError("read-only file system")
 
-    monkeypatch.setattr(verified, "SETTLED_SECONDS", -1.0)
-    monkeypatch.setattr(verified.tempfile, "mkstemp", refuse)
     directory = make_shard_set()
+    monkeypatch.setattr(verified, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(verified.atomic.os, "replace", refuse)
     assert len(open_shard_set(directory, "train").shards) == 1
     assert not (directory / verified.MEMORY).exists()

@@ -1,7 +1,6 @@
 """From a recipe to a shard set: the same bytes whatever happens on the way, and nothing overwritten."""
 
 import collections
-import fcntl
 import json
 import os
 import signal
@@ -22,6 +21,7 @@ from data_prep.prepare import prepare
 from data_prep.tokenize import load
 from data_prep.verify import read_index, verify
 from data_prep.write import read_spool
+from kd_megatron import locks
 from kd_megatron.errors import DataError, ModelError, OutputError
 from kd_megatron.manifest import read_manifest
 
@@ -132,10 +132,8 @@ def test_two_at_a_time_is_refused(corpus, make_recipe, tmp_path):
     recipe = make_recipe(corpus)
     partial = tmp_path / f"out.partial-{module._key(recipe)}"
     partial.mkdir()
-    with (partial / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(OutputError, match="another process is preparing"):
-            prepare(recipe)
+    with locks.exclusive(partial, wait=False), pytest.raises(OutputError, match="another process is preparing"):
+        prepare(recipe)
     verify(prepare(recipe))
 
 

@@ -101,7 +101,7 @@ def test_without_room_the_work_goes_on(
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(tokens.os, "replace", full)
+    monkeypatch.setattr(tokens.atomic.os, "replace", full)
     assert len(tokenise(TEXTS, TEXTS, tokenizer, 16, cache)) == 40
     assert "No space left on device" in capsys.readouterr().err
     assert list(cache.iterdir()) == []

@@ -1,7 +1,6 @@
 """What a check of a device says and keeps: gpu_check.txt line by line, gpu_check.json after every part."""
 
 import json
-import os
 import time
 import traceback
 from collections import defaultdict
@@ -10,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kd_megatron import machine
+from kd_megatron import logs, machine
 from kd_megatron.kernels.bench import suite
 from kd_megatron.kernels.bench.correctness import Check
 from kd_megatron.kernels.bench.rows import Row, as_json
@@ -100,6 +99,4 @@ class Report:
             "red": self.red,
             **self.found,
         }
-        aside = self.directory / "gpu_check.json.partial"
-        aside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, self.directory / "gpu_check.json")
+        logs.write_text(self.directory / "gpu_check.json", json.dumps(record, indent=1) + "\n")

@@ -1,14 +1,13 @@
 """Shard sets of made-up tokens for `bench data`: in a directory that is kept and used again, or in a passing one."""
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.made_up import write_made_up
-from kd_megatron import logs
+from kd_megatron import atomic, logs
 from kd_megatron.errors import OutputError
 from kd_megatron.manifest import MANIFEST, read_manifest
 
@@ -67,14 +66,12 @@ def _is_there(path: Path, size: int) -> bool:
 
 
 def _write(path: Path, size: int) -> None:
-    """Aside first, published by one rename."""
+    """All or nothing."""
     if path.exists():
         raise OutputError(
             given=f"{path} is not a shard set of {size:,} tokens",
             expected="such a set, or nothing",
             fix="choose another --directory, or delete it",
         )
-    aside = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    write_made_up(aside, size, num_shards=max(_MIN_SHARDS, size // _TOKENS_PER_SHARD))
-    os.rename(aside, path)
+    with atomic.new_directory(path) as aside:
+        write_made_up(aside, size, num_shards=max(_MIN_SHARDS, size // _TOKENS_PER_SHARD))

@@ -4,7 +4,6 @@ Works on an unfinished study and says what is missing. The report appears at onc
 """
 
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from kd_megatron import locks, logs, recipe_yaml
+from kd_megatron import atomic, locks, logs, recipe_yaml
 from kd_megatron.errors import disk_full_is_clear
 from kd_megatron.study import break_even, comparisons, fairness, results
 from kd_megatron.study.measure import measure_of
@@ -44,13 +43,10 @@ def write_report(directory: Path | str, interval: Method = "t", beside: Sequence
     directory = Path(directory)
     if not directory.is_dir():
         raise results.no_study(directory)
-    final, aside = directory / "report", directory / "report.partial"
-    with locks.exclusive(directory, wait=True):  # a study writes its own at its end, while somebody may be watching it
-        shutil.rmtree(aside, ignore_errors=True)
-        with disk_full_is_clear(final):
-            write_files(directory, aside, interval, beside)
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
+    final = directory / "report"
+    alone = locks.exclusive(directory, wait=True)  # a study writes its own at its end, while somebody watches it
+    with alone, disk_full_is_clear(final), atomic.new_directory(final) as aside:
+        write_files(directory, aside, interval, beside)
     return final / "index.html"
 
 
