@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from conftest import english_document
+from harbour_book import english_document
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
 from data_prep import encode

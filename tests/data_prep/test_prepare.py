@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import english_document, write_jsonl
+from harbour_book import english_document, write_jsonl
 
 from data_prep import prepare as module
 from data_prep import write

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import english_document
+from harbour_book import english_document
 
 from data_prep import tokenize
 from kd_megatron.errors import ModelError

@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from conftest import english_document, write_jsonl
+from harbour_book import english_document, write_jsonl
 
 from data_prep.prepare import prepare
 from data_prep.verify import read_index, verify

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import english_document
+from harbour_book import english_document
 
 from data_prep import tokenize, write
 from data_prep.assign import document_digest
