@@ -29,3 +29,15 @@ def split(recipe: TrainingRecipe, num_processes: int) -> BatchSplit:
     share = recipe.global_batch_size // num_processes
     size = next(size for size in range(min(recipe.micro_batch_size, share), 0, -1) if share % size == 0)
     return BatchSplit(size, share // size)
+
+
+def smaller_than_asked(recipe: TrainingRecipe, num_processes: int) -> str:
+    """What a user is told where micro-batches are smaller than the recipe allows; empty where they are not."""
+    mine = split(recipe, num_processes)
+    share = mine.size * mine.count
+    if mine.size == min(recipe.micro_batch_size, share):
+        return ""
+    return (
+        f"micro-batches of {mine.size} sequences, {mine.count} a step: training.micro_batch_size "
+        f"{recipe.micro_batch_size} does not divide a process's {share} sequences of the batch"
+    )

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from kd_megatron import dist, hub, locks, marks, memory, recipe_yaml
+from kd_megatron.engine.batch_split import smaller_than_asked
 from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.logs import quiet_libraries, say, write_json, write_text
 from kd_megatron.manifest import model_hash
@@ -66,6 +67,8 @@ def _pretrain_alone(
     """`pretrain` of a run that is not finished, in a directory that no other process writes to."""
     if teacher_path is not None and study.teacher is not None and study.teacher.path is not None:
         teacher_path = hub.directory_on_all_ranks(teacher_path, study.teacher.revision, "teacher")
+    if note := smaller_than_asked(study.training, dist.world_size()):
+        say(note)
     while True:  # once for each phase
         run = prepare_run(study, arm, seed, directory, teacher_path, branch)
         try:

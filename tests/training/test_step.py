@@ -9,7 +9,7 @@ from tiny_study import ARMS, tiny_study, write_inputs
 from tolerances import PARITY_BF16_RELATIVE, PARITY_FLOAT32_RELATIVE
 
 from kd_megatron import dist
-from kd_megatron.engine.batch_split import split
+from kd_megatron.engine.batch_split import smaller_than_asked, split
 from kd_megatron.errors import ModelError, NonFiniteError, RecipeError
 from kd_megatron.schema import TrainingRecipe
 from kd_megatron.signals import StopRequest
@@ -176,6 +176,18 @@ def test_micro_batches_are_the_largest_that_divide_the_share_of_a_process() -> N
     assert sizes(7, 5, 1) == (1, 7)
     with pytest.raises(RecipeError, match="global_batch_size 1024 on 3 processes"):
         sizes(1024, 256, 3)
+
+
+def test_smaller_micro_batches_than_asked_are_told_of() -> None:
+    def told(batch: int, micro_batch: int, num_processes: int) -> str:
+        recipe = TrainingRecipe(global_batch_size=batch, micro_batch_size=micro_batch)
+        return smaller_than_asked(recipe, num_processes)
+
+    assert told(1024, 256, 4) == told(1024, 256, 8) == ""  # the whole share at once is what was asked for
+    assert told(12, 5, 1) == (
+        "micro-batches of 4 sequences, 3 a step: training.micro_batch_size 5 does not divide a process's 12 sequences "
+        "of the batch"
+    )
 
 
 def test_a_micro_batch_that_does_not_divide_is_made_smaller(inputs: Path, tmp_path: Path) -> None:

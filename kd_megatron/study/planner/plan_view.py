@@ -4,6 +4,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from kd_megatron.engine.batch_split import smaller_than_asked
 from kd_megatron.schema import StudyRecipe, TeacherCacheRecipe
 from kd_megatron.study import words
 from kd_megatron.study.planner.plan import Plan
@@ -147,6 +148,8 @@ def _remarks(planned: Plan) -> list[str]:
         f"A step of {arm} at {training.ds_config}, as in the recipe, takes {memory.total / GIB:.2f} GiB of tensors at "
         "its height; a run on a GPU records what it took as memory.training_bytes in its summary.json."
     )
+    if note := smaller_than_asked(training, planned.num_processes):
+        said.append(f"{note[0].upper()}{note[1:]}.")
     if training.activation_checkpointing:
         said.append("Activation checkpointing: the student's FLOPs have the second forward pass of its layers.")
     if recipe.tuning and recipe.tuning.charged:
