@@ -14,6 +14,7 @@ from kd_megatron.errors import disk_full_is_clear
 from kd_megatron.redact import redact
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+_WARNING = "[yellow]warning:[/yellow]"
 
 
 def say(message: str) -> None:
@@ -24,7 +25,12 @@ def say(message: str) -> None:
 
 def warn(message: str) -> None:
     """Print one warning on rank 0."""
-    say(f"[yellow]warning:[/yellow] {message}")
+    say(f"{_WARNING} {message}")
+
+
+def warn_of_own(message: str) -> None:
+    """Print one warning of what this rank alone has seen, whichever it is."""
+    console.print(redact(f"{_WARNING} {'' if dist.is_main() else f'rank {dist.rank()}: '}{message}"))
 
 
 def progress_bar(unit: str = "") -> Progress:

@@ -78,10 +78,10 @@ class Unfinished:
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            logs.warn(f"{self.path} is damaged ({error}): the cell starts anew")
+            logs.warn_of_own(f"{self.path} is damaged ({error}): the cell starts anew")
             return None
         if differing := _differing(model, tensors):
-            logs.warn(f"{self.path} does not fit ({differing}): the cell starts anew")
+            logs.warn_of_own(f"{self.path} does not fit ({differing}): the cell starts anew")
             return None
         _fill(model, optimizer, tensors)
         return measured

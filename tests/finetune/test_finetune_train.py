@@ -100,6 +100,17 @@ def test_a_damaged_file_of_an_unfinished_cell_is_said_and_left_out(
     assert "the cell starts anew" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_rank_other_than_0_tells_of_its_damaged_file_too(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RANK", "1")
+    kept = Unfinished(tmp_path / "cell.json")
+    kept.path.write_bytes(b"half a file")
+    model = models.load_classifier(tiny_model, 2, regression=False, seed=0)
+    assert kept.restore(model, torch.optim.AdamW(model.parameters())) is None
+    assert "warning: rank 1: " in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_cell_leaves_the_random_state_alone(tiny_model: Path, encoded: EncodedTask, recipe: FinetuneRecipe):
     before = torch.get_rng_state()
     run_cell(tiny_model, encoded, CELL, recipe, CPU)
