@@ -6,6 +6,7 @@ Teacher layers come with embeddings and MLM head, as in DistilBERT (Sanh et al. 
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from kd_megatron import hub
@@ -81,6 +82,9 @@ def _copy(student: PreTrainedModel, source: PreTrainedModel, head: bool, layers:
     if head:
         attribute = HEADS[student.config.model_type]
         getattr(student, attribute).load_state_dict(getattr(source, attribute).state_dict())
+    student.config.layer_norm_eps = source.config.layer_norm_eps  # what was copied computes what it computed there
+    for norm in (module for module in student.modules() if isinstance(module, nn.LayerNorm)):
+        norm.eps = source.config.layer_norm_eps
 
 
 def _structure(model: PreTrainedModel) -> dict[str, Any]:

@@ -152,6 +152,20 @@ def test_initialisation_from_a_checkpoint(teacher_path: Path) -> None:
                    InitialiseRecipe(method="checkpoint", path=str(teacher_path)), None)  # fmt: skip
 
 
+def test_copied_layers_compute_what_they_computed_with_the_norms_epsilon_of_their_model(
+    teacher_path: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(teacher_path, tmp_path / "other")
+    config = json.loads((teacher_path / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 0.1}))
+    model = student(num_layers=4).eval()
+    initialise(model, InitialiseRecipe(method="checkpoint", path=str(tmp_path / "other")), None)
+    source = AutoModelForMaskedLM.from_pretrained(tmp_path / "other").eval()
+    ids = torch.tensor([[2, 9, 4, 3]])
+    assert torch.equal(model(ids).logits, source(ids).logits)
+    assert model.config.layer_norm_eps == 0.1  # an export has it
+
+
 def test_layers_of_an_encoder_without_a_head_leave_the_students_own(teacher_path: Path, tmp_path: Path) -> None:
     encoder = AutoModel.from_pretrained(teacher_path)
     encoder.save_pretrained(tmp_path)
