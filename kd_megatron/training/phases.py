@@ -28,6 +28,7 @@ class Place:
     trained_last: int = 0  # of the phase that trained the newest step
     never_trained: list[str] | None = None  # parameters; None before the first phase is known
     teacher_parameters: int = 0  # the most that a phase's teacher had
+    training_bytes: int | None = None  # the most that a step of this process took before it went on from a checkpoint
 
     @classmethod
     def resumed(cls, phases: list[Phase], state: dict[str, Any]) -> Self:
@@ -41,6 +42,7 @@ class Place:
             found["written_in"],
             found["never_trained"],
             found["teacher_parameters"],
+            found.get("training_bytes"),
         )
 
     @property
@@ -76,8 +78,12 @@ class Place:
         self.never_trained = [name for name in before if name in set(untrained)]
         self.teacher_parameters = max(self.teacher_parameters, teacher_parameters)
 
-    def state(self, fraction: float) -> dict[str, Any]:
-        """What a checkpoint at budget ``fraction`` holds of it."""
+    def most_bytes(self, measured: int | None) -> int | None:
+        """The larger of what a step of this phase took, if it was measured, and of those before."""
+        return max((size for size in (self.training_bytes, measured) if size is not None), default=None)
+
+    def state(self, fraction: float, training_bytes: int | None) -> dict[str, Any]:
+        """What a checkpoint at budget ``fraction`` holds of it; ``training_bytes`` is what a step took, if measured."""
         if len(self.phases) == 1:
             return {}
         return {
@@ -86,5 +92,6 @@ class Place:
                 "next": phase_at(self.phases, fraction),
                 "never_trained": self.never_trained,
                 "teacher_parameters": self.teacher_parameters,
+                "training_bytes": self.most_bytes(training_bytes),
             }
         }

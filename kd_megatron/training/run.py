@@ -280,7 +280,8 @@ def settings(study: StudyRecipe) -> dict[str, Any]:
 
 def _memory(run: Run) -> dict[str, int | None]:
     """The largest of all ranks, in bytes: see `kd_megatron.memory`. Collective."""
-    training = [peak for peak in dist.gather(run.meter.peak_bytes) if peak is not None]
+    peaks = dist.gather(run.place.most_bytes(run.meter.peak_bytes))
+    training = [peak for peak in peaks if peak is not None]
     resident = max(dist.gather(memory.peak_resident_bytes()))
     return {"training_bytes": max(training, default=None), "resident_bytes": resident}
 

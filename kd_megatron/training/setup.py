@@ -131,7 +131,7 @@ class Run:
             "ledger": self.ledger.to_dict(),
             "markers": asdict(self.markers),
             "metrics_rows": self.metrics.num_rows,
-            **self.place.state(fraction),
+            **self.place.state(fraction, self.meter.peak_bytes),
         }
 
     def close(self) -> None:

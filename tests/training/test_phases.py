@@ -1,5 +1,6 @@
 """A schedule of objectives: each phase is the run that its objective would be, and a boundary loses nothing."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from kd_megatron.errors import Interrupted, RecipeError
 from kd_megatron.logs import read_metrics
 from kd_megatron.schema import BudgetRecipe, StudyRecipe
 from kd_megatron.study import calibration
-from kd_megatron.training import loop
+from kd_megatron.training import loop, setup
 from kd_megatron.training.branch import leave
 from kd_megatron.training.run import pretrain
 from kd_megatron.training.setup import Run, prepare_run
@@ -257,6 +258,23 @@ def test_memory_is_that_of_the_phase_that_holds_most(inputs: Path) -> None:
     recipe = study(inputs)
     each = [simulate_arm(recipe, arm, 300) for arm in ("scratch", "tinybert", "minilm")]
     assert simulate_arm(recipe, ARM, 300).teacher in [held.teacher for held in each[1:]]
+
+
+def test_memory_that_was_measured_is_that_of_the_phase_that_took_most(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = iter([100, 300, 200])  # bytes, as a GPU's allocator would tell in each phase
+
+    class Meter:
+        def __init__(self, _: torch.device) -> None:
+            self.peak_bytes = next(sizes)
+
+        def step(self) -> contextlib.AbstractContextManager[None]:
+            return contextlib.nullcontext()
+
+    monkeypatch.setattr(setup, "MemoryMeter", Meter)
+    assert train(study(inputs), tmp_path, inputs)["memory"]["training_bytes"] == 300
+    assert next(sizes, None) is None
 
 
 def test_a_teacher_cache_is_refused_at_plan_and_before_training(inputs: Path, tmp_path: Path) -> None:
