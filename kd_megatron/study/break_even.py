@@ -60,11 +60,15 @@ class BreakEven:
         return float(math.ceil(self.teacher_flops / saved)) if saved > 0 else math.inf
 
     def budget_for(self, num_students: int) -> float | None:
-        """Break-even budget for so many students, in FLOPs; None when no measured budget is large enough."""
+        """Break-even budget for so many students, in FLOPs; None when no measured budget is large enough.
+
+        The full budget where it pays and nothing before it can be read off: a smaller one may do as well.
+        """
         if self.teacher_flops is None:
             return None
         share = self.teacher_flops / num_students
-        return next((budget for budget, saved in self.curve if saved >= share), None)
+        whole = [(self.budget, self.saved.mean)] if self.saved is not None else []
+        return next((budget for budget, saved in (*self.curve, *whole) if saved >= share), None)
 
     @property
     def in_words(self) -> str:
@@ -75,7 +79,8 @@ class BreakEven:
         if self.teacher_flops is None:
             return "unknown: nobody stated what the teacher's training cost"
         if self.saved.mean <= 0:
-            return "never: nothing is saved"
+            surely = self.saved.high is not None and self.saved.high <= 0
+            return "never: nothing is saved" if surely else "never, by the mean of the seeds: undecided"
         students = f"{self.students:,.0f} student{'' if self.students == 1 else 's'}"
         if not self.is_ahead:  # seeds in which it is ahead by chance save something, the others count as not reaching
             return f"{students}, if it is ahead at all: undecided"

@@ -19,6 +19,7 @@ from kd_megatron.study.study_grid import CELLS
 
 FINETUNE, STALE = "finetune", "stale"
 PARTS = ("arms", FINETUNE, "tuning")  # directories with one of each arm in them
+OF_EACH_ARM = ("arms", "chosen", "trials", "at_edge", "charged")  # parts of a calibration, and of a tuning
 GROWING = ("seeds", "allow_difference", "grid.budgets", "grid.unique_tokens")  # lists that may become longer
 NOT_OF_THE_TEACHER = ("arms", "student", "budget", "seeds", "tuning", "markers", "finetune", "allow_difference", "grid")
 
@@ -174,8 +175,8 @@ def _move_aside(change: Change, directory: Path) -> None:
     """
     sources = [directory / part / arm for arm in change.arms for part in PARTS]
     sources += [directory / FINETUNE] * change.finetune
-    for name, entries in ((CALIBRATION_FILE, "arms"), (TUNING_FILE, "chosen")):
-        _forget(directory / name, entries, change.arms)
+    for name in (CALIBRATION_FILE, TUNING_FILE):
+        _forget(directory / name, change.arms)
     move_aside(sources, directory)
 
 
@@ -193,12 +194,17 @@ def move_aside(sources: Sequence[Path], directory: Path) -> None:
     logs.say(f"moved to {directory / STALE / str(number)}: {', '.join(str(s.relative_to(directory)) for s in sources)}")
 
 
-def _forget(path: Path, entries: str, arms: list[str]) -> None:
+def _forget(path: Path, arms: list[str]) -> None:
     """Take stale arms out of what was measured or chosen for all: that piece is then done again for them alone."""
     found = read(path)
-    if found is not None and set(arms) & found[entries].keys():
-        found[entries] = {arm: entry for arm, entry in found[entries].items() if arm not in arms}
-        logs.write_json(path, found)
+    if found is None:
+        return
+    kept = {
+        key: {arm: entry for arm, entry in part.items() if arm not in arms} if key in OF_EACH_ARM and part else part
+        for key, part in found.items()
+    }
+    if kept != found:
+        logs.write_json(path, kept)
 
 
 def recalibrate(directory: Path) -> None:

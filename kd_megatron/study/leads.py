@@ -70,6 +70,11 @@ class GridResults:
         return StudyResults(self.directory, self.recipe, {}, None).reference
 
     @property
+    def num_seeds(self) -> list[int]:
+        """How many seeds there are of each arm in each cell, where there are any."""
+        return [len(runs) for cell in self.cells for runs in cell.study.runs.values() if runs]
+
+    @property
     def arms(self) -> list[str]:
         """The other arms, in the recipe's order, that have a result in some cell."""
         found = {arm for cell in self.cells for arm in cell.study.arms}
@@ -145,14 +150,21 @@ def load(directory: Path, interval: Method = "t") -> GridResults:
         if not (where / results.RECIPE_FILE).is_file():
             missing.append(f"cell {place.name}")
             continue
-        if edited := compare(config.load(where / results.RECIPE_FILE, StudyRecipe), cell_recipe(recipe, place)).keys:
+        wanted = cell_recipe(recipe, place)
+        if edited := compare(config.load(where / results.RECIPE_FILE, StudyRecipe), wanted).keys:
             missing.append(f"cell {place.name}, which has runs of another recipe ({'; '.join(edited)})")
             continue
         study = results.load(where, interval)
         cells.append(Cell(place, study))
         if study.missing:
             missing.append(f"{len(study.missing)} pieces of cell {place.name}")
+        if added := _students(wanted) - _students(study.recipe):
+            missing.append(f"{len(added)} students of cell {place.name}, which the recipe has gained")
     return GridResults(directory, recipe, cells, missing, interval)
+
+
+def _students(recipe: StudyRecipe) -> set[tuple[str, int]]:
+    return {(arm, seed) for arm in recipe.arms for seed in recipe.seeds}
 
 
 def contrasts(grid: GridResults, axis: Axis) -> list[Contrast]:

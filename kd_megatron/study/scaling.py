@@ -21,6 +21,7 @@ Unit = Literal["points", "seeds"]  # what is resampled
 FEWEST_AMOUNTS = 5  # of text: three unknowns, and two to spare
 LEAST_REACH = 3.0  # most tokens / fewest: over less, any curve is a straight line
 FEWEST_SIZES = 3  # of students, to fit B and beta
+FEWEST_POINTS_OF_SIZES = 7  # five unknowns, and two to spare
 FEWEST_SEEDS = 5  # to resample seeds
 SAME_AMOUNT = 1.05  # amounts of text closer than this factor are one
 NUM_DRAWS = 400
@@ -189,6 +190,11 @@ def _why_not(points: Sequence[Point], with_sizes: bool, unit: Unit) -> str | Non
         )
     if with_sizes and sizes < FEWEST_SIZES:
         return f"no fit over sizes: students of {sizes} different sizes, and their term needs {FEWEST_SIZES}"
+    if with_sizes and len(points) < FEWEST_POINTS_OF_SIZES:
+        return (
+            f"no fit over sizes: {len(points)} losses for five unknowns, and the law needs {FEWEST_POINTS_OF_SIZES}; "
+            "run more seeds or budgets"
+        )
     if unit == "seeds" and seeds < FEWEST_SEEDS:
         return f"no interval over seeds: {seeds} seeds, and resampling them needs {FEWEST_SEEDS}"
     if stats.linregress(*(numpy.log([getattr(p, name) for p in points]) for name in ("tokens", "loss"))).slope >= 0:

@@ -1,5 +1,6 @@
 """Numbers as a reader sees them: units, few digits, a real minus sign, and a dash where there is nothing."""
 
+from collections.abc import Collection
 from typing import Any
 
 from kd_megatron.schema import BudgetRecipe
@@ -103,6 +104,12 @@ def _plus_minus(value: Estimate | None, scale: float, digits: int) -> str:
 def num_seeds(num: int) -> str:
     """``"1 seed"`` or ``"3 seeds"``."""
     return f"{num} seed{'' if num == 1 else 's'}"
+
+
+def seeds_of(counts: Collection[int]) -> str:
+    """``"3 seeds"``, or ``"2 to 3 seeds"`` where counts differ."""
+    few, most = min(counts, default=0), max(counts, default=0)
+    return num_seeds(few) if few == most else f"{few} to {most} seeds"
 
 
 def by_arm(values: dict[str, str]) -> str:

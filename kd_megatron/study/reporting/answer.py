@@ -1,5 +1,7 @@
 """The answer in one sentence, no stronger than the seeds allow."""
 
+import math
+
 from kd_megatron.study import comparisons, words
 from kd_megatron.study.comparisons import Comparison
 from kd_megatron.study.measure import Measure, measure_of
@@ -52,7 +54,8 @@ def ranking(results: StudyResults, measure: Measure) -> list[tuple[str, float, l
     for arm, found in values.items():
         seeds = sorted(shared or found)
         ranked.append((arm, sum(found[seed] for seed in seeds) / len(seeds), seeds))
-    return sorted(ranked, key=lambda entry: entry[1], reverse=measure.higher_is_better)
+    sign = -1.0 if measure.higher_is_better else 1.0
+    return sorted(ranked, key=lambda entry: math.inf if math.isnan(entry[1]) else sign * entry[1])
 
 
 def _gap_in_words(found: Comparison, measure: Measure) -> str:

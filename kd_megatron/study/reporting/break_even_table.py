@@ -39,9 +39,9 @@ def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit]
     note = (
         f"Saved: FLOPs of {results.reference} less those after which the arm is as good as {results.reference} at its "
         "end, paired by seed. Paid back: when the teacher's training, divided by the students that share it, is no "
-        "more than what each saves. Break-even budget: the smallest at which that many students pay it back; none: not "
-        f"within the budgets measured. {_half_way(results)} The probe's loss "
-        "favours arms that train MLM. See docs/statistics.md."
+        "more than what each saves. Break-even budget: the smallest at which that many students pay it back (the full "
+        f"one where none before it can be read off); none: not within the budgets measured. {_half_way(results)} The "
+        "probe's loss favours arms that train MLM. See docs/statistics.md."
     )
     rows = [
         {
@@ -54,8 +54,8 @@ def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit]
             "interval": _interval_in_words(one.interval),
             "teacher_flops": one.teacher_flops,
             "budget": one.budget,
-            "budget_alone": one.budget_for(1),
-            "budget_shared": one.budget_for(num_sharing),
+            "budget_alone": _budget_for(one, 1),
+            "budget_shared": _budget_for(one, num_sharing),
             "budget_by_laws": by_laws.get(one.arm) if one.quantity == "probe_loss" else None,
         }
         for one in found
@@ -106,5 +106,9 @@ def _interval_in_words(interval: tuple[float, float] | None) -> str:
     return few if few == many else f"{few} to {many}"
 
 
-def _budget(value: float | None) -> str:
-    return "none" if value is None else words.flops(value)
+def _budget_for(one: BreakEven, num_students: int) -> float | str | None:
+    return "unknown" if one.teacher_flops is None else one.budget_for(num_students)
+
+
+def _budget(value: float | str | None) -> str:
+    return value if isinstance(value, str) else "none" if value is None else words.flops(value)

@@ -4,12 +4,13 @@ from typing import Any
 
 from kd_megatron.study import break_even, fairness, markers, words
 from kd_megatron.study.fairness import Difference
+from kd_megatron.study.measure import PROBE, measure_of
 from kd_megatron.study.reporting import tables
 from kd_megatron.study.reporting.certainty_tables import INTERVALS
 from kd_megatron.study.reporting.tuning_tables import calibration_caveats, tuning_caveats
 from kd_megatron.study.results import StudyResults
 from kd_megatron.study.run_checks import Finding
-from kd_megatron.study.words import num_seeds
+from kd_megatron.study.words import num_seeds, seeds_of
 
 TOPS = {  # what fine-tuning does with an untrained top
     "keep": "starts from their initial values",
@@ -59,10 +60,8 @@ def _seeds(results: StudyResults) -> list[str]:
     single = [arm for arm, num in counts.items() if num == 1]
     if not several:
         return ["One seed: no interval can be given, and a difference between arms may be chance."] if single else []
-    few, most = min(several), max(several)
-    seeds = num_seeds(few) if few == most else f"{few} to {most} seeds"
-    said = f"Intervals are {INTERVALS[results.interval]} over {seeds}"
-    said += ", which makes them wide." if few <= FEW_SEEDS else "."
+    said = f"Intervals are {INTERVALS[results.interval]} over {seeds_of(several)}"
+    said += ", which makes them wide." if min(several) <= FEW_SEEDS else "."
     if single:
         said += f" One seed of {', '.join(single)}: there no interval can be given, and a difference may be chance."
     if len(results.arms) > 2:
@@ -76,8 +75,12 @@ def _seeds(results: StudyResults) -> list[str]:
 
 def _finetuning(results: StudyResults) -> list[str]:
     recipe = results.recipe.finetune
-    if recipe is None:
-        return ["No fine-tuning: arms are ranked by the probe's held-out loss, which favours arms that train MLM."]
+    if measure_of(results) is PROBE:
+        yet = "" if recipe is None else " yet"
+        return [
+            f"No fine-tuning{yet}: arms are ranked by the probe's held-out loss, which favours arms that train MLM."
+        ]
+    assert recipe is not None  # there are scores
     num_cells = recipe.grid.num_settings
     seeds = f"with {'up to ' if recipe.halving and num_cells > 1 else ''}{num_seeds(len(recipe.seeds))} of fine-tuning"
     selected = f"The best of {num_cells} fine-tuning settings is selected on"

@@ -4,7 +4,7 @@ Colours are Okabe and Ito's (2008), which people with colour-blindness can tell 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from matplotlib.ticker import EngFormatter
 from kd_megatron.study.measure import Measure, measure_of
 from kd_megatron.study.reporting import tables
 from kd_megatron.study.reporting.style import DOTS_PER_INCH
+from kd_megatron.study.reporting.tables import activity_in_words
 from kd_megatron.study.results import StudyResults
+from kd_megatron.study.statistics import Estimate
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D3B")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -33,7 +35,6 @@ ACTIVITY_STYLE = {
     "data_wait": ("#D55E00", "xxx"),
     "other": ("#BBBBBB", ""),
 }
-ACTIVITY_NAMES = {"data_wait": "data wait", "other": "other (not charged)"}
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
@@ -107,6 +108,13 @@ def scores_by_task(results: StudyResults) -> Figure | None:
     return figure
 
 
+def interval_bars(estimates: Sequence[Estimate], scale: float) -> list[list[float]]:
+    """How far intervals reach below their means and above them, as error bars are given; 0 without an interval."""
+    below = [0.0 if one.low is None else scale * (one.mean - one.low) for one in estimates]
+    above = [0.0 if one.high is None else scale * (one.high - one.mean) for one in estimates]
+    return [below, above]
+
+
 def _dots(axes: Axes, results: StudyResults, measure: Measure, task: str | None) -> None:
     reference = results.mean(results.reference, measure.quantity, task)
     if reference:
@@ -117,11 +125,11 @@ def _dots(axes: Axes, results: StudyResults, measure: Measure, task: str | None)
         if mean is None:
             continue
         colour, marker, _ = look(results, arm)
-        if mean.half_width is not None:
+        if mean.has_interval:
             axes.errorbar(
                 measure.scale * mean.mean,
                 row,
-                xerr=measure.scale * mean.half_width,
+                xerr=interval_bars([mean], measure.scale),
                 color=colour,
                 capsize=3.5,
                 linewidth=1.8,
@@ -206,7 +214,7 @@ def ledger(results: StudyResults) -> Figure | None:
         left = [0.0] * len(results.arms)
         for activity, (colour, hatch) in ACTIVITY_STYLE.items():
             widths = [spent[arm][activity] / scale for arm in results.arms]
-            label = ACTIVITY_NAMES.get(activity, activity)
+            label = activity_in_words(results, activity)
             rows = range(len(results.arms))
             axes.barh(
                 rows, widths, 0.66, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.4, label=label

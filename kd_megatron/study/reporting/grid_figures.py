@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kd_megatron.study.leads import Cell, GridResults
-from kd_megatron.study.reporting.figures import look
+from kd_megatron.study.reporting.figures import interval_bars, look
 from kd_megatron.study.statistics import estimate
 
 
@@ -63,7 +63,7 @@ def _lead_line(axes: Axes, grid: GridResults, arm: str, points: list[tuple[float
     axes.errorbar(
         [x for x, _ in known],
         [scale * lead.mean for _, lead in known],
-        yerr=[scale * (lead.half_width or 0.0) for _, lead in known],
+        yerr=interval_bars([lead for _, lead in known], scale),
         color=colour,
         linestyle=dash,
         marker=marker,

@@ -31,7 +31,7 @@ from kd_megatron.study.reporting.document import (
 from kd_megatron.study.reporting.grid_tables import FIXED, all_tables, cells_table, growth_table, leads_table
 from kd_megatron.study.reporting.tables import Table
 from kd_megatron.study.statistics import Estimate, Method
-from kd_megatron.study.words import budget_in_words, num_seeds
+from kd_megatron.study.words import budget_in_words, num_seeds, seeds_of
 
 CAPTIONS = {
     "lead_against_repetition": "Lead over the reference against how often the reference read its text, one panel for "
@@ -65,7 +65,8 @@ def _subtitle(grid: GridResults) -> str:
     recipe = grid.recipe
     assert recipe.grid is not None
     cells = f"{len(recipe.grid.budgets)} budgets x {len(recipe.grid.unique_tokens)} pools of text"
-    return f"{cells}, {len(recipe.arms)} arms, {num_seeds(len(recipe.seeds))} each. kd_megatron {__version__}."
+    seeds = seeds_of(grid.num_seeds) if grid.num_seeds else f"{num_seeds(len(recipe.seeds))} planned"
+    return f"{cells}, {len(recipe.arms)} arms, {seeds} each. kd_megatron {__version__}."
 
 
 def answer(grid: GridResults) -> str:
@@ -84,6 +85,8 @@ def _axis_answer(grid: GridResults, axis: Axis) -> str:
     """The question, and what each measure says of it."""
     growths = [(measure, leads.mean_growth(grid, axis, measure)) for measure in grid.measures]
     found = [_growth_answer(growth, measure) for measure, growth in growths if growth is not None]
+    if not found and leads.contrasts(grid, axis):
+        return _no_mean(grid, axis)
     if not found:
         return _no_contrast(grid) if axis == "repetition" else ""
     question = f"Does the lead of distillation over {grid.reference} grow"
@@ -105,6 +108,16 @@ def _growth_answer(growth: Growth, measure: Measure) -> str:
 def _is_behind(growth: Growth) -> bool:
     """Whether the lead is one in name alone: below zero at both ends."""
     return growth.low.mean < 0 and growth.high.mean < 0
+
+
+def _no_mean(grid: GridResults, axis: Axis) -> str:
+    """Why there is no mean over the distilled arms where cells can be compared."""
+    cells = [cell for contrast in leads.contrasts(grid, axis) for cell in (contrast.low, contrast.high)]
+    absent = [arm for arm in grid.distilled if not all(cell.leads(arm, grid.measures[0]) for cell in cells)]
+    has = "has" if len(absent) == 1 else "have"
+    why = f"{', '.join(absent)} {has} no result in one of them" if absent else "they share no seed"
+    of = "repetition" if axis == "repetition" else "the budget"
+    return f"Nothing is said of {of} as a mean over the distilled arms: in the cells that are compared, {why}."
 
 
 def _no_contrast(grid: GridResults) -> str:
@@ -163,14 +176,13 @@ def content(grid: GridResults, drawn: dict[str, Path]) -> list[Block]:
 
 def caveats(grid: GridResults) -> list[str]:
     """What a reader must know before believing the numbers."""
-    seeds = len(grid.recipe.seeds)
     said = [f"Not finished: {'; '.join(grid.missing)}."] if grid.missing else []
     said += [f"Arms with the same seed differ in more than their objective in {found}." for found in grid.unfair]
     said += [f"Not all runs recorded the same {key}: {found}." for key, found in _recorded_differently(grid).items()]
     said += [
         "One seed: no interval can be given, and a growth may be chance."
-        if seeds == 1
-        else f"Intervals are over {num_seeds(seeds)} and about new seeds of this corpus, teacher and size alone.",
+        if max(grid.num_seeds, default=1) == 1
+        else f"Intervals are over {seeds_of(grid.num_seeds)}, about new seeds of this corpus, teacher and size alone.",
         "Small pools are parts of the large ones, drawn once: how much the choice of a pool matters is in no interval.",
         "Repetition and the size of the pool go together here: a small pool is both read more often and less varied.",
         "The probe's loss favours arms that train masked-language modelling.",

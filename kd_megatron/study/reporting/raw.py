@@ -23,6 +23,7 @@ FORMAT = 1
 METRICS = "metrics.jsonl"
 PACKED = ("summary.json", MACHINES, METRICS, results.RECIPE_FILE)  # and every .json beside a recipe
 LEFT_OUT = ("report", "checkpoints", "export", "tensorboard", "tuning", "stale")  # directories
+OF_NAMES = ("arms", "finetune", "cells")  # directories of directories that a recipe names, by such words too
 MOST_TRAINING_ROWS = 50  # of a run, beside its validations: enough for a curve
 _PLACE = re.compile(r"(?<![\w.:/~])(?:~|/[\w.+@-]+)(?:/[\w.+@-]+)+/?")  # an absolute path; no URL, no ratio
 
@@ -97,7 +98,8 @@ def files(directory: Path) -> Iterator[Path]:
     except FileNotFoundError:
         return
     for path in inside:
-        if path.is_dir() and path.name not in LEFT_OUT and not path.is_symlink():
+        is_left_out = path.name in LEFT_OUT and directory.name not in OF_NAMES
+        if path.is_dir() and not is_left_out and not path.is_symlink():
             yield from files(path)
         elif path.is_file() and (path.name in PACKED or (has_recipe and path.suffix == ".json")):
             yield path

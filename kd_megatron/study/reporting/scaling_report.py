@@ -57,7 +57,7 @@ def laws(studies: Sequence[StudyResults]) -> Laws:
     """
     study = studies[0]
     fits: dict[str, Fit | Refusal] = {
-        arm: _fit(points(studies, arm), branched=_branched(studies)) for arm in study.arms
+        arm: _fit(found, _shares_runs(studies, arm, found)) for arm in study.arms for found in [points(studies, arm)]
     }
     sizes = {arm: float(next(iter(study.runs[arm].values())).summary["parameters"]) for arm in study.arms}
     found = Laws(fits, {}, [], sizes, not any(unfair_checks(one) for one in studies))
@@ -96,10 +96,14 @@ def _points(study: StudyResults, arm: str, final_alone: bool) -> list[Point]:
     return found
 
 
-def _fit(found: list[Point], branched: bool) -> Fit | Refusal:
+def _shares_runs(studies: Sequence[StudyResults], arm: str, found: Sequence[Point]) -> bool:
+    """Whether a run gives more than one of the points, which are then not independent."""
+    return len(found) > sum(len(study.runs.get(arm, {})) for study in studies)
+
+
+def _fit(found: list[Point], shares_runs: bool) -> Fit | Refusal:
     sizes, seeds = ({getattr(point, name) for point in found} for name in ("parameters", "seed"))
-    on_the_way = any(not point.is_final for point in found)
-    by_seed = (on_the_way or branched) and len(seeds) >= FEWEST_SEEDS
+    by_seed = shares_runs and len(seeds) >= FEWEST_SEEDS
     return fit(found, with_sizes=len(sizes) > 1, unit="seeds" if by_seed else "points")
 
 
@@ -211,6 +215,11 @@ def _warnings(studies: Sequence[StudyResults], found: dict[str, Fit], crossovers
         said.append(
             "Points before the end are of branches that left one run and brought its learning rate down: several "
             "points of a seed share what came before, which the intervals of points, not of seeds, leave out."
+        )
+    elif any(_shares_runs(studies, arm, law.points) for arm, law in found.items()):
+        said.append(
+            "Several points are of one run, at a constant learning rate: they share what came before, which the "
+            "intervals of points, not of seeds, leave out."
         )
     amounts = min(num_amounts(law.points) for law in found.values())
     if amounts < ENOUGH_AMOUNTS:

@@ -87,8 +87,8 @@ def scores(results: StudyResults) -> Table:
     if max((len(runs) for runs in results.runs.values()), default=0) < 2:
         mean = "One seed, so without intervals"
     note = (
-        "Scores in points of 100 (Matthews correlation for CoLA, Pearson for STS-B, accuracy or F1 otherwise); the "
-        f"average is over tasks. {mean}. Differences are paired by seed. "
+        f"Scores in points of 100 ({_metrics_in_words(results)}); "
+        f"the average is over tasks. {mean}. Differences are paired by seed. "
         "The probe is one MLM head trained on the frozen student, alike for all arms; lower is better, in nats."
     )
     if not results.tasks:
@@ -100,6 +100,14 @@ def scores(results: StudyResults) -> Table:
         note += " Bold: ahead of every other arm by a corrected interval without zero."
     rows = [_scores_row(results, arm) for arm in results.arms]
     return Table("scores", "What each arm scores", columns, rows, note, strong)
+
+
+def _metrics_in_words(results: StudyResults) -> str:
+    """Each metric with its tasks, such as ``accuracy: SST-2, RTE; Matthews correlation: CoLA``."""
+    summaries = [run.finetune["tasks"] for run in results.all_runs() if run.finetune]
+    metrics = {task: str(found[task]["metric"]) for found in summaries for task in results.tasks if task in found}
+    tasks_of = {metric: [task for task in metrics if metrics[task] == metric] for metric in metrics.values()}
+    return "; ".join(f"{metric}: {', '.join(tasks)}" for metric, tasks in tasks_of.items())
 
 
 def _winners(results: StudyResults) -> frozenset[tuple[int, str]]:
@@ -183,14 +191,20 @@ def ledger(results: StudyResults, unit: str) -> Table:
     """Per arm: where ``"seconds"`` or ``"flops"`` went, mean over seeds."""
     rows = [{"arm": arm, **activities(_runs(results, arm), unit)} for arm in results.arms]
     show = words.flops if unit == "flops" else lambda value: f"{value:.1f}"
-    headings = {"data_wait": "waiting for data", "other": "other, not charged"}
     columns = [Column("arm", "arm", is_text=True)]
-    columns += [Column(name, headings.get(name, name), show) for name in ACTIVITIES]
+    columns += [Column(name, activity_in_words(results, name), show) for name in ACTIVITIES]
     title = "Where the FLOPs went" if unit == "flops" else "Where the seconds went"
     charged = results.recipe.budget.charge
     note = f"Mean over seeds. Charged to the budget: {', '.join(charged)}. Other: validation, checkpoints, set-up, "
     note += "and filling a teacher cache for other students."
     return Table(f"ledger_{unit}", title, columns, rows, note)
+
+
+def activity_in_words(results: StudyResults, activity: str) -> str:
+    """One of `ACTIVITIES` as a heading; with "not charged" where nothing of it counts towards the budget."""
+    accounts = {activity} if activity in ACCOUNTS else {*ACCOUNTS} - {*ACTIVITIES}
+    name = {"data_wait": "waiting for data"}.get(activity, activity)
+    return name if accounts & {*results.recipe.budget.charge} else f"{name}, not charged"
 
 
 def activities(runs: list[Run], unit: str) -> dict[str, float]:
