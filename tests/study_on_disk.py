@@ -174,7 +174,7 @@ def write_finetune(directory: Path, arm: str, seed: int) -> None:
     tasks = {}
     for task, values in SCORES[arm].items():
         tasks[task] = {
-            "metric": "matthews" if task == "CoLA" else "accuracy",
+            "metric": "Matthews correlation" if task == "CoLA" else "accuracy",
             "partial_split": task == "SST-2",
             "note": "a tenth of the rows" if task == "SST-2" else "",
             "num_train": 1000,

@@ -6,9 +6,11 @@ from matplotlib.collections import LineCollection
 from tolerances import HAND_WORKED_STATISTIC_RELATIVE
 
 from kd_megatron.study import break_even, results
+from kd_megatron.study.break_even import BreakEven
 from kd_megatron.study.curves import Reading
-from kd_megatron.study.reporting import curve_figures, tables
+from kd_megatron.study.reporting import break_even_table, curve_figures, tables
 from kd_megatron.study.reporting.report import write_report
+from kd_megatron.study.statistics import Estimate
 
 ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
 FLOPS = [1e13, 2e13, 3e13, 4e13]
@@ -79,6 +81,28 @@ def test_teachers_cost_nobody_stated(tmp_path):
     assert found.interval is None
     assert found.budget_for(1) is None
     assert "unknown" in found.in_words
+    [row] = break_even_table.table(results.load(tmp_path / "s"), [found]).rows
+    assert row["budget_alone"] == row["budget_shared"] == "unknown"
+
+
+def test_an_arm_that_is_ahead_from_its_first_reading_pays_at_the_full_budget(tmp_path):
+    found = by_loss(study(tmp_path, losses=LOSSES | {"minilm": [4.9, 4.5, 4.2, 4.0]}), 3e13)
+    assert found.students == 1  # 5.0 nats after 1e13 at most, scratch after 4e13: 3e13 are saved
+    assert found.budget_for(1) == pytest.approx(4e13)
+    assert found.budget_for(3) == pytest.approx(4e13)  # what a smaller one saves is not known
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ((-5.1e13, 3.2e13), "never, by the mean of the seeds: undecided"),
+        ((None, None), "never, by the mean of the seeds: undecided"),
+        ((-2e13, -1e12), "never: nothing is saved"),
+    ],
+)
+def test_never_needs_an_interval_below_zero(interval, said):
+    saved = Estimate(3, -9.4e12, *interval)
+    assert BreakEven("minilm", "probe_loss", 4e13, saved, 3, 3, 4, True, 9e14, ()).in_words == said
 
 
 def test_an_arm_that_does_not_get_there(tmp_path):

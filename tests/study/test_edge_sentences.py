@@ -1,5 +1,6 @@
 """Sentences of a report where arms have rates of their own, unequal seeds, no variation, or a lead that is none."""
 
+import math
 import shutil
 
 import pytest
@@ -84,6 +85,20 @@ def test_arms_with_one_seed_are_named_where_others_have_more(tmp_path):
     assert "Intervals are Student's t over 2 to 3 seeds" in told
     assert "One seed of minilm: there no interval can be given" in told
     assert "One seed: " not in told
+
+
+def test_a_study_that_is_not_fine_tuned_yet_says_what_it_ranks_by(tmp_path):
+    study = results.load(study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(), finetuned=False))
+    assert "scratch has the best held-out MLM loss (probe)" in answer(study)
+    said_of_it = "\n".join(caveats(study, [], []))
+    assert "No fine-tuning yet: arms are ranked by the probe's held-out loss, which favours" in said_of_it
+    assert "dev split" not in said_of_it
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path, monkeypatch):
+    monkeypatch.setitem(study_on_disk.PROBE, "scratch", [math.nan] * 3)
+    study = results.load(study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(), finetuned=False))
+    assert "vanilla_kd has the best" in answer(study)
 
 
 def test_a_difference_that_does_not_vary_is_not_said_to_include_zero(tmp_path, monkeypatch):

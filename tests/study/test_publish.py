@@ -9,6 +9,7 @@ import study_on_disk
 
 from kd_megatron.cli import main as cli
 from kd_megatron.errors import DataError, OutputError, RecipeError
+from kd_megatron.study import results
 from kd_megatron.study.reporting import figures, raw
 from kd_megatron.study.reporting.publish import publish
 from kd_megatron.study.reporting.report import write_report
@@ -119,6 +120,16 @@ def test_what_lies_beside_findings_is_not_packed(published):
 )
 def test_places_are_cut_and_nothing_else(text, packed):
     assert raw.without_places({"key": [text]}) == {"key": [packed]}
+
+
+def test_an_arm_may_be_called_like_a_directory_that_is_left_out(tmp_path):
+    arms = {"scratch": {"objective": "scratch"}, "report": study_on_disk.ARMS["minilm"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(study_on_disk.PROBE, "report", study_on_disk.PROBE["minilm"])
+        patch.setitem(study_on_disk.SCORES, "report", study_on_disk.SCORES["minilm"])
+        directory = study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(arms=arms))
+    again, _ = raw.pack(directory).unpack(tmp_path / "unpacked")
+    assert results.load(again).missing == []
 
 
 def test_long_metrics_keep_validations_and_both_ends(tmp_path):

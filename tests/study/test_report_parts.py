@@ -6,8 +6,9 @@ import pytest
 import study_on_disk
 
 from kd_megatron.study import results, words
-from kd_megatron.study.reporting import published, run_details
+from kd_megatron.study.reporting import figures, published, run_details, tables
 from kd_megatron.study.reporting.document import Bullets, TableBlock
+from kd_megatron.study.statistics import Estimate
 
 
 @pytest.fixture
@@ -63,6 +64,29 @@ def test_what_differs_leaves_out_what_agrees(load):
 
 def test_no_arm_of_theirs_no_table(load):
     assert published.rows(load(arms={"scratch": {"objective": "scratch"}})) is None
+
+
+def test_metrics_are_named_with_their_tasks(load):
+    assert "points of 100 (Matthews correlation: CoLA; accuracy: SST-2)" in tables.scores(load()).note
+
+
+@pytest.mark.parametrize(
+    ("charge", "heading"),
+    [
+        (["student", "teacher", "loss", "data_wait"], ["waiting for data", "other, not charged"]),
+        (["student", "teacher", "loss", "validation"], ["waiting for data, not charged", "other"]),
+    ],
+)
+def test_time_is_called_not_charged_where_it_is_not(load, charge, heading):
+    study = load(budget={"hours": 1.0, "charge": charge})
+    assert [column.heading for column in tables.ledger(study, "seconds").columns][-2:] == heading
+
+
+def test_error_bars_end_where_intervals_do():
+    lopsided = Estimate(12, 0.1025, 0.013, 0.37)
+    below, above = figures.interval_bars([lopsided, Estimate(1, 2.0)], 100)
+    assert [10.25 - below[0], 10.25 + above[0]] == pytest.approx([1.3, 37.0])
+    assert (below[1], above[1]) == (0.0, 0.0)
 
 
 def test_each_run_has_its_losses_ledger_and_fine_tuning(load):

@@ -136,6 +136,11 @@ def test_intervals_of_whole_seeds_are_not_too_narrow():
         (planted(amounts=[1e6, 1.01e6, 1.02e6, 1.03e6, 1.04e6, 1.05e6]), {}, "at 1 different amounts"),
         (planted(amounts=[1e6, 1.2e6, 1.4e6, 1.6e6, 2e6]), {}, "over a factor of 2.0, and a law needs 3"),
         (planted(), {"with_sizes": True}, "students of 1 different sizes"),
+        (
+            [Point(tokens, 9 - i, 0, 1e6 * (1 + i % 3)) for i, tokens in enumerate(AMOUNTS[:5])],
+            {"with_sizes": True},
+            "5 losses for five unknowns, and the law needs 7",
+        ),
         (planted(), {"unit": "seeds"}, "3 seeds, and resampling them needs 5"),
         (planted(law=(2.0, 0.0, 0.3)), {}, "does not fall with more text"),
         (planted(law=(2.0, 1e-3, -0.3)), {}, "does not fall with more text"),

@@ -71,6 +71,11 @@ def test_losses_on_the_way_are_no_losses_of_smaller_budgets(tmp_path):
     assert "these are not losses of smaller budgets" in (directory / "report" / "report.md").read_text()
 
 
+def test_points_of_one_run_are_not_taken_for_independent_at_a_constant_rate(tmp_path):
+    found = scaling_report.laws([results.load(study(tmp_path / "s", 64e6, training={"schedule": "constant"}))])
+    assert found.warnings[0].startswith("Several points are of one run, at a constant learning rate")
+
+
 def test_no_change_of_order_is_one_in_the_budgets_searched(tmp_path):
     read = results.load(study(tmp_path / "s", 64e6))
     laws = scaling_report.laws([read])

@@ -222,6 +222,29 @@ def test_text_that_hardly_repeats_answers_nothing(tmp_path: Path) -> None:
     assert grid_report.answer(grid).startswith("Nothing can be said of repetition")
 
 
+def test_an_arm_without_a_result_in_a_cell_is_named_and_nothing_else_is_said(tmp_path: Path) -> None:
+    directory = planted(tmp_path)
+    for seed in range(3):
+        (
+            results.finetune_directory(cell_directory(directory, Place(1.0, 512)), "minilm", seed) / "summary.json"
+        ).unlink()
+        (results.arm_directory(cell_directory(directory, Place(1.0, 512)), "minilm", seed) / "summary.json").unlink()
+    said = grid_report.answer(leads.load(directory))
+    assert "in the cells that are compared, minilm has no result in one of them." in said
+    assert "no two finished cells" not in said
+
+
+def test_seeds_that_a_grid_has_gained_are_missing_and_not_counted(tmp_path: Path) -> None:
+    directory = planted(tmp_path)
+    recipe = yaml.safe_load((directory / "study.yaml").read_text())
+    (directory / "study.yaml").write_text(yaml.safe_dump(recipe | {"seeds": [0, 1, 2, 3, 4]}))
+    grid = leads.load(directory)
+    assert grid.missing[0] == "4 students of cell budget_1_unique_512, which the recipe has gained"
+    assert "Intervals are over 3 seeds" in "\n".join(grid_report.caveats(grid))
+    write_report(directory)
+    assert ", 2 arms, 3 seeds each." in (directory / "report" / "report.md").read_text()
+
+
 def test_growths_of_several_arms_and_budgets_are_one_family(tmp_path: Path) -> None:
     recipe = study_on_disk.study_recipe(grid=GRID)
     scores = {
