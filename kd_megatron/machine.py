@@ -43,8 +43,8 @@ def commit() -> str:
 
 @functools.cache
 def uncommitted_changes() -> bool:
-    """Whether tracked files differed from the commit when this process first asked."""
-    return bool(_git("status", "--porcelain", "--untracked-files=no"))
+    """Whether tracked files that numbers depend on differed from the commit when this process first asked."""
+    return bool(_git("status", "--porcelain", "--untracked-files=no", "--", *CODE))
 
 
 @functools.cache

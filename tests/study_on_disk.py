@@ -102,7 +102,7 @@ def write_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> None
     tokens = steps * TOKENS_PER_STEP
     flops = {"student": STUDENT_FLOPS * tokens, "teacher": teacher_flops * tokens, "loss": loss_flops * tokens}
     seconds = {"student": 1500.0, "teacher": 700.0 if teacher_flops else 0.0, "loss": 90.0, "data_wait": 20.0}
-    seconds |= {"validation": 120.0, "checkpoint": 30.0, "set_up": 25.0}
+    seconds |= {"validation": 120.0, "checkpoint": 30.0, "set_up": 25.0, "teacher_for_others": 0.0}
     accounts = {name: {"seconds": spent, "flops": flops.get(name, 0.0)} for name, spent in seconds.items()}
     charged = sum(seconds[name] for name in recipe.budget.charge)
     spent = per_token * tokens

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.errors import RecipeError, nearest
     from kd_megatron.hardware import resolve_precision
     from kd_megatron.launch.preflight import compare_nodes
-    from kd_megatron.schema import StudyRecipe
+    from kd_megatron.schema import LARGEST_SEED, StudyRecipe
     from kd_megatron.study import runner
     from kd_megatron.study.effective import run_recipe
     from kd_megatron.study.piece import teacher_path
@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     if args.arm not in recipe.arms:
         raise RecipeError(given=f"--arm {args.arm!r}: {nearest(args.arm, recipe.arms)}")
     seed = recipe.seeds[0] if args.seed is None else args.seed
+    if not 0 <= seed <= LARGEST_SEED:
+        raise RecipeError(given=f"--seed {seed}", expected=f"a whole number from 0 to {LARGEST_SEED}")
     root = Path("runs") / recipe.name
     directory = Path(args.output) if args.output else root / args.arm / f"seed_{seed}"
     with dist.joined():

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from kd_megatron.data import counter_hash, masking
 from kd_megatron.data.dataset import WindowDataset
 from kd_megatron.data.order import Blend, Index, permute
+from kd_megatron.data.pools import pool_sizes
 from kd_megatron.data.shards import ShardSet, open_shard_set
 from kd_megatron.errors import DataError
 from kd_megatron.manifest import read_manifest
@@ -66,7 +67,8 @@ class Loader:
         self._run_seed, self._split, self._pool_seed = run_seed, split, recipe.seed
         self._sources = _open_sources(recipe, split)
         self._blend = Blend([source.weight for source in self._sources])
-        self._pools = self._pool_sizes(recipe)
+        available = [len(source.windows) for source in self._sources]
+        self._pools = pool_sizes(recipe, available) if split == "train" else available
         first = self._sources[0].shard_set
         self.sequence_length = recipe.sequence_length
         self.special = first.special
@@ -159,23 +161,6 @@ class Loader:
             epoch_key = counter_hash.key(self._run_seed, _EPOCH, self._sources[number].number, int(epoch))
             places[rows] = permute(places[rows], pool, epoch_key)
         return places
-
-    def _pool_sizes(self, recipe: DataRecipe) -> list[int]:
-        """Windows of each source that the run may see. A cap is dealt out by weight, so the subsets stay nested."""
-        available = [len(source.windows) for source in self._sources]
-        if self._split == "valid" or recipe.unique_tokens is None:
-            return available
-        num_windows = recipe.unique_tokens // recipe.sequence_length
-        pools = self._blend.counts(num_windows)
-        for source, pool, size in zip(self._sources, pools, available, strict=True):
-            if not 0 < pool <= size:
-                raise DataError(
-                    given=f"data.unique_tokens={recipe.unique_tokens} takes {pool} windows of "
-                    f"{recipe.sequence_length} tokens from {source.shard_set.path}, which has {size}",
-                    expected=f"at least 1 and at most {size} (about {size * recipe.sequence_length} tokens)",
-                    fix="change data.unique_tokens or the weights, or prepare a larger corpus",
-                )
-        return pools
 
 
 def _open_sources(recipe: DataRecipe, split: str) -> list[_Source]:

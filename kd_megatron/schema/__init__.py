@@ -16,9 +16,10 @@ from kd_megatron.schema.models import (
 )
 from kd_megatron.schema.study import DataRecipe, ShardsRecipe, StudyGridRecipe, StudyRecipe
 from kd_megatron.schema.training import MarkersRecipe, TrainingRecipe, TuningRecipe, ValidationRecipe
-from kd_megatron.schema.types import Count, Fraction, Positive, Precision, Seed
+from kd_megatron.schema.types import LARGEST_SEED, Count, Fraction, Positive, Precision, Seed
 
 __all__ = [
+    "LARGEST_SEED",
     "TRAINING_ACCOUNTS",
     "Account",
     "Budget",

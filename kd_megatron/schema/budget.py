@@ -20,6 +20,7 @@ Account = Literal[
 
 
 TRAINING_ACCOUNTS: set[Account] = {"student", "teacher", "loss", "data_wait"}  # of a step
+NEVER_CHARGED: set[Account] = {"validation", "checkpoint", "set_up"}  # they go on when a budget is used up
 
 
 class CalibrateRecipe(Strict):
@@ -52,6 +53,15 @@ class BudgetRecipe(Strict):
         given = [unit for unit in BUDGET_UNITS if getattr(self, unit) is not None]
         if len(given) != 1:
             raise ValueError(f"a budget has exactly one unit of {', '.join(BUDGET_UNITS)}; given: {given or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _charges_what_ends_with_the_budget(self) -> Self:
+        if wrong := sorted(NEVER_CHARGED & set(self.charge)):
+            raise ValueError(
+                f"{', '.join(wrong)} cannot be charged: the last of it comes when the budget is used up, so arms would "
+                "spend more than it; leave it out of charge (the report shows it all the same)"
+            )
         return self
 
     @model_validator(mode="after")

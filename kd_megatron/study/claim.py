@@ -136,6 +136,11 @@ def begun(directory: Path, arm: str) -> list[str]:
     return found + ["its trials"] * (directory / "tuning" / arm).is_dir()
 
 
+def _has_runs(directory: Path) -> bool:
+    """Whether a run of some arm, or a trial, has begun."""
+    return any(any((study / part).glob("*/*")) for study in _studies(directory) for part in PARTS)
+
+
 def _studies(directory: Path) -> list[Path]:
     """The directory itself and, where it is a grid's, those of its cells."""
     return [directory, *sorted((directory / CELLS).glob("*"))]
@@ -147,7 +152,8 @@ def _problem(change: Change, recipe: StudyRecipe, directory: Path, redo: Sequenc
     teacher_is_stale = change.teacher and results.teacher_directory(directory).is_dir()
     finetune_is_stale = change.finetune and any((study / FINETUNE).is_dir() for study in _studies(directory))
     wanted = [*stale, *[FINETUNE] * finetune_is_stale]
-    if not change.shrunk and not teacher_is_stale and set(wanted) <= set(redo):
+    shrunk = change.shrunk if _has_runs(directory) else []
+    if not shrunk and not teacher_is_stale and set(wanted) <= set(redo):
         return None
     valid = [arm for arm in recipe.arms if arm not in stale and begun(directory, arm)]
     found = [("stale", stale), ("still valid", valid)]
@@ -155,8 +161,8 @@ def _problem(change: Change, recipe: StudyRecipe, directory: Path, redo: Sequenc
     lines += ["stale: all fine-tunings (the students stay valid)"] * (finetune_is_stale and not stale)
     lines += ["stale: the study's own teacher"] * teacher_is_stale
     restore = "restore the recipe, or give another --output (or name)"
-    if change.shrunk:
-        restore = f"put back what {', '.join(change.shrunk)} leaves out (a study only grows); {restore}"
+    if shrunk:
+        restore = f"put back what {', '.join(shrunk)} leaves out (a study only grows); {restore}"
     elif not teacher_is_stale:
         moved = f"what is stale is moved to {directory / STALE}, and that alone is done anew"
         restore = f"--redo {','.join(wanted)}: {moved}; or {restore}"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_megatron import config, dist, logs, marks
+from kd_megatron.data.pools import num_windows, pool_sizes
 from kd_megatron.engine.batch_split import split
 from kd_megatron.errors import DataError, NonFiniteError, disk_full_is_clear
 from kd_megatron.manifest import MANIFEST, read_manifest
@@ -18,6 +19,7 @@ from kd_megatron.study.clock import Clock
 from kd_megatron.study.effective import WITHOUT_WORDS, recipe_of_run
 from kd_megatron.study.finetuning import finetune_piece
 from kd_megatron.study.piece import Piece, teacher_path
+from kd_megatron.study.study_grid import cell_recipe, places
 from kd_megatron.training.schedule import Branch
 
 
@@ -51,11 +53,13 @@ def begin(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> Non
     Raises:
         RecipeError: the arms differ in more than the study allows, a trial of its tuning cannot be run, or the budget
             is too small for a step and the validations.
+        DataError: a pool of ``unique_tokens`` is larger than the text, or holds no window.
         OutputError: ``directory`` holds another study, or runs that the recipe has made stale.
     """
     fairness.check(recipe)
     tuning.check(recipe)
     refuse_too_small(recipe, directory)
+    require_pools(recipe)
     claim(recipe, directory, redo)
 
 
@@ -84,6 +88,16 @@ def refuse_too_small(recipe: StudyRecipe, directory: Path) -> None:
         prices = {arm: charged_flops_per_token(one, arm_cost(one, arm, vocab_size)) for arm, one in resolved.items()}
     for arm, one in resolved.items():
         require_enough(one, {arm: prices[arm]})
+
+
+def require_pools(recipe: StudyRecipe) -> None:
+    """Raise `DataError` for a pool that the text is too small for, of any cell, where the data is prepared."""
+    paths = [shards.path for shards in recipe.data.shards]
+    if not all((Path(path) / MANIFEST).is_file() for path in paths):
+        return
+    available = [num_windows(read_manifest(path), recipe.data.sequence_length) for path in paths]
+    for one in [cell_recipe(recipe, place) for place in places(recipe)] or [recipe]:
+        pool_sizes(one.data, available)
 
 
 def run_pieces(work: list[Piece], directory: Path) -> dict[str, NonFiniteError]:
@@ -133,8 +147,10 @@ def raise_diverged(diverged: dict[str, NonFiniteError]) -> None:
 def prepare_inputs(recipe: StudyRecipe, directory: Path) -> None:
     """What one run needs before it starts: the data, and the teacher where the study trains its own."""
     for piece in input_pieces(recipe, directory):
-        if not dist.on_main(piece.is_finished):
+        is_finished = dist.on_main(piece.is_finished)
+        if not is_finished:
             logs.say(piece.label)
+        if not is_finished or piece.kind == "teacher":  # one that is finished refuses to be taken for another recipe's
             piece.run()
 
 
@@ -188,6 +204,7 @@ def _data_piece(recipe: StudyRecipe) -> Piece:
             with marks.stage("data preparation", watched=False):
                 prepare.prepare(corpus)
         dist.wait_for_all()
+        require_pools(recipe)  # here too: before the data was prepared, its windows could not be counted
         absent = [str(path) for path in shards if not (path / MANIFEST).is_file()]
         if absent:
             raise DataError(

@@ -12,6 +12,7 @@ from kd_megatron.schema import StudyRecipe
 
 FINGERPRINT = "fingerprint.json"
 INPUTS = ("data", "tokenizer", "teacher", "begins_from")  # hashes of what a run learns and begins from
+THEN = ", then "  # between what a run recorded at one start and at a later one
 PACKAGES = ("torch", "deepspeed", "transformers", "megatron-core", "numpy", "tokenizers")
 
 
@@ -36,19 +37,46 @@ def fingerprint(loader: Loader, teacher_path: str | None, begins_from: str | Non
     }
 
 
-def refuse_other_inputs(study: StudyRecipe, arm: str, directory: Path, facts: dict[str, Any]) -> None:
-    """Raise `OutputError` when a run that goes on began with other data, tokenizer, teacher or first weights.
+def going_on(study: StudyRecipe, arm: str, directory: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """``facts`` of a run that goes on from a checkpoint, with what its earlier starts recorded otherwise.
 
     Args:
         study: what the run is given.
         arm: of the run.
-        directory: of the run.
-        facts: its fingerprint as it would go on.
+        directory: where its steps so far were trained.
+        facts: the fingerprint of this start.
+
+    Returns:
+        The same entries; one that changed is the values in their order, such as ``"0123abc, then 4567def"``, so that
+        the fairness check finds it.
+
+    Raises:
+        OutputError: the run began with other data, tokenizer, teacher or first weights.
     """
     path = directory / FINGERPRINT
     if not path.is_file():
-        return
+        return facts
     began = json.loads(path.read_text(encoding="utf-8"))
+    _refuse_other_inputs(study, arm, directory, began, facts)
+    return _joined(began, facts)
+
+
+def _joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in now.items():
+        was = before.get(key, value)
+        if isinstance(value, dict) and isinstance(was, dict):
+            found[key] = _joined(was, value)
+        elif was == value or str(was).endswith(f"{THEN}{value}"):
+            found[key] = was
+        else:
+            found[key] = f"{was}{THEN}{value}"
+    return found
+
+
+def _refuse_other_inputs(
+    study: StudyRecipe, arm: str, directory: Path, began: dict[str, Any], facts: dict[str, Any]
+) -> None:
     inputs = [key for key in INPUTS if key != "teacher" or study.owes_the_teacher(arm)]
     changed = [key for key in inputs if key in began and began[key] != facts[key]]
     if changed:

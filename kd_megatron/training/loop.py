@@ -43,7 +43,7 @@ def train(run: Run) -> None:
                 progress.report(run.step.read(), fraction, rate)
             stopping = stopping or pass_markers(run, fraction, stop)
             if checkpoint_is_due(run, fraction) or stopping:
-                save(run, fraction)
+                fraction = save(run)
         finish_saving(run)
         if stopping and fraction < run.until:
             raise Interrupted(
@@ -157,18 +157,24 @@ def is_kept_for_good(run: Run, fraction: float) -> bool:
     return markers_passed(recipe.keep_at, fraction) > run.markers.checkpoints_kept
 
 
-def save(run: Run, fraction: float) -> None:
+def save(run: Run) -> float:
     """Take a checkpoint; it is written while training goes on.
+
+    Returns:
+        The share of the budget that it was taken at. Looking at the steps before may have taken charged time, and the
+        phase that the checkpoint names must be that of its own ledger.
 
     Raises:
         NonFiniteError: a step before was not finite; nothing is taken.
         OutputError: the checkpoint before could not be written.
     """
     run.step.check()
+    fraction = budget_fraction(run)
     with run.ledger.clock("checkpoint"), marks.stage("checkpoint"):
         for_good = is_kept_for_good(run, fraction)
         run.markers.checkpoints_kept = markers_passed(run.study.training.keep_at, fraction)
         run.checkpoints.save(run.engine, run.ledger.steps, run.state(fraction), for_good)
+    return fraction
 
 
 def finish_saving(run: Run) -> None:

@@ -20,7 +20,7 @@ from kd_megatron.objectives.words import in_words
 from kd_megatron.paths import refuse_file_or_links_out
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.training.cached_teacher import CachedTeacher
-from kd_megatron.training.fingerprint import FINGERPRINT, fingerprint, refuse_other_inputs
+from kd_megatron.training.fingerprint import FINGERPRINT, fingerprint, going_on
 from kd_megatron.training.loop import train, validate
 from kd_megatron.training.schedule import Branch
 from kd_megatron.training.setup import Run, prepare_run
@@ -74,7 +74,7 @@ def _pretrain_alone(
         try:
             facts = fingerprint(run.loader, teacher_path, run.begins_from)
             if run.ledger.steps > 0:
-                dist.on_main(functools.partial(refuse_other_inputs, study, arm, _began_in(directory, branch), facts))
+                facts = dist.on_main(functools.partial(going_on, study, arm, _began_in(directory, branch), facts))
             if dist.is_main():
                 write_json(directory / FINGERPRINT, facts)
             train(run)

@@ -103,7 +103,7 @@ def test_a_clock_waits_for_the_device_at_both_ends() -> None:
         ({"hours": 1}, False),
         ({"hours": 1, "charge": ["student", "loss", "data_wait"]}, True),
         ({"gpu_hours": 1, "charge": ["student"]}, True),
-        ({"hours": 1, "charge": ["student", "teacher", "loss", "data_wait", "validation"]}, False),
+        ({"hours": 1, "charge": ["student", "teacher", "loss", "data_wait", "teacher_for_others"]}, False),
         ({"flops": 1, "charge": ["student"]}, False),
     ],
 )
@@ -111,9 +111,15 @@ def test_which_budgets_depend_on_how_a_steps_time_is_divided(budget: dict[str, A
     assert BudgetRecipe.model_validate(budget).splits_training_time is splits
 
 
-@pytest.mark.parametrize("account", ["validation", "checkpoint", "set_up", "teacher_for_others"])
-def test_flops_are_not_charged_where_they_are_not_counted(account: str) -> None:
-    charge = ["student", "teacher", "loss", "data_wait", account]
-    with pytest.raises(ValidationError, match=f"{account} would be charged none"):
+def test_flops_are_not_charged_where_they_are_not_counted() -> None:
+    charge = ["student", "teacher", "loss", "data_wait", "teacher_for_others"]
+    with pytest.raises(ValidationError, match="teacher_for_others would be charged none"):
         BudgetRecipe.model_validate({"flops": 80.0, "charge": charge})
     assert BudgetRecipe.model_validate({"hours": 1.0, "charge": charge}).charge == charge
+
+
+@pytest.mark.parametrize("account", ["validation", "checkpoint", "set_up"])
+@pytest.mark.parametrize("unit", ["hours", "flops"])
+def test_what_comes_after_the_last_step_too_cannot_be_charged(unit: str, account: str) -> None:
+    with pytest.raises(ValidationError, match=f"{account} cannot be charged: the last of it comes when the budget is"):
+        BudgetRecipe.model_validate({unit: 1.0, "charge": ["student", account]})

@@ -41,6 +41,11 @@ def test_two_uncommitted_states_of_the_code_differ(checkout: Path) -> None:
     assert anew(machine.uncommitted_hash) == states[-1]  # no number depends on the words
 
 
+def test_words_that_were_edited_are_no_change_of_the_code(checkout: Path) -> None:
+    (checkout / "README.md").write_text("other words\n")
+    assert anew(machine.uncommitted_changes) is False
+
+
 def test_a_process_records_the_code_that_it_began_with(checkout: Path) -> None:
     for found in (machine.commit, machine.uncommitted_changes, machine.uncommitted_hash):
         assert hasattr(found, "cache_info")

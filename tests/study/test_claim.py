@@ -10,7 +10,7 @@ import yaml
 from study_on_disk import ARMS, study_recipe, write_study
 from tiny_study import tiny_study, write_inputs
 
-from kd_megatron.errors import KdError, OutputError, RecipeError
+from kd_megatron.errors import DataError, KdError, OutputError, RecipeError
 from kd_megatron.schema import InitialiseRecipe
 from kd_megatron.study import calibration, results, runner
 from kd_megatron.study.claim import claim, compare, recalibrate
@@ -127,6 +127,8 @@ def test_an_edit_before_anything_has_run_is_free(tmp_path):
     claim(study_recipe(), tmp_path / "s")
     claim(study_recipe(budget={"flops": 1e12}, arms=OTHER_MINILM), tmp_path / "s")
     assert results.load(tmp_path / "s").recipe.budget.flops == 1e12
+    claim(study_recipe(num_seeds=1, arms={"scratch": ARMS["scratch"]}), tmp_path / "s")  # leaving out as well
+    assert results.load(tmp_path / "s").recipe.seeds == [0]
 
 
 def test_a_study_may_grow_and_be_renamed_in_words(study):
@@ -202,6 +204,13 @@ def test_only_a_calibration_of_elsewhere_that_nothing_ran_with_is_made_anew(stud
 def test_a_budget_too_small_is_refused_before_anything_is_written(tmp_path, budget, message):
     recipe = tiny_study(write_inputs(tmp_path), budget={"tokens": None} | budget)
     with pytest.raises(RecipeError, match=message):
+        runner.run_study(recipe, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_pool_larger_than_the_text_is_refused_before_anything_is_written(tmp_path):
+    recipe = tiny_study(write_inputs(tmp_path), grid={"unique_tokens": [512, 10**9]})
+    with pytest.raises(DataError, match=r"data\.unique_tokens=1000000000 takes"):
         runner.run_study(recipe, tmp_path / "s")
     assert not (tmp_path / "s").exists()
 

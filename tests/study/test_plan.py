@@ -1,6 +1,7 @@
 """The plan: what a budget buys, repetition, memory, and what it says when it cannot know."""
 
 import math
+import shutil
 
 import pytest
 from rich.console import Console
@@ -8,7 +9,7 @@ from tiny_study import tiny_study, write_inputs
 
 from kd_megatron.cli import main
 from kd_megatron.engine.flops import arm_cost
-from kd_megatron.errors import ModelError
+from kd_megatron.errors import DataError, ModelError
 from kd_megatron.manifest import read_manifest
 from kd_megatron.study.planner.plan import plan
 from kd_megatron.study.planner.plan_view import show
@@ -60,6 +61,20 @@ def test_epochs_over_the_pool(inputs):
     assert planned.arms[0].epochs == 20 * 8 * 16 / planned.pool_tokens
     capped = plan(tiny_study(inputs, data={"unique_tokens": 640}))
     assert (capped.pool_tokens, capped.arms[0].epochs) == (640, 4.0)
+
+
+@pytest.mark.parametrize("unique_tokens", [10**9, 15])
+def test_a_pool_that_the_text_is_too_small_for_is_refused_in_any_cell(inputs, unique_tokens):
+    with pytest.raises(DataError, match=f"data.unique_tokens={unique_tokens} takes"):
+        plan(tiny_study(inputs, grid={"unique_tokens": [512, unique_tokens]}))
+
+
+def test_epochs_of_several_sources_are_not_planned(inputs, tmp_path):
+    shutil.copytree(inputs / "shards", tmp_path / "more")
+    shards = [{"path": str(inputs / "shards"), "weight": 0.5}, {"path": str(tmp_path / "more"), "weight": 0.5}]
+    planned = plan(tiny_study(inputs, data={"shards": shards}))
+    assert {entry.epochs for entry in planned.arms} == {None}
+    assert "repeat each in its own time: epochs are not planned" in " ".join(text(planned).split())
 
 
 def test_memory_falls_with_the_stage(inputs):

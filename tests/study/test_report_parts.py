@@ -74,7 +74,8 @@ def test_metrics_are_named_with_their_tasks(load):
     ("charge", "heading"),
     [
         (["student", "teacher", "loss", "data_wait"], ["waiting for data", "other, not charged"]),
-        (["student", "teacher", "loss", "validation"], ["waiting for data, not charged", "other"]),
+        (["student", "teacher", "loss"], ["waiting for data, not charged", "other, not charged"]),
+        (["student", "teacher", "loss", "data_wait", "teacher_for_others"], ["waiting for data", "other"]),
     ],
 )
 def test_time_is_called_not_charged_where_it_is_not(load, charge, heading):

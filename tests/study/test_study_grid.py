@@ -83,6 +83,7 @@ def test_a_grid_may_grow_and_not_change(tmp_path: Path) -> None:
     claim(
         study_on_disk.study_recipe(grid={"budgets": [1.0, 2.0, 4.0], "unique_tokens": [512, 64, None]}), tmp_path / "s"
     )
+    (tmp_path / "s" / "cells" / "budget_1_unique_512" / "arms" / "scratch" / "seed_0").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"grid\.budgets was \[1.0, 2.0, 4.0\], is \[2.0\]"):
         claim(study_on_disk.study_recipe(grid=GRID | {"budgets": [2.0]}), tmp_path / "s")
     with pytest.raises(OutputError, match=r"grid"):

@@ -277,6 +277,28 @@ def test_phases_are_timed_each_and_weighed_by_their_share(tmp_path, monkeypatch)
     assert {entry["tokens_per_step"] for entry in found["arms"].values()} == {8 * 16}
 
 
+def test_arms_take_turns_and_every_other_round_goes_backwards(tmp_path, monkeypatch):
+    timed = []
+    monkeypatch.setattr(calibration, "_speed", lambda run, steps: timed.append(run.variant.arm) or 1.0)
+    recipe = tiny_study(write_inputs(tmp_path))
+    recipe = recipe.model_copy(update={"arms": {arm: recipe.arms[arm] for arm in ("scratch", "minilm", "tinybert")}})
+    calibration.measure(recipe, CalibrateRecipe(rounds=3, steps=1), str(tmp_path / "teacher"))
+    forwards = ["scratch", "minilm", "tinybert"]
+    assert timed == [*forwards, *reversed(forwards), *forwards]
+
+
+def test_a_calibration_counts_charged_accounts_alone(tmp_path):
+    found = {}
+    for account in ("student", "data_wait"):
+        recipe = tiny_study(
+            write_inputs(tmp_path / account), budget={"tokens": None, "hours": 1.0, "charge": [account]}
+        )
+        recipe = recipe.model_copy(update={"arms": {"scratch": recipe.arms["scratch"]}})
+        arms = calibration.measure(recipe, CalibrateRecipe(rounds=2, steps=2), None)["arms"]
+        found[account] = arms["scratch"]["tokens_per_second"]["p50"]
+    assert found["data_wait"] > 5 * found["student"]  # of a step, waiting for the data is a small part
+
+
 @pytest.mark.parametrize(("budget", "steps"), [({"hours": 1.0}, 36), ({"gpu_hours": 1.0}, 18)])
 def test_steps_are_whole_ones_within_the_budget(budget, steps):
     recipe = study_recipe(budget=budget)
@@ -293,7 +315,7 @@ def test_a_budget_below_one_step_is_refused():
     ("changes", "message"),
     [
         ({"budget": {"flops": 1e12, "calibrate": {}}}, "for budgets in hours or gpu_hours"),
-        ({"budget": {"hours": 1.0, "charge": ["student", "validation"], "calibrate": {}}}, "validation is charged"),
+        ({"budget": {"hours": 1.0, "charge": ["student", "teacher_for_others"], "calibrate": {}}}, "others is charged"),
         ({"tuning": TUNING | {"budget": {"hours": 0.1, "calibrate": {}}}}, "belongs to the study's budget"),
     ],
 )

@@ -13,7 +13,7 @@ from kd_megatron.finetune.model import content_hash
 from kd_megatron.manifest import weights_hash
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.training.branch import leave
-from kd_megatron.training.fingerprint import FINGERPRINT, INPUTS, refuse_other_inputs
+from kd_megatron.training.fingerprint import FINGERPRINT, INPUTS, going_on
 from kd_megatron.training.run import claim, pretrain
 
 
@@ -42,14 +42,29 @@ def test_a_run_whose_data_changed_does_not_go_on(inputs: Path, tmp_path: Path) -
     assert pretrain(recipe, "scratch", 0, run, None)["validation"] == summary["validation"]
 
 
+def test_a_run_that_goes_on_records_all_its_starts(inputs: Path, tmp_path: Path) -> None:
+    recipe, run = study(inputs, "scratch"), tmp_path / "run"
+    began = pretrain(recipe, "scratch", 0, run, None)["fingerprint"]
+    elsewhere = began | {"commit": "0123abc", "hardware": began["hardware"] | {"num_processes": 4}}
+    (run / FINGERPRINT).write_text(json.dumps(elsewhere))
+    for _ in range(2):  # a third start that is like the second tells nothing more
+        (run / "summary.json").unlink()
+        now = pretrain(recipe, "scratch", 0, run, None)["fingerprint"]
+        assert now["commit"] == f"0123abc, then {began['commit']}"
+        assert now["hardware"] == began["hardware"] | {"num_processes": "4, then 1"}
+        assert {key: now[key] for key in ("data", "tokenizer", "versions")} == {
+            key: began[key] for key in ("data", "tokenizer", "versions")
+        }
+
+
 @pytest.mark.parametrize("key", INPUTS)
 def test_each_input_is_held_against_what_the_run_began_with(inputs: Path, tmp_path: Path, key: str) -> None:
     facts = dict.fromkeys(INPUTS, "before")
-    refuse_other_inputs(study(inputs, "minilm"), "minilm", tmp_path, facts)  # it begins
+    going_on(study(inputs, "minilm"), "minilm", tmp_path, facts)  # it begins
     (tmp_path / FINGERPRINT).write_text(json.dumps(facts))
-    refuse_other_inputs(study(inputs, "minilm"), "minilm", tmp_path, facts)
+    going_on(study(inputs, "minilm"), "minilm", tmp_path, facts)
     with pytest.raises(OutputError, match=f"{key} was before, is now"):
-        refuse_other_inputs(study(inputs, "minilm"), "minilm", tmp_path, facts | {key: "now"})
+        going_on(study(inputs, "minilm"), "minilm", tmp_path, facts | {key: "now"})
 
 
 @pytest.mark.parametrize("arm", ["scratch", "minilm"])

@@ -132,6 +132,22 @@ def test_a_run_that_died_before_at_or_after_a_boundary_ends_with_the_same_bits(
     assert_same(finished, tmp_path / "run")
 
 
+def test_a_checkpoint_names_the_phase_of_its_own_ledger(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking at the steps takes time that is charged: a run must not go on, for ever, in a phase that is over."""
+    recipe = alone(study(inputs, budget={"tokens": None, "hours": 1.0}), ARM)
+    run = prepare_run(recipe, ARM, 0, tmp_path, str(inputs / "teacher"))
+    try:
+        monkeypatch.setattr(run.step, "check", lambda: setattr(run.ledger.accounts["student"], "seconds", 0.5 * 3600))
+        assert 0.5 <= loop.save(run) < 0.6
+        loop.finish_saving(run)
+    finally:
+        run.close()
+    about = checkpoint.read(checkpoint.published(tmp_path / "checkpoints")[-1])
+    assert about.run["phase"]["next"] == 1  # phases end at 0.4, 0.7 and 1.0
+
+
 def test_a_validation_that_a_stop_at_a_boundary_puts_off_is_still_of_the_phase_before(
     inputs: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """What one step does: normalisation, non-finite values, what is frozen, what is charged."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kd_megatron.engine.batch_split import smaller_than_asked, split
 from kd_megatron.errors import ModelError, NonFiniteError, RecipeError
 from kd_megatron.schema import TrainingRecipe
 from kd_megatron.signals import StopRequest
+from kd_megatron.tensors import IGNORED, Batch
 from kd_megatron.training.loop import charge, one_step
 from kd_megatron.training.setup import Run, prepare_run
 
@@ -161,6 +163,27 @@ def test_all_arms_read_the_same_batches_from_the_same_first_weights(inputs: Path
         first, second = snapshot(runs[0]), snapshot(other)
         shared = [name for name in first if name.startswith("student.")]
         assert all(torch.equal(first[name], second[name]) for name in shared)
+
+
+def test_targets_weigh_alike_however_unequally_a_batch_is_split(inputs: Path, tmp_path: Path) -> None:
+    """A mean of micro-batches' means would give a target more weight where there are few."""
+    found = {}
+    for size in (8, 4, 1):
+        run = make_run(inputs, tmp_path / str(size), "vanilla_kd", training={"micro_batch_size": size})
+        batches = [thinned(batch) for batch in run.micro_batches(0)]
+        counts = {int((batch.labels != IGNORED).sum()) for batch in batches}
+        assert len(counts) == min(2, len(batches))  # they differ, where there are several
+        run.step.run(batches, 1e-3, False)
+        reading = run.step.read()
+        found[size] = {**reading.sums, **reading.counts, "grad_norm": reading.grad_norm}
+    for size in (4, 1):
+        assert found[size] == pytest.approx(found[8], rel=PARITY_FLOAT32_RELATIVE)
+
+
+def thinned(batch: Batch) -> Batch:
+    """One target in each of the first half of the samples, and all of them in the others."""
+    few = (batch.sample_ids < 4)[:, None] & (torch.arange(batch.labels.shape[1]) > 0)
+    return replace(batch, labels=batch.labels.masked_fill(few, IGNORED))
 
 
 def test_micro_batches_are_the_largest_that_divide_the_share_of_a_process() -> None:

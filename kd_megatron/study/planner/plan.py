@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_megatron import config
+from kd_megatron.data.pools import num_windows, pool_sizes
 from kd_megatron.engine.batch_split import split
 from kd_megatron.engine.build import DS_CONFIGS, read_ds_config
 from kd_megatron.engine.flops import ArmCost, arm_cost, teacher_config
@@ -92,6 +93,7 @@ def plan(
         RecipeError: arms differ in more than the study allows, an objective's options are wrong, the budget is too
             small for a step or for the validations, or the hardware is not known.
         ModelError: the teacher's size cannot be known, or student and teacher do not fit.
+        DataError: a pool of ``unique_tokens`` is larger than the text, or holds no window.
     """
     hardware = hardware or Hardware()
     allowed = fairness.check(recipe)
@@ -207,11 +209,9 @@ def _vocabulary(recipe: StudyRecipe, manifests: list[Manifest] | None) -> tuple[
 
 
 def _pool_tokens(recipe: StudyRecipe, manifests: list[Manifest] | None) -> int | None:
-    """Tokens that one epoch processes: each window holds [CLS], length - 2 tokens of the stream, and [SEP]."""
+    """Tokens that one epoch processes; None where that is not known, or each of several sources has its own."""
     if manifests is None:
         return None
     length = recipe.data.sequence_length
-    windows = sum(manifest.tokens("train") for manifest in manifests) // (length - 2)
-    if recipe.data.unique_tokens:
-        windows = min(windows, recipe.data.unique_tokens // length)
-    return windows * length or None
+    pools = pool_sizes(recipe.data, [num_windows(manifest, length) for manifest in manifests])
+    return pools[0] * length or None if len(pools) == 1 else None

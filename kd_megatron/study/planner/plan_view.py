@@ -162,7 +162,12 @@ def _remarks(planned: Plan) -> list[str]:
             "known here (name it with --hardware, or measure it and give --calibration); at equal FLOPs an arm sees "
             "the given share of the reference's tokens."
         )
-    if planned.pool_tokens is None:
+    if len(recipe.data.shards) > 1:
+        said.append(
+            "Several shard sets, dealt out by weight, repeat each in its own time: epochs are not planned, and nothing "
+            "is taken to repeat."
+        )
+    elif planned.pool_tokens is None:
         said.append("The data is not prepared yet, so epochs are not known.")
     else:
         said.append(f"One epoch is {words.count(planned.pool_tokens)} tokens.")

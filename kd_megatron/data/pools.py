@@ -1,0 +1,38 @@
+"""How much text a run may see: the windows of each shard set, and the pool that ``unique_tokens`` leaves of them."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from kd_megatron.data.order import Blend
+from kd_megatron.errors import DataError
+from kd_megatron.manifest import Manifest
+from kd_megatron.schema import DataRecipe
+
+
+def num_windows(manifest: Manifest, sequence_length: int, split: Literal["train", "valid"] = "train") -> int:
+    """Windows of ``sequence_length`` tokens ([CLS] and [SEP] are two of them) that a shard set's split holds."""
+    return sum(shard.tokens // (sequence_length - 2) for shard in manifest.split(split))
+
+
+def pool_sizes(recipe: DataRecipe, available: Sequence[int]) -> list[int]:
+    """Windows of each source that a run may see. A cap is dealt out by weight: smaller pools lie in larger ones.
+
+    Args:
+        recipe: has the sources, their weights and the cap.
+        available: windows that each source holds.
+
+    Raises:
+        DataError: a source holds fewer windows than the cap takes of it, or the cap takes none.
+    """
+    if recipe.unique_tokens is None:
+        return list(available)
+    pools = Blend([source.weight for source in recipe.shards]).counts(recipe.unique_tokens // recipe.sequence_length)
+    for source, pool, size in zip(recipe.shards, pools, available, strict=True):
+        if not 0 < pool <= size:
+            raise DataError(
+                given=f"data.unique_tokens={recipe.unique_tokens} takes {pool} windows of "
+                f"{recipe.sequence_length} tokens from {source.path}, which has {size}",
+                expected=f"at least 1 and at most {size} (about {size * recipe.sequence_length} tokens)",
+                fix="change data.unique_tokens or the weights, or prepare a larger corpus",
+            )
+    return pools
