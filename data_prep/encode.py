@@ -44,16 +44,37 @@ class Encoder:
         # A text that mentions "[MASK]" must not put the mask's id into the corpus.
         self._tokenizer.encode_special_tokens = True
         self._end = np.int32(end_id).tobytes()
+        self._forbidden, self._unknown = _spelled_specials(self._tokenizer)
         self._words = Words(self._tokenizer) if has_independent_words(self._tokenizer) else None
 
     def encode(self, texts: list[str]) -> Encoded:
         """The documents of ``texts``, in their order."""
         documents: list[bytes] = []  # int32, as they lie in memory
         for group in _groups(texts):
-            ids = self._words.encode(group) if self._words else encode_with_library(self._tokenizer, group)
+            ids = self._words.encode(group) if self._words else self._encode(group)
             documents.extend(document + self._end for document in ids)
         lengths = np.array([len(document) for document in documents], np.int32) // np.dtype(np.int32).itemsize
         return Encoded(np.frombuffer(b"".join(documents), np.int32), lengths)
+
+    def _encode(self, texts: list[str]) -> list[bytes]:
+        found = encode_with_library(self._tokenizer, texts)
+        if not self._forbidden:
+            return found
+        each = [np.frombuffer(document, np.int32) for document in found]
+        return [np.where(np.isin(ids, self._forbidden), np.int32(self._unknown), ids).tobytes() for ids in each]
+
+
+def _spelled_specials(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], int]:
+    """Ids of special tokens that a text can spell, and the id to put there; no ids where it cannot.
+
+    A Unigram model has "</s>" and its like as pieces of its own, beside the added tokens that
+    ``encode_special_tokens`` keeps from being looked for.
+    """
+    described = json.loads(tokenizer.to_str())
+    if described["model"].get("type") != "Unigram" or described["model"].get("unk_id") is None:
+        return [], 0
+    unknown = int(described["model"]["unk_id"])
+    return [token["id"] for token in described["added_tokens"] if token["special"] and token["id"] != unknown], unknown
 
 
 def encode_with_library(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> list[bytes]:

@@ -1,7 +1,8 @@
 """Documents in files: .txt, .jsonl and .parquet, plain or compressed with gzip, xz or zstd.
 
 A .jsonl line or a .parquet row is one document. A .txt file is one document up to `TEXT_CUT_CHARACTERS`; a longer
-one is cut at the next blank line, at the latest after twice that, so that no file has to fit in memory.
+one is cut at the next blank line, or after twice that at the next end of a line or the last white space of a line that
+goes on, so that no file has to fit in memory.
 Whatever cannot be read is a `DataError` naming the file and, where there is one, the line: nothing is skipped silently.
 """
 
@@ -24,7 +25,7 @@ from kd_megatron.errors import DataError, nearest
 KINDS = (".txt", ".jsonl", ".parquet")
 COMPRESSIONS = (".gz", ".xz", ".zst")
 TEXT_CUT_CHARACTERS = 200_000
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 16  # of a line at once: a long one may be cut between them
 _KNOWN = f"{', '.join(KINDS)}, plain or with {', '.join(COMPRESSIONS)}"
 
 
@@ -93,8 +94,10 @@ def _text(stream: IO[bytes], path: Path, text_key: str) -> Iterator[str]:
         num_characters += len(line)
         is_blank = not line.strip()
         if num_characters >= 2 * TEXT_CUT_CHARACTERS or (num_characters >= TEXT_CUT_CHARACTERS and is_blank):
-            yield "".join(lines)
-            lines, num_characters = [], 0
+            text = "".join(lines)
+            end = len(text) if line.endswith("\n") else 1 + max(map(text.rfind, " \t\n")) or len(text)
+            yield text[:end]
+            lines, num_characters = [text[end:]], len(text) - end
     _decode(decoder, b"", path, line_number)
     if (rest := "".join(lines)).strip():
         yield rest
@@ -126,9 +129,10 @@ def _jsonl(stream: IO[bytes], path: Path, text_key: str) -> Iterator[str]:
         where = f"{path}, line {line_number}"
         try:
             row = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, very deep
+            why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
             raise DataError(
-                given=f"{where}: not JSON ({error.msg} at column {error.colno})",
+                given=f"{where}: not JSON ({why})",
                 expected="one complete JSON object on each line",
                 fix="the line may be torn by an interrupted download or copy: fetch the file again",
             ) from error

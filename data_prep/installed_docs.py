@@ -64,7 +64,7 @@ def package_sizes() -> dict[str, int]:
 def list_modules(packages: list[str] | None = None) -> list[Module]:
     """The source files behind `iterate_docstrings`, in its order. Raises `DataError` for an unknown package."""
     by_package: dict[str, list[Module]] = {}
-    for site in sorted({Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}):
+    for site in sorted({Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")}):
         for path in _python_files(site):
             parts = path.relative_to(site).with_suffix("").parts
             name = ".".join(part for part in parts if part != "__init__")

@@ -6,6 +6,7 @@ the output directory is complete or absent.
 """
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -52,7 +53,11 @@ def prepare(recipe: CorpusRecipe, workers: int | None = None) -> Path:
     num_workers = workers or recipe.num_workers or len(os.sched_getaffinity(0))
     partial = output.with_name(f"{output.name}.partial-{_key(recipe)}")
     _mention_others(partial, output)
+    partial.mkdir(parents=True, exist_ok=True)
     with disk_full_is_clear(partial), _locked(partial), WorkerPool(num_workers) as pool:
+        if _is_finished(recipe, output):  # by a process that held the lock until now
+            shutil.rmtree(partial, ignore_errors=True)
+            return Path(recipe.output)
         try:
             manifest = _build(recipe, partial, pool)
         except (DataError, ModelError):  # the same input ends the same way: nothing here is worth resuming
@@ -65,8 +70,9 @@ def prepare(recipe: CorpusRecipe, workers: int | None = None) -> Path:
 def _build(recipe: CorpusRecipe, partial: Path, pool: WorkerPool) -> Manifest:
     if (partial / MANIFEST).exists():  # interrupted after the last shard, before the rename
         return read_manifest(partial)
+    loaded = _loaded_tokenizer(recipe, partial)  # before the corpus is read: a wrong id fails in seconds
     spool = fill(recipe, partial / "spool", pool)
-    tokenizer = _tokenizer(recipe, spool, partial)
+    tokenizer = loaded or _trained_tokenizer(recipe, spool, partial)
     results = _write_shards(recipe, spool, partial, tokenizer, pool)
     return _manifest(recipe, spool, results, tokenizer)
 
@@ -121,14 +127,15 @@ def _key(recipe: CorpusRecipe) -> str:
 
 def _mention_others(partial: Path, output: Path) -> None:
     for other in output.parent.glob(f"{output.name}.partial-*"):
-        if other != partial:
+        if other == partial:
+            continue
+        with contextlib.suppress(FileNotFoundError), _locked(other):  # refuses where another process works there
             logs.warn(f"{other} is unfinished work of another recipe or state of the sources; delete it if unwanted")
 
 
 @contextlib.contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    """Hold ``partial`` for this process."""
-    partial.mkdir(parents=True, exist_ok=True)
+    """Hold ``partial``, which exists, for this process."""
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(locks.exclusive(partial, wait=False))
@@ -141,20 +148,27 @@ def _locked(partial: Path) -> Iterator[None]:
         yield
 
 
-def _tokenizer(recipe: CorpusRecipe, spool: Spool, partial: Path) -> Any:
-    """Load or train the tokenizer and save it beside the shards; on resume, the saved one."""
+def _loaded_tokenizer(recipe: CorpusRecipe, partial: Path) -> Any | None:
+    """The saved tokenizer on resume, else the one that the recipe names; None where one is to be trained."""
     saved = partial / TOKENIZER
     if saved.is_dir():
         return tokenize.load(str(saved))
-    if recipe.tokenizer.train is None:
-        tokenizer = tokenize.load(_tokenizer_source(recipe))
-    else:
-        started = time.monotonic()
-        texts = itertools.islice(_training_texts(recipe, spool, partial), recipe.tokenizer.train.max_documents)
-        tokenizer = tokenize.train(texts, recipe.tokenizer.train, partial / "tokenizer-text.txt")
-        seconds = time.monotonic() - started
-        logs.say(f"trained a WordPiece vocabulary of {len(tokenizer):,} tokens in {seconds:.0f} s")
-    with atomic.new_directory(saved) as aside:
+    return None if recipe.tokenizer.train else _saved(tokenize.load(_tokenizer_source(recipe)), partial)
+
+
+def _trained_tokenizer(recipe: CorpusRecipe, spool: Spool, partial: Path) -> Any:
+    assert recipe.tokenizer.train is not None
+    started = time.monotonic()
+    texts = itertools.islice(_training_texts(recipe, spool, partial), recipe.tokenizer.train.max_documents)
+    tokenizer = tokenize.train(texts, recipe.tokenizer.train, partial / "tokenizer-text.txt")
+    seconds = time.monotonic() - started
+    logs.say(f"trained a WordPiece vocabulary of {len(tokenizer):,} tokens in {seconds:.0f} s")
+    return _saved(tokenizer, partial)
+
+
+def _saved(tokenizer: Any, partial: Path) -> Any:
+    """``tokenizer``, kept beside the shards."""
+    with atomic.new_directory(partial / TOKENIZER) as aside:
         tokenizer.save_pretrained(aside)
     return tokenizer
 
@@ -236,4 +250,13 @@ def _publish(manifest: Manifest, partial: Path, output: Path) -> None:
             shutil.rmtree(path)
         elif path.name not in kept | {MANIFEST}:
             path.unlink()
-    os.rename(partial, output)
+    try:
+        os.rename(partial, output)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise OutputError(
+            given=f"{output} was made by another process meanwhile",
+            expected="a new or empty directory",
+            fix=f"choose another 'output' and run again, or delete what is there; this set is whole in {partial}",
+        ) from error

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_prep import files, installed_docs
 from data_prep.files import field
@@ -65,8 +66,11 @@ def source_bytes(source: SourceRecipe) -> int | None:
 
 
 def fingerprint(source: SourceRecipe) -> str:
-    """Changes when the source's files do (names, sizes, times); for the hub, when its id does."""
-    seen = [source.dataset, source.subset, source.split] if source.type == "huggingface" else _stat(source)
+    """Changes when the source's files do (names, sizes, times); for a data set of the hub, when its id does."""
+    seen: list[Any] = [source.dataset, source.subset, source.split] if source.type == "huggingface" else _stat(source)
+    if source.type == "huggingface" and source.dataset and hub.is_local(source.dataset):
+        found = sorted(path for path in Path(source.dataset).expanduser().rglob("*") if path.is_file())
+        seen += [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
 

@@ -17,13 +17,15 @@ from kd_megatron.schema import TrainTokenizerRecipe
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ALPHABET_LIMIT = 1000  # characters; the rarer ones become [UNK], as in BERT's own vocabulary
 _MIN_PAIR_COUNT = 2
+_ROLES = ("cls", "sep", "mask", "pad", "unk")
+_FEWEST_WORDS = 5  # beside special tokens: without its vocabulary's file, a directory gives a tokenizer with none
 
 
 def load(name: str) -> Any:
     """The fast tokenizer at a local directory, a ``vocab.txt`` (BERT WordPiece) or a hub id; no remote code.
 
     Raises:
-        ModelError: it cannot be loaded, is not a fast one, or lacks a mask, [CLS] or [SEP] token.
+        ModelError: it cannot be loaded, is not a fast one, lacks a special token, or knows no words.
     """
     import transformers
 
@@ -39,12 +41,18 @@ def load(name: str) -> Any:
             expected="a directory with tokenizer.json, a vocab.txt, or the id of a tokenizer on the hub",
             fix="check 'tokenizer.load' (and, for a hub id, that this machine reaches huggingface.co)",
         ) from error
-    missing = [kind for kind in ("cls", "sep", "mask") if getattr(tokenizer, f"{kind}_token_id") is None]
+    missing = [kind for kind in _ROLES if getattr(tokenizer, f"{kind}_token_id") is None]
     if missing or not tokenizer.is_fast:
         raise ModelError(
             given=f"tokenizer {name} " + (f"has no {', '.join(missing)} token" if missing else "is not a fast one"),
             expected="a fast tokenizer of a masked-language model (BERT, RoBERTa, ...)",
             fix="choose another in 'tokenizer.load'",
+        )
+    if len(tokenizer) - len(set(tokenizer.all_special_ids)) < _FEWEST_WORDS:
+        raise ModelError(
+            given=f"tokenizer {name} knows {len(tokenizer)} tokens and hardly one that is not special",
+            expected="a vocabulary beside its configuration: tokenizer.json, vocab.txt, or a sentencepiece model",
+            fix="complete the directory, or choose another in 'tokenizer.load'",
         )
     return tokenizer
 

@@ -11,7 +11,7 @@ from kd_megatron import dist, logs
 from kd_megatron.errors import KdError, ModelError
 
 TOKENIZER_FILES = (
-    "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+    "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
 )  # fmt: skip
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors", "*.safetensors.index.json")
 

@@ -30,6 +30,13 @@ def read_local(name: str, directory: Path, with_tests: bool) -> Rows:
             fix="correct glue_path, or leave the task out",
         )
     devs = {split: folder / f"{split}.tsv" for split in task.num_dev if (folder / f"{split}.tsv").exists()}
+    first = next(iter(task.num_dev))
+    if devs and first not in devs:
+        raise DataError(
+            given=f"{folder} has {', '.join(path.name for path in devs.values())} and no {first}.tsv",
+            expected=f"{first}.tsv: the score of {name} is read from it",
+            fix="add the file, or rename the other one to dev.tsv, which is then named as a substitute",
+        )
     devs = devs or {"dev": folder / "dev.tsv"}  # MNLI without its two official dev sets
     for path in (folder / "train.tsv", *devs.values()):
         if not path.exists():

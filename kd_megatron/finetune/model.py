@@ -60,7 +60,7 @@ def load_tokenizer(path: Path, max_length: int) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # OSError, ValueError, KeyError, tokenizers' bare Exception, strict configurations' own
         raise ModelError(given=f"{path} cannot be read: {error}", expected="an encoder and its tokenizer") from error
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise ModelError(

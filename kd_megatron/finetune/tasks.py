@@ -111,7 +111,7 @@ def _note(recipe: TaskRecipe, whole: dict[str, Split], used: dict[str, Split]) -
 
 
 def _read(recipe: TaskRecipe, glue_path: str | None, glue_revision: str | None, with_tests: bool) -> Rows:
-    if recipe.dataset is None and recipe.train == "embedded":
+    if recipe.is_embedded:
         return Rows(*embedded.read(recipe.name))
     if not recipe.is_glue:
         return read_own(recipe, with_tests)

@@ -93,11 +93,14 @@ class Unfinished:
 
 
 def _differing(model: nn.Module, tensors: dict[str, Tensor]) -> str:
-    """What the model needs and ``tensors`` lack, in words; empty when nothing is."""
+    """What the model needs and ``tensors`` lack, or have of another device, in words; empty when nothing is."""
     needed = {MODEL + name: parameter.shape for name, parameter in model.named_parameters()}
     needed |= {GENERATOR + name: state.shape for name, state in _generators(model).items()}
     absent = [name for name, shape in needed.items() if name not in tensors or tensors[name].shape != shape]
-    return f"no {absent[0]} of {list(needed[absent[0]])}" if absent else ""
+    if absent:
+        return f"no {absent[0]} of {list(needed[absent[0]])}"
+    foreign = [name for name in tensors if name.startswith(GENERATOR) and name not in needed]
+    return f"{foreign[0]} is of another device" if foreign else ""
 
 
 def _fill(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

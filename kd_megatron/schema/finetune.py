@@ -32,6 +32,11 @@ class TaskRecipe(Strict):
         """Whether the name is all there is: a task of GLUE, whose files and columns are known."""
         return self.train is None and self.dataset is None
 
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is one of the tasks that are made from the installed packages."""
+        return self.train == "embedded" and self.dataset is None
+
     @model_validator(mode="after")
     def _of_a_data_set(self) -> Self:
         lone = [key for key in ("subset", "revision") if getattr(self, key) is not None and self.dataset is None]
@@ -45,6 +50,8 @@ class TaskRecipe(Strict):
         own = [key for key in ("dev", "test", "text", "label", "type") if getattr(self, key) != fields[key].default]
         if self.is_glue and own:
             raise ValueError(f"{', '.join(own)}: of own data, which needs 'train' or 'dataset' too")
+        if self.is_embedded and own:
+            raise ValueError(f"{', '.join(own)}: of own data, but an embedded task brings all of its own")
         return self
 
 

@@ -208,3 +208,16 @@ def test_encoding_in_groups_changes_nothing(tmp_path, monkeypatch):
 def test_no_texts_are_no_documents(tmp_path):
     encoded = Encoder(make(tmp_path), END).encode([])
     assert len(encoded.ids) == len(encoded.lengths) == 0
+
+
+def test_a_unigram_model_never_takes_text_for_a_special_token(tmp_path: Path) -> None:
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("<mask>", 0.0)]
+    pieces += [(piece, -2.0) for piece in ("\u2581a", "\u2581b", "b", "a", "<", "/", "s", ">")]
+    tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=3))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name, _ in pieces[:5]])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    ids = Encoder(tmp_path, end_id=2).encode(["a</s>b a", "b <mask> a"])
+    ends = np.cumsum(ids.lengths) - 1
+    assert np.flatnonzero(np.isin(ids.ids, [0, 1, 2, 4])).tolist() == ends.tolist()
+    assert ids.ids.tolist() == [5, 3, 7, 5, 2, 6, 3, 3, 5, 2]  # what was spelled is unknown, as is a lone Metaspace

@@ -73,7 +73,19 @@ def test_a_long_text_is_cut_at_blank_lines(tmp_path, monkeypatch):
     assert documents[0].endswith("\n")
 
 
+def test_one_long_line_is_cut_between_words(tmp_path):
+    text = "the sea is wide and the boats are small " * 40_000  # 1.6 million characters, as corpora of one line have
+    (tmp_path / "line.txt").write_text(text)
+    documents = read(tmp_path / "line.txt")
+    assert "".join(documents) == text
+    assert len(documents) == 4
+    assert max(map(len, documents)) <= 2 * files.TEXT_CUT_CHARACTERS + (1 << 16)
+    assert all(document.endswith(" ") for document in documents)
+
+
 WRONG = {
+    "digits.jsonl": (b'{"text": "a"}\n{"id": ' + b"7" * 5000 + b"}\n", "line 2: not JSON"),
+    "deep.jsonl": (b"[" * 100_000 + b"\n", "line 1: not JSON"),
     "binary.txt": (b"text\nmore\0text\n", "line 2: binary"),
     "latin.txt": ("gut\nschön\n".encode("latin1"), "line 2: not UTF-8"),
     "half.txt": ("schön".encode()[:4], "line 1: not UTF-8"),

@@ -15,7 +15,7 @@ import yaml
 from harbour_book import english_document, write_jsonl
 
 from data_prep import prepare as module
-from data_prep import write
+from data_prep import read, write
 from data_prep.clean import clean_text
 from data_prep.prepare import prepare
 from data_prep.tokenize import load
@@ -24,6 +24,7 @@ from data_prep.write import read_spool
 from kd_megatron import locks
 from kd_megatron.errors import DataError, ModelError, OutputError
 from kd_megatron.manifest import read_manifest
+from kd_megatron.schema import SourceRecipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -135,6 +136,54 @@ def test_two_at_a_time_is_refused(corpus, make_recipe, tmp_path):
     with locks.exclusive(partial, wait=False), pytest.raises(OutputError, match="another process is preparing"):
         prepare(recipe)
     verify(prepare(recipe))
+
+
+def test_another_recipe_into_the_same_output_is_refused_too(corpus, make_recipe, tmp_path):
+    (other := tmp_path / "out.partial-0123456789ab").mkdir()
+    with locks.exclusive(other, wait=False), pytest.raises(OutputError, match="another process is preparing"):
+        prepare(make_recipe(corpus))
+    assert [path.name for path in tmp_path.glob("out*")] == [other.name]
+
+
+def test_one_that_waited_for_the_lock_finds_the_set_finished(corpus, make_recipe, monkeypatch):
+    recipe = make_recipe(corpus)
+    found = iter([False])  # at the first look
+    is_finished = module._is_finished
+    prepare(recipe)
+    monkeypatch.setattr(module, "_is_finished", lambda *given: next(found, None) is None and is_finished(*given))
+    monkeypatch.setattr(module, "_build", lambda *_: pytest.fail("built again"))
+    assert prepare(recipe) == Path(recipe.output)
+    assert list(Path(recipe.output).parent.glob("*.partial*")) == []
+
+
+def test_a_set_that_was_made_meanwhile_is_not_touched(corpus, make_recipe, tmp_path, monkeypatch):
+    build = module._build
+
+    def build_and_lose(*given):
+        manifest = build(*given)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.tex").write_text("precious")
+        return manifest
+
+    monkeypatch.setattr(module, "_build", build_and_lose)
+    with pytest.raises(OutputError, match="was made by another process meanwhile"):
+        prepare(make_recipe(corpus))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_tokenizer_that_cannot_be_had_costs_no_reading(corpus, make_recipe, monkeypatch):
+    monkeypatch.setattr(module, "fill", lambda *_: pytest.fail("the corpus was read"))
+    with pytest.raises(ModelError, match="no-such-directory"):
+        prepare(make_recipe(corpus, tokenizer={"load": "./no-such-directory"}))
+
+
+def test_a_local_data_set_is_known_by_its_files(tmp_path):
+    (tmp_path / "set").mkdir()
+    write_jsonl(tmp_path / "set" / "a.jsonl", [])
+    source = SourceRecipe(type="huggingface", dataset=str(tmp_path / "set"), licence="CC0")
+    before = read.fingerprint(source)
+    write_jsonl(tmp_path / "set" / "a.jsonl", ["other text"])
+    assert read.fingerprint(source) != before
 
 
 def test_the_key_follows_recipe_and_sources(corpus, make_recipe):

@@ -90,10 +90,16 @@ def test_a_tokenizer_that_cannot_serve_is_an_error(tmp_path, monkeypatch, conten
     assert "vocab.txt" in str(caught.value)
 
 
+def test_a_directory_without_its_vocabulary_is_an_error(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "vocab_size": 30522}')
+    with pytest.raises(ModelError, match="hardly one that is not special"):
+        tokenize.load(str(tmp_path))
+
+
 def test_a_tokenizer_without_a_mask_token_is_an_error(tmp_path):
     import transformers
 
     backend = tokenize.load(str(word_list(tmp_path))).backend_tokenizer
     transformers.PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "saved")
-    with pytest.raises(ModelError, match="has no cls, sep, mask token"):
+    with pytest.raises(ModelError, match="has no cls, sep, mask, pad, unk token"):
         tokenize.load(str(tmp_path / "saved"))

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from kd_megatron.errors import DataError
 from kd_megatron.finetune import embedded
@@ -89,6 +90,11 @@ def test_a_failed_making_leaves_nothing_behind(tmp_path: Path):
     with pytest.raises(ValueError, match="not enough values"):
         embedded._write(tmp_path / "task-key", {"train": [("a", "b")], "dev": [("a row without its label",)]})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_embedded_task_takes_no_files_of_its_own():
+    with pytest.raises(ValidationError, match="dev, test: of own data, but an embedded task brings all of its own"):
+        TaskRecipe(name="docs_package", train="embedded", dev="mine.tsv", test="new.csv")
 
 
 def test_an_unknown_embedded_task():

@@ -37,6 +37,14 @@ def test_mnli_scores_matched_and_reports_mismatched(tmp_path: Path):
     assert "train 2 of 392702" in task.note
 
 
+def test_mnli_with_its_mismatched_rows_alone_is_refused(tmp_path: Path):
+    (tmp_path / "MNLI").mkdir()
+    for split in ("train", "dev_mismatched"):
+        (tmp_path / "MNLI" / f"{split}.tsv").write_text("sentence1\tsentence2\tgold_label\na\tb\tneutral\n")
+    with pytest.raises(DataError, match=r"has dev_mismatched\.tsv and no dev_matched\.tsv"):
+        load_task(TaskRecipe(name="MNLI"), str(tmp_path))
+
+
 def test_torn_rows_of_the_official_qqp_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     header, good = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n", "1\t2\t3\ta\tb\t{}\n"
     (tmp_path / "QQP").mkdir()

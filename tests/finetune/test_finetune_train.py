@@ -202,6 +202,11 @@ def test_divergence_is_an_error(tiny_model: Path, encoded: EncodedTask, recipe: 
         run_cell(broken, encoded, CELL, recipe, CPU)
 
 
+def _fresh(tiny_model: Path) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    model = models.load_classifier(tiny_model, 2, regression=False, seed=0)
+    return model, torch.optim.AdamW(model.parameters())
+
+
 def test_an_unfinished_cell_of_another_device_or_model_is_said_and_left_out(
     tiny_model: Path, encoded: EncodedTask, recipe: FinetuneRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -215,6 +220,10 @@ def test_an_unfinished_cell_of_another_device_or_model_is_said_and_left_out(
     again = run_cell(tiny_model, encoded, CELL, recipe, CPU, unfinished=Unfinished(tmp_path / "cell.json"))
     assert without_times(again) == without_times(whole)
     assert "does not fit (no generator.cpu of" in "".join(capsys.readouterr()).replace("\n", " ")
+    tensors["generator.cpu"] = tensors["generator.elsewhere"].clone()  # of a GPU as well, whose dropout draws otherwise
+    save_file(tensors, kept.path, measured)
+    assert Unfinished(tmp_path / "cell.json").restore(*_fresh(tiny_model)) is None
+    assert "does not fit (generator.elsewhere is of another device)" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_save_that_fails_or_is_killed_leaves_nothing_behind(
