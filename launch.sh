@@ -66,11 +66,12 @@ installation_hash() { { pwd; cat requirements* pyproject.toml; } | sha256sum | c
 environment_is_ready() { [[ -x .venv/bin/python && -f $stamp && $(< "$stamp") == "$(installation_hash)" ]]; }
 
 find_python() {
-    local name candidates="${KD_PYTHON:-python3.11 python3.12 python3.13 python3}"
-    for name in $candidates; do
+    local name candidates=(python3.11 python3.12 python3.13 python3)
+    if [[ -n ${KD_PYTHON:-} ]]; then candidates=("$KD_PYTHON"); fi
+    for name in "${candidates[@]}"; do
         "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo "$name" && return
     done
-    fail "no Python 3.11 or newer was found (tried: $candidates)" \
+    fail "no Python 3.11 or newer was found (tried: ${candidates[*]})" \
         "to fix: install one (Debian, Ubuntu: apt install python3.11 python3.11-venv) or set KD_PYTHON to its path"
 }
 
@@ -218,7 +219,7 @@ obey_stdin() {
 start_node() {  # NODE SLOTS MASTER COMMAND...; slots: the processes of each node, such as 8,8
     local per_node
     IFS=, read -r -a per_node <<< "$2"
-    run_group "${environment[@]}" "OMP_NUM_THREADS=$(threads_per_process "${per_node[$1]}")" \
+    run_group "${environment[@]}" "${accelerator[@]}" "OMP_NUM_THREADS=$(threads_per_process "${per_node[$1]}")" \
         .venv/bin/python -m kd_megatron.launch.node --rank "$1" --slots "$2" --master "$3" "${@:4}"
 }
 
@@ -238,7 +239,7 @@ start() {
     elif ((procs > 1)); then
         start_node 0 "$procs" "127.0.0.1:${MASTER_PORT:-$(free_port)}" "$@"
     else
-        set -- "${environment[@]}" "OMP_NUM_THREADS=$(threads_per_process 1)" .venv/bin/python -m kd_megatron "$@"
+        set -- "${environment[@]}" "${accelerator[@]}" "OMP_NUM_THREADS=$(threads_per_process 1)" .venv/bin/python -m kd_megatron "$@"
         if [[ $command == demo ]] || ((restarts > 0)); then run_group "$@"; else run_last "$@"; fi
     fi
 }
@@ -303,6 +304,11 @@ while [[ ${1:-} == -* ]]; do
 done
 [[ $procs =~ ^[1-9][0-9]*$ || ($procs =~ ^[1-9][0-9]*(,[1-9][0-9]*)+$ && -n $node_rank) ]] \
     || fail "--procs $procs" "expected: a whole number, 1 or more"
+for name in KD_GRACE_SECONDS KD_LOST_SECONDS; do
+    [[ ${!name:-60} =~ ^[0-9]+$ ]] || fail "$name=${!name}" "expected: whole seconds"
+done
+[[ ${MASTER_PORT:-1} =~ ^[0-9]{1,5}$ ]] && ((10#${MASTER_PORT:-1} > 0 && 10#${MASTER_PORT:-1} < 65536)) \
+    || fail "MASTER_PORT=$MASTER_PORT" "expected: a whole number from 1 to 65535"
 [[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts $restarts" "expected: a whole number, 0 or more"
 [[ $procs == 1 || -z $hosts ]] || fail "--procs and --hosts are both given" "to fix: the hostfile's slots say how many processes"
 check_nodes() {
@@ -338,8 +344,8 @@ case $command in
 esac
 
 environment_is_ready || install_environment
-environment=(env KD_PROGRAM=./launch.sh PYTHONWARNINGS=ignore::FutureWarning)
-has_cuda || environment+=(DS_ACCELERATOR=cpu)
+accelerator=() environment=(env KD_PROGRAM=./launch.sh PYTHONWARNINGS=ignore::FutureWarning)
+has_cuda || accelerator=("DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}")  # of processes here; each node sees for itself
 if [[ -n $slurm ]]; then
     run_last .venv/bin/python -m kd_megatron.launch.slurm --num-nodes "$num_nodes" --procs "$procs" --restarts "$restarts" \
         "$command" "$@" "${debug[@]}"

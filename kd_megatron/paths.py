@@ -49,6 +49,24 @@ PathText = Annotated[str, AfterValidator(check_path)]
 Revision = Annotated[str, AfterValidator(check_revision)]
 
 
+def require_place(path: Path) -> None:
+    """Make the directory that a file goes to, before the work whose result it is.
+
+    Raises:
+        OutputError: that cannot be, or ``path`` is a directory.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError("it is a directory")
+    except OSError as error:
+        raise OutputError(
+            given=f"{path} cannot be written: {error.strerror or error}",
+            expected="a file in a directory that can be made",
+            fix="choose another place",
+        ) from error
+
+
 def refuse_file_or_links_out(directory: Path) -> None:
     """Check a directory that is about to be written to, before anything is.
 
@@ -57,12 +75,12 @@ def refuse_file_or_links_out(directory: Path) -> None:
     Raises:
         OutputError: it is a file, or something inside it is a link to a place outside.
     """
+    file = next((path for path in (directory, *directory.absolute().parents) if path.is_file()), None)
+    if file is not None:
+        where = "is not a directory" if file == directory else f"lies below {file}, which is a file"
+        raise OutputError(given=f"output {directory} {where}", expected="a directory", fix="choose another output")
     if not directory.exists():
         return
-    if not directory.is_dir():
-        raise OutputError(
-            given=f"output {directory} is not a directory", expected="a directory", fix="choose another output"
-        )
     root = directory.resolve()
     for parent, directories, files in os.walk(root, followlinks=False):
         for path in (Path(parent) / name for name in (*directories, *files)):

@@ -23,6 +23,19 @@ def meet(rank: int, world_size: int) -> tuple[torch_dist.Store, Heart]:
     lost, patience = news.lost_seconds(), news.hang_seconds()
     where = f"{address[0]}:{address[1]} (MASTER_ADDR:MASTER_PORT)"
     store = _store(rank, world_size, address, patience, where)
+    try:
+        pulses = _arrive(store, rank, world_size, where, patience)
+    except torch_dist.DistError as error:  # the store went with rank 0, which missed somebody first, or died
+        raise RankLost(
+            given=f"rank 0 at {where} ended while rank {rank} on {socket.gethostname()} waited for the others",
+            expected=f"all {world_size} ranks there",
+            fix="see what rank 0 says, then start again",
+        ) from error
+    return torch_dist.PrefixStore("kd/group", store), Heart(rank, pulses, address, lost, patience)
+
+
+def _arrive(store: torch_dist.Store, rank: int, world_size: int, where: str, patience: float) -> list[Pulse]:
+    """Say that ``rank`` is there, and wait for the others; returns the first pulse of each."""
     if rank == 0:
         store.set(NEWS, "")
     store.set(pulse_key(rank), Pulse(socket.gethostname()).to_bytes())
@@ -31,15 +44,16 @@ def meet(rank: int, world_size: int) -> tuple[torch_dist.Store, Heart]:
         store.wait([NEWS, *keys], timedelta(seconds=patience))
     except torch_dist.DistStoreError as error:
         raise _missing(store, keys, where, patience) from error
-    pulses = [Pulse.from_bytes(data) for data in store.multi_get(keys)]
-    return torch_dist.PrefixStore("kd/group", store), Heart(rank, pulses, address, lost, patience)
+    return [Pulse.from_bytes(data) for data in store.multi_get(keys)]
 
 
 def _address() -> tuple[str, int]:
     host, port = os.environ["MASTER_ADDR"], os.environ.get("MASTER_PORT", "")
     try:
         socket.getaddrinfo(host, int(port))
-    except (OSError, ValueError) as error:
+        if not 0 < int(port) < 2**16:
+            raise ValueError("ports are 1 to 65535")
+    except (OSError, ValueError, OverflowError) as error:
         raise EnvironmentFault(
             given=f"MASTER_ADDR={host} MASTER_PORT={port or '(not set)'}: {error}",
             expected="the address of rank 0's node, as this node knows it, and a free port there",

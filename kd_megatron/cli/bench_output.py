@@ -27,11 +27,12 @@ def check_outputs(args: argparse.Namespace, source: str) -> None:
     from pathlib import Path
 
     from kd_megatron.errors import RecipeError
+    from kd_megatron.paths import require_place
     from kd_megatron.study.measuring import performance
 
     for name in (args.json, args.markdown, args.plot):
         if name:
-            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            require_place(Path(name))
     if args.compare:
         performance.read(Path(args.compare))
     if args.markdown:

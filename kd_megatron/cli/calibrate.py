@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.hardware import resolve_precision
     from kd_megatron.launch.preflight import compare_nodes
     from kd_megatron.logs import write_json
+    from kd_megatron.paths import require_place
     from kd_megatron.schema import CalibrateRecipe, StudyRecipe
     from kd_megatron.study import calibration, fairness, runner
     from kd_megatron.study.piece import teacher_path
@@ -43,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
     calibrate = config.validate(CalibrateRecipe, chosen, where="--rounds and --steps")
     directory = Path(args.output or recipe.output or f"studies/{recipe.name}")
     fairness.check(recipe)
+    if args.json:
+        require_place(Path(args.json))
     with dist.joined():
         compare_nodes([args.recipe, *args.overrides])
         recipe = resolve_precision(recipe)

@@ -41,9 +41,13 @@ def run(args: argparse.Namespace) -> int:
     from data_prep.verify import verify
     from kd_megatron import logs
     from kd_megatron.cli import inspect_cache
+    from kd_megatron.errors import RecipeError
 
     logs.quiet_libraries()
     directory = Path(args.directory)
+    for name, least in (("samples", 0), ("length", 3), ("seed", 0)):  # a window has [CLS], [SEP] and a token at least
+        if getattr(args, name) < least:
+            raise RecipeError(given=f"--{name} {getattr(args, name)}", expected=f"{least} or more")
     if inspect_cache.is_cache(directory):
         return inspect_cache.run(directory)
     manifest = verify(directory, full=not args.quick)

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from kd_megatron import redact, signals
 from kd_megatron.errors import KdError, RecipeError, disk_full_is_clear, nearest
+from kd_megatron.launch.node import see_devices
 from kd_megatron.process import exit_process, keep_freed_memory, say_error
 
 COMMANDS = (
@@ -52,6 +53,7 @@ def program() -> NoReturn:
     sys.excepthook = redact.print_exception
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of lost connections our own message tells
     keep_freed_memory()
+    see_devices()
     signals.install()
     try:
         exit_code = main()

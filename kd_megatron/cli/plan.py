@@ -41,11 +41,14 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron import config, logs
     from kd_megatron.errors import RecipeError
     from kd_megatron.gpus import named_gpu
+    from kd_megatron.paths import require_place
     from kd_megatron.schema import StudyRecipe
     from kd_megatron.study.planner import plan, plan_view, published_code, published_code_view
 
     if args.procs < 1:
         raise RecipeError(given=f"--procs {args.procs}", expected="1 or more", fix="give the number of processes")
+    if args.json:
+        require_place(Path(args.json))
     recipe, console = config.load(args.recipe, StudyRecipe, args.overrides), Console(soft_wrap=False)
     written: dict[str, Any]
     if args.as_published:

@@ -27,7 +27,9 @@ def run(args: argparse.Namespace) -> int:
 
     from kd_megatron.launch import facts
 
-    same = facts.same_everywhere([args.recipe, *args.overrides] if args.recipe else [])
+    command = [args.recipe, *args.overrides] if args.recipe else []
+    facts.require_recipe(command)
+    same = facts.same_everywhere(command)
     missing = [f"has no {package}" for package in facts.PACKAGES if same[package] == facts.ABSENT]
     facts.refuse([f"this machine {line}" for line in [*facts.disk_problems(), *missing]])
     if args.json:

@@ -61,6 +61,14 @@ def recipe_and_data(command: Sequence[str]) -> dict[str, str]:
     return facts
 
 
+def require_recipe(command: Sequence[str]) -> None:
+    """Raise `RecipeError` where the recipe of ``command``, or an override, cannot be read."""
+    if command:
+        raw = config.read_yaml(command[0])
+        for override in command[1:]:
+            config.apply_override(raw, override)
+
+
 def shard_directories(recipe: str, overrides: Sequence[str]) -> Iterator[str]:
     """The shard sets of a study's recipe; none where it cannot be read: the command itself says what is wrong."""
     try:
@@ -89,7 +97,11 @@ def free_gib() -> float:
 
 def disk_problems() -> list[str]:
     """A line when less than KD_MIN_FREE_GIB is free."""
-    least, free = float(os.environ.get("KD_MIN_FREE_GIB", DEFAULT_MIN_FREE_GIB)), free_gib()
+    given, free = os.environ.get("KD_MIN_FREE_GIB", ""), free_gib()
+    try:
+        least = float(given or DEFAULT_MIN_FREE_GIB)
+    except ValueError:
+        return [f"was given KD_MIN_FREE_GIB={given}, which is no number"]
     return [f"has {free:.1f} GiB of free disk at {Path.cwd()}, less than {least:g}"] if free < least else []
 
 

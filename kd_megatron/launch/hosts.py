@@ -5,6 +5,7 @@ name, as deepspeed's own runner does, and nothing is left when this process is k
 """
 
 import argparse
+import json
 import os
 import shlex
 import signal
@@ -15,10 +16,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from kd_megatron.errors import KdError, RankLost
-from kd_megatron.launch import preflight
+from kd_megatron.launch import facts, preflight
 from kd_megatron.launch.hostfile import Host, read_hostfile
 from kd_megatron.launch.node import DEFAULT_PORT
 from kd_megatron.launch.ssh import NOT_REACHED, failure, in_repository, passed_environment, ssh_command
+from kd_megatron.news import lost_seconds, seconds_of
 
 POLL_SECONDS = 0.2
 ALIVE_SECONDS = 5.0  # between signs of life to the nodes, which stop without them
@@ -79,8 +81,13 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.attempt:
         wait_for_return(hosts, arguments.run)
+    if arguments.command[0] == "preflight":
+        facts.require_recipe([word for word in arguments.command[1:] if not word.startswith("-")])
     answers = preflight.over_ssh(hosts, master, arguments.command)
     if arguments.command[0] == "preflight":
+        if "--json" in arguments.command:
+            print(json.dumps(answers))
+            return 0
         for name, answer in answers.items():
             print(f"{name}: {answer['address']} on {answer['interface']}, {answer['free_gib']:.1f} GiB free")
         print(f"{len(hosts)} nodes agree: " + ", ".join(f"{k} {v}" for k, v in answers[hosts[0].name]["same"].items()))
@@ -109,7 +116,7 @@ def wait_for_return(hosts: Sequence[Host], run: str) -> None:
 
     Raises `RankLost` after KD_RETURN_SECONDS: another attempt may find them.
     """
-    patience = float(os.environ.get("KD_RETURN_SECONDS", RETURN_SECONDS))
+    patience = seconds_of("KD_RETURN_SECONDS", RETURN_SECONDS)
     deadline = time.monotonic() + patience
     words = [".venv/bin/python", "-m", "kd_megatron.launch.leftovers", run]
     say(f"waiting until all {len(hosts)} nodes answer (at most {patience:g} s)")
@@ -144,7 +151,7 @@ def watch(nodes: Sequence[Node]) -> int:
     passed_on, kill_at, killed, alive_at = 0, None, False, 0.0
     while len(ended) < len(nodes):
         if time.monotonic() > alive_at:
-            alive_at = time.monotonic() + ALIVE_SECONDS
+            alive_at = time.monotonic() + min(ALIVE_SECONDS, lost_seconds() / 4)
             send_all(nodes, "ALIVE")
         for node in nodes:
             code = node.process.poll()
@@ -152,7 +159,7 @@ def watch(nodes: Sequence[Node]) -> int:
                 ended[node.host.name] = code
                 tell(node.host.name, code, bool(asked))
                 if code and kill_at is None:
-                    grace = float(os.environ.get("KD_GRACE_SECONDS", 60)) if code == INTERRUPTED else FOLLOW_SECONDS
+                    grace = seconds_of("KD_GRACE_SECONDS", 60.0, least=0.0) if code == INTERRUPTED else FOLLOW_SECONDS
                     kill_at = time.monotonic() + grace
         for word in asked[passed_on:]:
             passed_on += 1

@@ -10,10 +10,11 @@ import os
 import sys
 from typing import NoReturn
 
-from kd_megatron.errors import KdError
+from kd_megatron.errors import EnvironmentFault, KdError
 from kd_megatron.launch.network import interface_to
 
 DEFAULT_PORT = 29500
+VISIBLE = "KD_VISIBLE_DEVICES"  # CUDA_VISIBLE_DEVICES as this node had it
 
 
 def main() -> NoReturn:
@@ -25,13 +26,15 @@ def main() -> NoReturn:
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     slots = [int(count) for count in arguments.slots.split(",")]
-    address, port = split_address(arguments.master)
-    if len(slots) > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
-        try:
+    try:
+        address, port = split_address(arguments.master)
+        if len(slots) > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
             os.environ["GLOO_SOCKET_IFNAME"] = interface_to(address, port)[0]
-        except KdError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(error.exit_code)
+    except KdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    if "CUDA_VISIBLE_DEVICES" in os.environ:  # the launcher writes a list of its own there
+        os.environ[VISIBLE] = os.environ["CUDA_VISIBLE_DEVICES"]
     os.execv(sys.executable, launcher(arguments.rank, slots, address, port, arguments.command))
 
 
@@ -40,7 +43,7 @@ def launcher(rank: int, slots: list[int], address: str, port: int, command: list
 
     Not its runner: that one ends with 0 when the launcher is killed, and orphans its processes on SIGTERM.
     """
-    world = {f"node{index}": devices(count) for index, count in enumerate(slots)}
+    world = {f"node{index}": list(range(count)) for index, count in enumerate(slots)}
     world_info = base64.urlsafe_b64encode(json.dumps(world).encode()).decode()
     return [
         sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world_info}", f"--node_rank={rank}",
@@ -49,15 +52,17 @@ def launcher(rank: int, slots: list[int], address: str, port: int, command: list
     ]  # fmt: skip
 
 
-def devices(count: int) -> list[int]:
-    """The GPUs of a node's processes: the first of those that CUDA_VISIBLE_DEVICES names, otherwise 0, 1, ..."""
-    named = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip().isdigit()]
-    return [int(word) for word in named[:count]] if len(named) >= count else list(range(count))
+def see_devices() -> None:
+    """In a started process, before it looks for GPUs: those that the user let it see, not the launcher's 0, 1, ..."""
+    if VISIBLE in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.pop(VISIBLE)
 
 
 def split_address(master: str) -> tuple[str, int]:
     """``ADDR[:PORT]`` as (address, port)."""
     address, _, port = master.partition(":")
+    if not (port or str(DEFAULT_PORT)).isdigit() or not 0 < int(port or DEFAULT_PORT) < 2**16:
+        raise EnvironmentFault(given=f"port {port} of {master}", expected="a whole number from 1 to 65535")
     return address, int(port or DEFAULT_PORT)
 
 

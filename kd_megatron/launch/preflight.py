@@ -1,5 +1,6 @@
 """Compares all nodes before time is spent: over ssh, or, without ssh, among the ranks of a process group."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 from kd_megatron.errors import EnvironmentFault
 from kd_megatron.launch import facts
 from kd_megatron.launch.hostfile import Host
+from kd_megatron.launch.serve import ANSWER
 from kd_megatron.launch.ssh import failure, in_repository, passed_environment, ssh_command
 
 PATIENCE_SECONDS = 90.0  # for one node's answer
@@ -34,19 +36,20 @@ class Asked:
     def answer(self) -> Any:
         """Its next line; raises `EnvironmentFault` when it ended without one."""
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
+        line = next((line for line in self.process.stdout if line.startswith(ANSWER)), None)
+        if line is None:
             _, stderr = self.process.communicate()
             code = self.process.returncode
             why = failure(code, stderr) if code >= 0 else f"has not answered within {PATIENCE_SECONDS:g} s"
             raise EnvironmentFault(given=f"{self.host.name} {why}")
-        return json.loads(line)
+        return json.loads(line.removeprefix(ANSWER))
 
     def ask(self, question: Any) -> Any:
         """Send one line and return the answer."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(OSError):  # it has ended, which `answer` tells of
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
         return self.answer()
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from kd_megatron.launch.network import address_of, interface_to
 from kd_megatron.launch.node import split_address
 
 REACH_SECONDS = 5.0
+ANSWER = "KD answer: "  # begins what is meant for `kd_megatron.launch.preflight`
 
 
 def main() -> int:
@@ -28,14 +29,19 @@ def main() -> int:
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     said, sockets = local_facts(arguments.rank, arguments.master, arguments.command)
-    print(json.dumps(said), flush=True)
+    answer(said)
     peers = sys.stdin.readline()
     if peers:
-        print(json.dumps(unreachable(said["address"], json.loads(peers))), flush=True)
+        answer(unreachable(said["address"], json.loads(peers)))
     sys.stdin.read()
     for listener in sockets:
         listener.close()
     return 0
+
+
+def answer(content: Any) -> None:
+    """One line on stdout, marked: a node's shell may print lines of its own before."""
+    print(f"{ANSWER}{json.dumps(content)}", flush=True)
 
 
 def local_facts(rank: int, master: str, command: list[str]) -> tuple[dict[str, Any], list[socket.socket]]:

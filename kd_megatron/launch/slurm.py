@@ -39,11 +39,15 @@ wait $step
 code=$?
 
 requeue() {{ echo "exit code $code: back into the queue, $1"; scontrol requeue "$SLURM_JOB_ID"; }}
-count=${{SLURM_RESTART_COUNT:-0}}
+crashes=.slurm-$SLURM_JOB_ID.restarts  # a line for each; SLURM_RESTART_COUNT has the requeues at time limits too
+count=$(cat "$crashes" 2> /dev/null | wc -l)
 if ((code == 75 || (limit && code >= 128))); then
     requeue "it is not finished"
 elif ((count < restarts && (code == 1 || code == 9 || (code >= 128 && code != 130 && code != 141)))); then
+    echo "$code" >> "$crashes"
     requeue "restart $((count + 1)) of $restarts"
+else
+    rm -f "$crashes"
 fi
 exit $code
 """

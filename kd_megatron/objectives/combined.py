@@ -43,6 +43,10 @@ class CombinedOptions(ObjectiveOptions):
             options_of(part, f"part {number + 1}", OF_PARTS)
             keys_of(part)
         names = [name_of(part) for part in parts]
+        if taken := [name for name in names if hasattr(nn.ModuleDict(), name)]:
+            raise ValueError(
+                f"a part cannot be called {taken[0]}, which torch's modules have for themselves: rename it"
+            )
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two parts are called {repeated[0]}; give each a name of its own, such as name: first")
         return parts

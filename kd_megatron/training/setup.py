@@ -250,7 +250,8 @@ def freeze_untrained(module: StudentWithObjective, teacher: Teacher | None, batc
     """Freeze the parameters that the objective gives no gradient, and name them.
 
     They are found by one small forward and backward. Left in the optimizer they would still decay, and some ZeRO
-    configurations would apply a stale gradient to them; frozen, they keep their first values exactly.
+    configurations would apply a stale gradient to them; frozen, they keep their first values, in bf16
+    as that rounds them.
     """
     inputs = module.objective.options.inputs
     sums = module(batch, None if teacher is None else teacher(batch, inputs))

@@ -16,6 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kd_megatron.errors import EnvironmentFault
+from kd_megatron.launch import node
+
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("launch.sh", "requirements.txt", "pyproject.toml")
 PATIENCE_SECONDS = 120  # for an event that has to come: only a hang takes this long
@@ -51,7 +54,7 @@ def ready(clone: Path) -> Path:
     pinned = f"{clone}\n".encode() + (clone / "requirements.txt").read_bytes() + (clone / "pyproject.toml").read_bytes()
     (clone / ".venv/installed.sha256").write_text(hashlib.sha256(pinned).hexdigest() + "\n")
     shutil.copytree(ROOT / "kd_megatron/launch", clone / "kd_megatron/launch")
-    for name in ("__init__", "errors", "config", "manifest", "machine"):
+    for name in ("__init__", "atomic", "config", "errors", "machine", "manifest", "news", "ports"):
         shutil.copy(ROOT / f"kd_megatron/{name}.py", clone / "kd_megatron")
     (clone / "kd_megatron/__main__.py").write_text(WORKER)
     return clone
@@ -211,6 +214,45 @@ def test_wrong_options_are_one_clear_message(ready, arguments, message):
     assert "line " not in done.stderr  # a message of bash itself
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"KD_GRACE_SECONDS": "2m"}, "KD_GRACE_SECONDS=2m"),
+        ({"KD_LOST_SECONDS": "4.5"}, "KD_LOST_SECONDS=4.5"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT=70000"),
+        ({"MASTER_PORT": "abc"}, "MASTER_PORT=abc"),
+    ],
+)
+def test_a_setting_that_is_no_number_is_refused_before_anything_runs(ready, settings, message):
+    done = launch(ready, "--procs", "2", "study", "r.yaml", **settings)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_an_accelerator_that_is_named_is_kept_and_none_is_sent_to_other_nodes(ready, tmp_path):
+    (tmp_path / "hosts").write_text("n1 slots=1\n")
+    assert "DS_ACCELERATOR=cuda" in " ".join(dry_run(ready, "study", "r.yaml", DS_ACCELERATOR="cuda"))
+    inherited = {name: "" for name in ("DS_ACCELERATOR",) if name in os.environ}
+    assert "DS_ACCELERATOR=cpu" not in " ".join(
+        dry_run(ready, "--hosts", str(tmp_path / "hosts"), "study", "r.yaml", **inherited)
+    )
+
+
+def test_the_gpus_that_a_user_names_are_those_that_processes_see(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")  # as deepspeed's launcher has it
+    monkeypatch.setenv(node.VISIBLE, "GPU-5a3f,GPU-77b2")
+    node.see_devices()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-5a3f,GPU-77b2"
+    assert node.VISIBLE not in os.environ
+
+
+@pytest.mark.parametrize("master", ["node1:0", "node1:99999", "node1:x"])
+def test_a_port_that_is_none_is_refused(master):
+    with pytest.raises(EnvironmentFault, match="port"):
+        node.split_address(master)
+    assert node.split_address("node1") == ("node1", node.DEFAULT_PORT)
+
+
 def test_a_python_without_venv_names_the_package(clone):
     python = write_script(clone / "bare_python", f'[[ $2 == *ensurepip* ]] && exit 1; exec "{sys.executable}" "$@"')
     done = launch(clone, "plan", "r.yaml", KD_PYTHON=str(python))
@@ -290,6 +332,18 @@ def test_the_batch_script_of_slurm_is_one_that_bash_can_read(ready, tmp_path):
     assert "#SBATCH --signal=B:USR1@300\n" in script
     (tmp_path / "job").write_text(script)
     assert subprocess.run(["bash", "-n", tmp_path / "job"], capture_output=True, text=True).stderr == ""
+
+
+def test_a_job_of_slurm_counts_its_crashes_and_not_its_time_limits(ready, tmp_path):
+    write_script(tmp_path / "bin/srun", 'exit "$CODE"')
+    write_script(tmp_path / "bin/scontrol", f"[[ $1 == show ]] && echo n1 || echo requeued >> {tmp_path}/log")
+    (tmp_path / "job").write_text(launch(ready, "--slurm", "--nodes", "1", "--restarts", "2", "study", "r.yaml").stdout)
+    settings = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    for number, code in enumerate((75, 75, 75, 9, 75, 1, 9)):  # the last is a third crash
+        told = {"CODE": str(code), "SLURM_RESTART_COUNT": str(number)}
+        done = subprocess.run(["bash", tmp_path / "job"], env=os.environ | settings | told, capture_output=True)
+        assert done.returncode == code
+    assert len((tmp_path / "log").read_text().splitlines()) == 6
 
 
 @pytest.mark.long

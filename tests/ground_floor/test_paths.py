@@ -7,7 +7,7 @@ import yaml
 
 from kd_megatron import config
 from kd_megatron.errors import OutputError, RecipeError
-from kd_megatron.paths import NAME_BYTES, PATH_BYTES, check_name, check_path, refuse_file_or_links_out
+from kd_megatron.paths import NAME_BYTES, PATH_BYTES, check_name, check_path, refuse_file_or_links_out, require_place
 from kd_megatron.schema import CorpusRecipe, FinetuneRecipe, StudyRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,3 +100,14 @@ def test_a_file_is_no_output(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is not a directory"):
         refuse_file_or_links_out(tmp_path / "file")
+    with pytest.raises(OutputError, match=r"lies below .*file, which is a file"):
+        refuse_file_or_links_out(tmp_path / "file" / "runs" / "new")
+
+
+def test_the_place_of_a_result_is_made_before_the_work(tmp_path: Path):
+    require_place(tmp_path / "new" / "plan.json")
+    assert (tmp_path / "new").is_dir()
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "plan.json", tmp_path / "new"):
+        with pytest.raises(OutputError, match="cannot be written"):
+            require_place(path)

@@ -10,8 +10,11 @@ from cluster import Cluster, cluster
 from small_job import commit, launch, losses, make_checkout, one_process, write_recipe
 from tolerances import PARITY_FLOAT32_RELATIVE
 
-from kd_megatron.errors import EnvironmentFault
+from kd_megatron.errors import EnvironmentFault, RecipeError
 from kd_megatron.launch import facts
+from kd_megatron.launch import preflight as preflight_module
+from kd_megatron.launch.hostfile import Host
+from kd_megatron.ports import free_port
 
 
 def test_with_two_nodes_the_first_is_the_measure_with_more_the_majority():
@@ -28,6 +31,26 @@ def test_all_problems_are_one_error():
     with pytest.raises(EnvironmentFault, match=r"preflight: first\n  second") as error:
         facts.refuse(["first", "second"])
     assert error.value.exit_code == 7
+
+
+def test_lines_of_a_nodes_shell_are_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setattr(preflight_module, "ssh_command", lambda host, remote: ["bash", "-c", f"echo Welcome; {remote}"])
+    asked = preflight_module.Asked(Host("here", 1), 0, f"127.0.0.1:{free_port()}", [])
+    try:
+        answer = asked.answer()
+        assert (answer["address"], answer["problems"]) == ("127.0.0.1", [])
+        assert asked.ask({"other": ("127.0.0.1", answer["port"])}) == []
+    finally:
+        asked.close()
+
+
+def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no-such\.yaml"):
+        facts.require_recipe([str(tmp_path / "no-such.yaml")])
+    with pytest.raises(RecipeError, match="foo"):
+        facts.require_recipe(["recipes/debug.yaml", "foo"])
+    facts.require_recipe(["recipes/debug.yaml", "data.sequence_length=64"])
 
 
 @pytest.fixture

@@ -92,6 +92,7 @@ def test_backend_and_temperature_of_the_parts_can_be_seen():
         (combined(SCRATCH, SCRATCH), "two parts are called scratch"),
         (combined(SCRATCH, {**MINILM, "inputs": "clean"}), "part minilm reads clean text and the arm masked"),
         (combined(SCRATCH, MINILM, inputs="clean"), "it would read the answers"),
+        (combined(SCRATCH, {**MINILM, "name": "keys"}), "a part cannot be called keys"),
         (combined(SCRATCH, {**SCRATCH, "name": "a.b"}), "part a.b: name: String should match pattern"),
         (combined(SCRATCH, combined(SCRATCH, MINILM)), "part 2 has objective combined"),
         (combined(SCRATCH, MINILM, weight=1.0), "unknown key weight"),

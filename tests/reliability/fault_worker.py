@@ -83,13 +83,16 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "all_wait": on(1, lambda: dist.barrier()),  # rank 0 is in an all-reduce of other data
     "alone_and_hanging": sleep_for_ever,
     "rank_1_is_absent": lambda: None,
+    "rank_2_is_absent": lambda: None,
 }
 
 
 def rank_of(name: str, rank: int, port: int, directory: Path) -> int:
     """One rank's whole life; returns its exit code."""
-    alone = name == "alone_and_hanging"
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="1" if alone else "2", MASTER_PORT=str(port))
+    world_size = {"alone_and_hanging": "1", "rank_2_is_absent": "3"}.get(name, "2")
+    if name == "rank_2_is_absent" and rank == 1:
+        time.sleep(1.0)  # so that rank 0's patience ends first, and takes the store away
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=world_size, MASTER_PORT=str(port))
     os.environ.update(MASTER_ADDR="127.0.0.1", KD_LOST_SECONDS=str(LOST_SECONDS), KD_HANG_SECONDS=str(HANG_SECONDS))
     signals.install()
     marks.stacks_to(directory)

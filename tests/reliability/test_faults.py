@@ -42,7 +42,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(outputs: Path) -> Results:
     """All scenarios at once: most of the time they wait."""
-    command = [sys.executable, str(WORKER), str(outputs), *FAULTS, *WELL, "rank_1_has_a_bug"]
+    command = [sys.executable, str(WORKER), str(outputs), *FAULTS, *WELL, "rank_1_has_a_bug", "rank_2_is_absent"]
     environment = {**processes.environment(), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
@@ -79,6 +79,14 @@ def test_a_rank_that_waits_for_one_that_works_is_let_be(results: Results, name: 
 def test_a_bug_ends_the_other_rank_too(results: Results) -> None:
     ranks = results["rank_1_has_a_bug"]
     assert [rank["code"] for rank in ranks] == [1, 1], ranks
+
+
+def test_a_rank_that_waits_with_rank_0_for_another_is_lost_with_it(results: Results) -> None:
+    first, second = results["rank_2_is_absent"]
+    assert [first["code"], second["code"]] == [9, 9], second
+    assert "rank 2 of 3 did not arrive at 127.0.0.1:" in first["output"]
+    assert "rank 1 on" in second["output"] or "rank 2 of 3" in second["output"]
+    assert "Traceback" not in first["output"] + second["output"]
 
 
 def pulse(**changes: Any) -> Pulse:
