@@ -304,8 +304,8 @@ while [[ ${1:-} == -* ]]; do
 done
 [[ $procs =~ ^[1-9][0-9]*$ || ($procs =~ ^[1-9][0-9]*(,[1-9][0-9]*)+$ && -n $node_rank) ]] \
     || fail "--procs $procs" "expected: a whole number, 1 or more"
-for name in KD_GRACE_SECONDS KD_LOST_SECONDS; do
-    [[ ${!name:-60} =~ ^[0-9]+$ ]] || fail "$name=${!name}" "expected: whole seconds"
+for name in KD_GRACE_SECONDS KD_LOST_SECONDS KD_RETURN_SECONDS; do
+    [[ ${!name:-60} =~ ^(0|[1-9][0-9]*)$ ]] || fail "$name=${!name}" "expected: whole seconds"
 done
 [[ ${MASTER_PORT:-1} =~ ^[0-9]{1,5}$ ]] && ((10#${MASTER_PORT:-1} > 0 && 10#${MASTER_PORT:-1} < 65536)) \
     || fail "MASTER_PORT=$MASTER_PORT" "expected: a whole number from 1 to 65535"

@@ -129,13 +129,13 @@ def _mention_others(partial: Path, output: Path) -> None:
     for other in output.parent.glob(f"{output.name}.partial-*"):
         if other == partial:
             continue
-        with contextlib.suppress(FileNotFoundError), _locked(other):  # refuses where another process works there
+        with contextlib.suppress(FileNotFoundError), _locked(other, "choose another 'output'"):
             logs.warn(f"{other} is unfinished work of another recipe or state of the sources; delete it if unwanted")
 
 
 @contextlib.contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    """Hold ``partial``, which exists, for this process."""
+def _locked(partial: Path, fix: str = "wait for it; it will be found finished") -> Iterator[None]:
+    """Hold ``partial``, which exists, for this process; ``fix`` is said where another one has it."""
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(locks.exclusive(partial, wait=False))
@@ -143,7 +143,7 @@ def _locked(partial: Path) -> Iterator[None]:
             raise OutputError(
                 given=f"another process is preparing {partial}",
                 expected="one at a time",
-                fix="wait for it; it will be found finished",
+                fix=fix,
             ) from error
         yield
 

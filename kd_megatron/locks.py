@@ -14,20 +14,29 @@ from kd_megatron.errors import OutputError
 def exclusive(directory: Path, wait: bool) -> Iterator[None]:
     """Hold the lock of ``directory``, which exists. On a file system without locks the work goes on without one.
 
+    NFS locks files that are open for writing, and no directories: there a file in it, ``.lock``, stands for it.
+
     Raises:
         BlockingIOError: another process holds it, and ``wait`` is false.
     """
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise
-        except OSError:
-            pass
+    with contextlib.ExitStack() as opened:
+        descriptor = os.open(directory, os.O_RDONLY)
+        opened.callback(os.close, descriptor)
+        if not _flock(descriptor, wait):
+            with contextlib.suppress(PermissionError):
+                _flock(opened.enter_context((directory / ".lock").open("a")).fileno(), wait)
         yield
-    finally:
-        os.close(descriptor)
+
+
+def _flock(descriptor: int, wait: bool) -> bool:
+    """Take the lock; False where the file system has none for it. Raises `BlockingIOError` as `exclusive` does."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

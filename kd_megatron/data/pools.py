@@ -1,7 +1,6 @@
 """How much text a run may see: the windows of each shard set, and the pool that ``unique_tokens`` leaves of them."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from kd_megatron.data.order import Blend
 from kd_megatron.errors import DataError
@@ -9,9 +8,9 @@ from kd_megatron.manifest import Manifest
 from kd_megatron.schema import DataRecipe
 
 
-def num_windows(manifest: Manifest, sequence_length: int, split: Literal["train", "valid"] = "train") -> int:
-    """Windows of ``sequence_length`` tokens ([CLS] and [SEP] are two of them) that a shard set's split holds."""
-    return sum(shard.tokens // (sequence_length - 2) for shard in manifest.split(split))
+def num_windows(manifest: Manifest, sequence_length: int) -> int:
+    """Windows of ``sequence_length`` tokens ([CLS] and [SEP] are two of them) that a shard set has to train on."""
+    return sum(shard.tokens // (sequence_length - 2) for shard in manifest.split("train"))
 
 
 def pool_sizes(recipe: DataRecipe, available: Sequence[int]) -> list[int]:

@@ -146,12 +146,14 @@ def raise_diverged(diverged: dict[str, NonFiniteError]) -> None:
 
 def prepare_inputs(recipe: StudyRecipe, directory: Path) -> None:
     """What one run needs before it starts: the data, and the teacher where the study trains its own."""
+    from kd_megatron.training.run import refuse_other_teacher
+
     for piece in input_pieces(recipe, directory):
-        is_finished = dist.on_main(piece.is_finished)
-        if not is_finished:
+        if not dist.on_main(piece.is_finished):
             logs.say(piece.label)
-        if not is_finished or piece.kind == "teacher":  # one that is finished refuses to be taken for another recipe's
             piece.run()
+        elif piece.kind == "teacher":  # no study has compared the recipe with the one that it was trained by
+            dist.on_main(lambda: refuse_other_teacher(_as_trained(recipe), results.teacher_directory(directory)))
 
 
 def input_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
@@ -222,9 +224,14 @@ def _teacher_piece(recipe: StudyRecipe, directory: Path) -> Piece:
     def run() -> None:
         from kd_megatron.training.run import train_teacher
 
-        train_teacher(recipe.model_copy(update={"tuning": None, **WITHOUT_WORDS}), where)
+        train_teacher(_as_trained(recipe), where)
 
     return Piece("teacher", "teacher: train", lambda: results.finished_run(where) is not None, run)
+
+
+def _as_trained(recipe: StudyRecipe) -> StudyRecipe:
+    """What a teacher's run is given of ``recipe``: no words, and no tuning, which is of students."""
+    return recipe.model_copy(update={"tuning": None, **WITHOUT_WORDS})
 
 
 def _training_pieces(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> list[Piece]:

@@ -55,6 +55,8 @@ def pretrain(
     quiet_libraries()
     dist.initialise()
     claim(study, arm, seed, directory, branch)
+    if finished := dist.from_main(read_summary(directory)):
+        return finished
     with locks.alone(directory, "training in"):
         marks.stacks_to(directory)
         finished = dist.from_main(read_summary(directory))
@@ -96,11 +98,33 @@ def _began_in(directory: Path, branch: Branch | None) -> Path:
 
 def train_teacher(study: StudyRecipe, directory: Path) -> dict[str, Any]:
     """Train the study's own teacher by the scratch objective, on the study's data, and return its summary."""
+    as_study = _teacher_study(study)
+    return pretrain(as_study, TEACHER_ARM, as_study.seeds[0], directory, teacher_path=None)
+
+
+def refuse_other_teacher(study: StudyRecipe, directory: Path) -> None:
+    """Raise `OutputError` where the finished teacher in ``directory`` is not the one that ``study`` asks for.
+
+    Of its recipe, what was validated and logged on the way decides no weight.
+    """
+    as_study = _teacher_study(study)
+    wanted = {"run": {"arm": TEACHER_ARM, "seed": as_study.seeds[0]}, **as_study.model_dump(mode="json")}
+    found = {*_differing(_with_defaults(directory / RECIPE), wanted)} - MAY_CHANGE - {"training.log_every_steps"}
+    if differing := sorted(key for key in found if key.partition(".")[0] != "validation"):
+        raise OutputError(
+            given=f"{directory} holds a teacher of another recipe; these keys differ: {', '.join(differing)}",
+            expected="the teacher that this recipe trains",
+            fix="give the recipe another name (name=...), or remove that teacher: it is then trained anew",
+        )
+
+
+def _teacher_study(study: StudyRecipe) -> StudyRecipe:
+    """The study whose one run is the teacher's."""
     assert study.teacher is not None
     recipe = study.teacher.train
     assert recipe is not None
     rate = recipe.learning_rate or study.training.learning_rate
-    as_study = study.model_copy(
+    return study.model_copy(
         update={
             "student": recipe.encoder,
             "teacher": None,
@@ -114,7 +138,6 @@ def train_teacher(study: StudyRecipe, directory: Path) -> dict[str, Any]:
             "allow_difference": [],
         }
     )
-    return pretrain(as_study, TEACHER_ARM, recipe.seed, directory, teacher_path=None)
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
@@ -279,7 +302,7 @@ def settings(study: StudyRecipe) -> dict[str, Any]:
 
 
 def _memory(run: Run) -> dict[str, int | None]:
-    """The largest of all ranks, in bytes: see `kd_megatron.memory`. Collective."""
+    """The largest of all ranks (of earlier phases, rank 0's), in bytes: see `kd_megatron.memory`. Collective."""
     peaks = dist.gather(run.place.most_bytes(run.meter.peak_bytes))
     training = [peak for peak in peaks if peak is not None]
     resident = max(dist.gather(memory.peak_resident_bytes()))

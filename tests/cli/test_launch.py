@@ -218,7 +218,9 @@ def test_wrong_options_are_one_clear_message(ready, arguments, message):
     ("settings", "message"),
     [
         ({"KD_GRACE_SECONDS": "2m"}, "KD_GRACE_SECONDS=2m"),
+        ({"KD_GRACE_SECONDS": "090"}, "KD_GRACE_SECONDS=090"),
         ({"KD_LOST_SECONDS": "4.5"}, "KD_LOST_SECONDS=4.5"),
+        ({"KD_RETURN_SECONDS": "5m"}, "KD_RETURN_SECONDS=5m"),
         ({"MASTER_PORT": "70000"}, "MASTER_PORT=70000"),
         ({"MASTER_PORT": "abc"}, "MASTER_PORT=abc"),
     ],
@@ -231,11 +233,11 @@ def test_a_setting_that_is_no_number_is_refused_before_anything_runs(ready, sett
 
 def test_an_accelerator_that_is_named_is_kept_and_none_is_sent_to_other_nodes(ready, tmp_path):
     (tmp_path / "hosts").write_text("n1 slots=1\n")
-    assert "DS_ACCELERATOR=cuda" in " ".join(dry_run(ready, "study", "r.yaml", DS_ACCELERATOR="cuda"))
-    inherited = {name: "" for name in ("DS_ACCELERATOR",) if name in os.environ}
-    assert "DS_ACCELERATOR=cpu" not in " ".join(
-        dry_run(ready, "--hosts", str(tmp_path / "hosts"), "study", "r.yaml", **inherited)
-    )
+    no_gpu = {"CUDA_VISIBLE_DEVICES": ""}
+    named = dry_run(ready, "study", "r.yaml", DS_ACCELERATOR="cuda", **no_gpu)
+    assert "DS_ACCELERATOR=cuda" in " ".join(named)
+    hosts = dry_run(ready, "--hosts", str(tmp_path / "hosts"), "study", "r.yaml", DS_ACCELERATOR="", **no_gpu)
+    assert "DS_ACCELERATOR=cpu" not in " ".join(hosts)
 
 
 def test_the_gpus_that_a_user_names_are_those_that_processes_see(monkeypatch):

@@ -54,6 +54,10 @@ def test_a_teacher_of_another_recipe_is_not_taken_for_this_ones(tmp_path: Path) 
     runner.prepare_inputs(study(512), tmp_path / "runs")
     weights = (tmp_path / "runs" / "teacher" / "export" / "model.safetensors").read_bytes()
     runner.prepare_inputs(study(512), tmp_path / "runs")  # is found finished
-    with pytest.raises(OutputError, match=r"holds another run; these keys differ: budget\.tokens"):
+    with pytest.raises(OutputError, match=r"a teacher of another recipe; these keys differ: budget\.tokens\n"):
         runner.prepare_inputs(study(1024), tmp_path / "runs")
+    logs_more = study(512).model_copy(
+        update={"validation": study(512).validation.model_copy(update={"num_samples": 4})}
+    )
+    runner.prepare_inputs(logs_more, tmp_path / "runs")  # no weight hangs on it
     assert (tmp_path / "runs" / "teacher" / "export" / "model.safetensors").read_bytes() == weights

@@ -140,8 +140,12 @@ def test_two_at_a_time_is_refused(corpus, make_recipe, tmp_path):
 
 def test_another_recipe_into_the_same_output_is_refused_too(corpus, make_recipe, tmp_path):
     (other := tmp_path / "out.partial-0123456789ab").mkdir()
-    with locks.exclusive(other, wait=False), pytest.raises(OutputError, match="another process is preparing"):
+    with (
+        locks.exclusive(other, wait=False),
+        pytest.raises(OutputError, match="another process is preparing") as refused,
+    ):
         prepare(make_recipe(corpus))
+    assert refused.value.fix == "choose another 'output'"
     assert [path.name for path in tmp_path.glob("out*")] == [other.name]
 
 

@@ -127,9 +127,12 @@ def test_an_arm_may_be_called_like_a_directory_that_is_left_out(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(study_on_disk.PROBE, "report", study_on_disk.PROBE["minilm"])
         patch.setitem(study_on_disk.SCORES, "report", study_on_disk.SCORES["minilm"])
-        directory = study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(arms=arms))
+        directory = study_on_disk.write_study(tmp_path / "finetune", study_on_disk.study_recipe(arms=arms))
+    (directory / "stale").mkdir()
+    (directory / "stale" / "summary.json").write_text("{}")
     again, _ = raw.pack(directory).unpack(tmp_path / "unpacked")
     assert results.load(again).missing == []
+    assert not (again / "stale").exists()
 
 
 def test_long_metrics_keep_validations_and_both_ends(tmp_path):

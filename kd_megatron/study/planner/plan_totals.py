@@ -172,7 +172,7 @@ def finetune_flops(recipe: FinetuneRecipe, config: PretrainedConfig) -> tuple[fl
 def task_sizes(task: TaskRecipe) -> tuple[int, int] | None:
     """(training rows, dev rows) after the recipe's caps; None for own data, whose files are not read."""
     known = GLUE.get(task.name) if task.is_glue else None
-    if known is None and task.train != "embedded":
+    if known is None and not task.is_embedded:
         return None
     num_train, num_dev = (known.num_train[0], sum(known.num_dev.values())) if known else (NUM_TRAIN, NUM_DEV)
     return min(num_train, task.max_train_examples or num_train), min(num_dev, task.max_dev_examples or num_dev)

@@ -98,7 +98,7 @@ def files(directory: Path) -> Iterator[Path]:
     except FileNotFoundError:
         return
     for path in inside:
-        is_left_out = path.name in LEFT_OUT and directory.name not in OF_NAMES
+        is_left_out = path.name in LEFT_OUT and (has_recipe or directory.name not in OF_NAMES)
         if path.is_dir() and not is_left_out and not path.is_symlink():
             yield from files(path)
         elif path.is_file() and (path.name in PACKED or (has_recipe and path.suffix == ".json")):
