@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_encoder import make_model
 from tolerances import FINETUNE_PADDING
 
+from kd_megatron import dist
 from kd_megatron.errors import ModelError, NonFiniteError, OutputError
 from kd_megatron.finetune import model as models
 from kd_megatron.finetune.batches import EncodedTask, dev_batches, encode_task, train_batches
@@ -103,7 +104,7 @@ def test_a_damaged_file_of_an_unfinished_cell_is_said_and_left_out(
 def test_a_rank_other_than_0_tells_of_its_damaged_file_too(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(dist, "rank", lambda: 1)
     kept = Unfinished(tmp_path / "cell.json")
     kept.path.write_bytes(b"half a file")
     model = models.load_classifier(tiny_model, 2, regression=False, seed=0)
