@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -44,8 +45,9 @@ class Encoder:
         # A text that mentions "[MASK]" must not put the mask's id into the corpus.
         self._tokenizer.encode_special_tokens = True
         self._end = np.int32(end_id).tobytes()
-        self._forbidden, self._unknown = _spelled_specials(self._tokenizer)
-        self._words = Words(self._tokenizer) if has_independent_words(self._tokenizer) else None
+        described = json.loads(self._tokenizer.to_str())
+        self._words = Words(self._tokenizer) if has_independent_words(described) else None
+        self._forbidden, self._unknown = _spelled_specials(described)
 
     def encode(self, texts: list[str]) -> Encoded:
         """The documents of ``texts``, in their order."""
@@ -64,13 +66,12 @@ class Encoder:
         return [np.where(np.isin(ids, self._forbidden), np.int32(self._unknown), ids).tobytes() for ids in each]
 
 
-def _spelled_specials(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], int]:
+def _spelled_specials(described: dict[str, Any]) -> tuple[list[int], int]:
     """Ids of special tokens that a text can spell, and the id to put there; no ids where it cannot.
 
     A Unigram model has "</s>" and its like as pieces of its own, beside the added tokens that
     ``encode_special_tokens`` keeps from being looked for.
     """
-    described = json.loads(tokenizer.to_str())
     if described["model"].get("type") != "Unigram" or described["model"].get("unk_id") is None:
         return [], 0
     unknown = int(described["model"]["unk_id"])
@@ -83,14 +84,13 @@ def encode_with_library(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> li
     return [np.array(encoding.ids, np.int32).tobytes() for encoding in encodings]
 
 
-def has_independent_words(tokenizer: tokenizers.Tokenizer) -> bool:
+def has_independent_words(described: dict[str, Any]) -> bool:
     """Whether the ids of "A B" are those of "A" followed by those of "B", whatever A and B are: BERT's tokenizers.
 
     Their normalizer replaces single characters (and reorders accents, never across a space), their pre-tokenizer
     splits at white space and around punctuation, their model takes words one by one. An added token that is not
-    special is looked for in the whole text, before all that.
+    special is looked for in the whole text, before all that. ``described`` is the tokenizer's own JSON.
     """
-    described = json.loads(tokenizer.to_str())
     kinds = [(described[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
     is_plain = all(token["special"] for token in described["added_tokens"])
     return is_plain and kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"]

@@ -3,7 +3,7 @@
 `load` is the only way in. Unknown keys name the nearest known one; every error names the file and the key.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -27,10 +27,15 @@ Recipe = TypeVar("Recipe", bound=BaseModel)
 
 def load(path: Path | str, schema: type[Recipe], overrides: list[str] | None = None) -> Recipe:
     """Read the recipe at ``path``, apply ``overrides`` (``"budget.hours=0.1"``), validate against ``schema``."""
+    return validate(schema, read_overridden(path, overrides or []), where=str(path))
+
+
+def read_overridden(path: Path | str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The mapping in a YAML file with ``overrides`` applied, of any schema. Raises `RecipeError` as its parts do."""
     raw = read_yaml(path)
-    for override in overrides or []:
+    for override in overrides:
         apply_override(raw, override)
-    return validate(schema, raw, where=str(path))
+    return raw
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:

@@ -8,6 +8,13 @@ EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 FIRST, FEWEST = 10_000, 1_000
 
 
+def parse_port(text: str) -> int:
+    """The port that ``text`` names. Raises `ValueError` where it names none."""
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 2**16:
+        raise ValueError(f"{text!r} is no port: a whole number from 1 to 65535")
+    return int(text)
+
+
 def free_port() -> int:
     """A port that is free now, from below those that the kernel gives away by itself (``ip_local_port_range``).
 

@@ -10,6 +10,7 @@ from kd_megatron import news
 from kd_megatron.errors import EnvironmentFault, RankLost
 from kd_megatron.heartbeat import NEWS, Heart, pulse_key
 from kd_megatron.news import Pulse
+from kd_megatron.ports import parse_port
 
 
 def meet(rank: int, world_size: int) -> tuple[torch_dist.Store, Heart]:
@@ -50,10 +51,8 @@ def _arrive(store: torch_dist.Store, rank: int, world_size: int, where: str, pat
 def _address() -> tuple[str, int]:
     host, port = os.environ["MASTER_ADDR"], os.environ.get("MASTER_PORT", "")
     try:
-        socket.getaddrinfo(host, int(port))
-        if not 0 < int(port) < 2**16:
-            raise ValueError("ports are 1 to 65535")
-    except (OSError, ValueError, OverflowError) as error:
+        socket.getaddrinfo(host, parse_port(port))
+    except (OSError, ValueError) as error:
         raise EnvironmentFault(
             given=f"MASTER_ADDR={host} MASTER_PORT={port or '(not set)'}: {error}",
             expected="the address of rank 0's node, as this node knows it, and a free port there",

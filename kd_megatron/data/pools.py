@@ -8,9 +8,14 @@ from kd_megatron.manifest import Manifest
 from kd_megatron.schema import DataRecipe
 
 
-def num_windows(manifest: Manifest, sequence_length: int) -> int:
-    """Windows of ``sequence_length`` tokens ([CLS] and [SEP] are two of them) that a shard set has to train on."""
-    return sum(shard.tokens // (sequence_length - 2) for shard in manifest.split("train"))
+def planned_pools(recipe: DataRecipe, manifests: Sequence[Manifest]) -> list[int]:
+    """`pool_sizes` of what ``manifests``, one of each source, say that there is to train on; no shard is opened.
+
+    A window has [CLS] and [SEP] beside its tokens, and does not reach from one shard into the next.
+    """
+    inside = recipe.sequence_length - 2
+    available = [sum(shard.tokens // inside for shard in manifest.split("train")) for manifest in manifests]
+    return pool_sizes(recipe, available)
 
 
 def pool_sizes(recipe: DataRecipe, available: Sequence[int]) -> list[int]:

@@ -64,17 +64,13 @@ def recipe_and_data(command: Sequence[str]) -> dict[str, str]:
 def require_recipe(command: Sequence[str]) -> None:
     """Raise `RecipeError` where the recipe of ``command``, or an override, cannot be read."""
     if command:
-        raw = config.read_yaml(command[0])
-        for override in command[1:]:
-            config.apply_override(raw, override)
+        config.read_overridden(command[0], command[1:])
 
 
 def shard_directories(recipe: str, overrides: Sequence[str]) -> Iterator[str]:
     """The shard sets of a study's recipe; none where it cannot be read: the command itself says what is wrong."""
     try:
-        raw = config.read_yaml(recipe)
-        for override in overrides:
-            config.apply_override(raw, override)
+        raw = config.read_overridden(recipe, overrides)
         yield from (str(shards["path"]) for shards in raw["data"]["shards"])
     except (KdError, KeyError, TypeError):
         return

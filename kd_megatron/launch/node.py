@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from kd_megatron.errors import EnvironmentFault, KdError
 from kd_megatron.launch.network import interface_to
+from kd_megatron.ports import parse_port
 
 DEFAULT_PORT = 29500
 VISIBLE = "KD_VISIBLE_DEVICES"  # CUDA_VISIBLE_DEVICES as this node had it
@@ -61,9 +62,10 @@ def see_devices() -> None:
 def split_address(master: str) -> tuple[str, int]:
     """``ADDR[:PORT]`` as (address, port)."""
     address, _, port = master.partition(":")
-    if not (port or str(DEFAULT_PORT)).isdigit() or not 0 < int(port or DEFAULT_PORT) < 2**16:
-        raise EnvironmentFault(given=f"port {port} of {master}", expected="a whole number from 1 to 65535")
-    return address, int(port or DEFAULT_PORT)
+    try:
+        return address, parse_port(port) if port else DEFAULT_PORT
+    except ValueError as error:
+        raise EnvironmentFault(given=f"--master {master}: {error}") from error
 
 
 if __name__ == "__main__":

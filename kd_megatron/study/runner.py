@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_megatron import config, dist, logs, marks
-from kd_megatron.data.pools import num_windows, pool_sizes
+from kd_megatron.data.pools import planned_pools
 from kd_megatron.engine.batch_split import split
 from kd_megatron.errors import DataError, NonFiniteError, disk_full_is_clear
 from kd_megatron.manifest import MANIFEST, read_manifest
@@ -95,9 +95,9 @@ def require_pools(recipe: StudyRecipe) -> None:
     paths = [shards.path for shards in recipe.data.shards]
     if not all((Path(path) / MANIFEST).is_file() for path in paths):
         return
-    available = [num_windows(read_manifest(path), recipe.data.sequence_length) for path in paths]
+    manifests = [read_manifest(path) for path in paths]
     for one in [cell_recipe(recipe, place) for place in places(recipe)] or [recipe]:
-        pool_sizes(one.data, available)
+        planned_pools(one.data, manifests)
 
 
 def run_pieces(work: list[Piece], directory: Path) -> dict[str, NonFiniteError]:

@@ -41,7 +41,8 @@ def claim(directory: Path, identity: Identity) -> None:
     refuse_file_or_links_out(directory)
     path = directory / IDENTITY
     if not path.exists():
-        strangers = sorted(p.name for p in directory.iterdir() if p.name not in ("lock", IDENTITY + ".partial"))
+        own = ("lock", atomic.partial(path).name)
+        strangers = sorted(p.name for p in directory.iterdir() if p.name not in own)
         if strangers:
             raise OutputError(
                 given=f"{directory} holds files, but no {IDENTITY}: {', '.join(strangers[:3])}",

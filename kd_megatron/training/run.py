@@ -56,7 +56,7 @@ def pretrain(
     dist.initialise()
     claim(study, arm, seed, directory, branch)
     if finished := dist.from_main(read_summary(directory)):
-        return finished
+        return finished  # without the lock: those that find it finished need not take turns
     with locks.alone(directory, "training in"):
         marks.stacks_to(directory)
         finished = dist.from_main(read_summary(directory))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_megatron import config
-from kd_megatron.data.pools import num_windows, pool_sizes
+from kd_megatron.data.pools import planned_pools
 from kd_megatron.engine.batch_split import split
 from kd_megatron.engine.build import DS_CONFIGS, read_ds_config
 from kd_megatron.engine.flops import ArmCost, arm_cost, teacher_config
@@ -212,6 +212,5 @@ def _pool_tokens(recipe: StudyRecipe, manifests: list[Manifest] | None) -> int |
     """Tokens that one epoch processes; None where that is not known, or each of several sources has its own."""
     if manifests is None:
         return None
-    length = recipe.data.sequence_length
-    pools = pool_sizes(recipe.data, [num_windows(manifest, length) for manifest in manifests])
-    return pools[0] * length or None if len(pools) == 1 else None
+    pools = planned_pools(recipe.data, manifests)
+    return pools[0] * recipe.data.sequence_length or None if len(pools) == 1 else None

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator
 
 from kd_megatron.study.reporting import finetune_tables
-from kd_megatron.study.reporting.figures import COLOURS, DASHES, MARKERS, STYLE
+from kd_megatron.study.reporting.figures import COLOURS, DASHES, MARKERS, STYLE, interval_bars
 from kd_megatron.study.reporting.finetune_results import FinetuneResults, setting_of
 
 PANEL_COLUMNS = 3
@@ -40,8 +40,8 @@ def scores(results: FinetuneResults) -> Figure:
         found = results.scores(task, results.best(task))
         if found is None:
             continue
-        if found.half_width is not None:
-            axes.errorbar(100 * found.mean, row, xerr=100 * found.half_width, color=COLOURS[0], capsize=3.5)
+        if found.has_interval:
+            axes.errorbar(100 * found.mean, row, xerr=interval_bars([found], 100), color=COLOURS[0], capsize=3.5)
         axes.plot(100 * found.mean, row, "o", color=COLOURS[0], markersize=7)
         seeds = [100 * value for value in results.tasks[task]["scores"].values()]
         axes.plot(seeds, [row + 0.22] * len(seeds), "o", mfc="white", mec=COLOURS[0], markersize=4)
@@ -120,7 +120,7 @@ def _line_of_grid(axes: Axes, results: FinetuneResults, task: str, batch_size: i
     axes.errorbar(
         [rate for rate, _ in found],
         [100 * score.mean for _, score in found],
-        yerr=[100 * (score.half_width or 0.0) for _, score in found],
+        yerr=interval_bars([score for _, score in found], 100),
         color=COLOURS[number % len(COLOURS)],
         marker=MARKERS[number % len(MARKERS)],
         linestyle=DASHES[number % len(DASHES)],
