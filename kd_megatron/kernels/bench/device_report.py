@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kd_megatron import logs, machine
+from kd_megatron import atomic, machine
 from kd_megatron.kernels.bench import suite
 from kd_megatron.kernels.bench.correctness import Check
 from kd_megatron.kernels.bench.rows import Row, as_json
@@ -99,4 +99,5 @@ class Report:
             "red": self.red,
             **self.found,
         }
-        logs.write_text(self.directory / "gpu_check.json", json.dumps(record, indent=1) + "\n")
+        with atomic.new_file(self.directory / "gpu_check.json") as aside:
+            aside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
