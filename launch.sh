@@ -22,6 +22,7 @@ usage: ./launch.sh [--procs N | --hosts FILE] [--restarts N] [--debug] COMMAND [
   report     tables, figures and the HTML page of a study
   prune      free disk: remove the checkpoints of finished runs
   bench      throughput and kernels
+  inputs     texts, models and tasks that recipes need from elsewhere: what is here, licences, how to get the rest
   inspect    verify a shard set or a teacher cache and show its statistics
   preflight  code, versions, data, disk of this machine; with --hosts: that all nodes agree and reach each other
 
@@ -40,6 +41,7 @@ environment:
   KD_PYTHON            the Python (3.11 or newer) that .venv is made from
   KD_PIP_ARGS          more arguments for pip, such as "--extra-index-url https://download.pytorch.org/whl/cpu"
   KD_LOCKED            1: only from a lock file with hashes; 0: requirements.txt (default: a lock file where one fits)
+  KD_DATA              the home of real inputs, which recipes name as $KD_DATA (default: data; ./launch.sh inputs)
   OMP_NUM_THREADS      threads of each process (default: this machine's cores / processes on it; cores, not hardware threads)
   MASTER_PORT          the port at which ranks meet (default: a free one; 29500 with --hosts)
   MASTER_ADDR          with --hosts: where ranks meet (default: the hostfile's first node)
@@ -281,7 +283,7 @@ run_tests() {
     cores=$(env -u OMP_NUM_THREADS nproc)  # which would answer with that variable
     [[ " $* " == *" throughput "* ]] || side_by_side=(-n $((cores < 4 ? cores : 4)) --dist loadfile)
     if [[ ${1:-} == --all ]]; then set -- -m "not throughput" "${@:2}"; fi
-    run_last .venv/bin/python -m pytest "${side_by_side[@]}" "$@"
+    run_last .venv/bin/python -m pytest --durations=10 "${side_by_side[@]}" "$@"
 }
 
 # --- the command line -------------------------------------------------------------------------------------
@@ -338,7 +340,7 @@ case " $* " in
         esac ;;
 esac
 case $command in
-    prepare | plan | report | prune | inspect | test)
+    prepare | plan | report | prune | inspect | inputs | test)
         [[ $procs == 1 && -z $hosts$node_rank$slurm ]] \
             || fail "$command runs as one process" "to fix: leave out --procs, --hosts, --node-rank and --slurm" ;;
 esac

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
+from kd_megatron import paths
 from kd_megatron.errors import DataError, nearest
 
 KINDS = (".txt", ".jsonl", ".parquet")
@@ -29,7 +30,7 @@ _PIECE_BYTES = 1 << 16  # of a line at once: a long one may be cut between them
 _KNOWN = f"{', '.join(KINDS)}, plain or with {', '.join(COMPRESSIONS)}"
 
 
-def expand(paths: list[str]) -> list[Path]:
+def expand(given_paths: list[str]) -> list[Path]:
     """The files behind files, directories (searched recursively) and globs: sorted within each, none twice.
 
     Raises:
@@ -37,8 +38,8 @@ def expand(paths: list[str]) -> list[Path]:
             named is of an unknown kind or empty.
     """
     found: dict[Path, None] = {}
-    for given in paths:
-        path = Path(given).expanduser()
+    for given in given_paths:
+        path = Path(paths.expand(given))
         if path.is_file():
             matches = [path]
             _kind(path)
@@ -50,7 +51,8 @@ def expand(paths: list[str]) -> list[Path]:
             raise DataError(
                 given=f"corpus path {given} " + ("holds no corpus file" if path.is_dir() else "does not exist"),
                 expected=f"a file, directory or glob with files of kind {_KNOWN}",
-                fix="correct 'paths' of the source (relative paths start at the directory you run from)",
+                fix=paths.how_to_get(given)
+                or "correct 'paths' of the source (relative paths start at the directory you run from)",
             )
         found.update(dict.fromkeys(matches))
     for path in found:

@@ -94,7 +94,7 @@ def _is_finished(recipe: CorpusRecipe, output: Path) -> bool:
             fix="choose another 'output', or move what is there",
         )
     manifest = read_manifest(output)
-    wanted, found = _content(recipe.model_dump(mode="json")), _content(manifest.recipe)
+    wanted, found = _content(recipe.model_dump(mode="json")), _content(_with_defaults(manifest.recipe))
     if different := sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)):
         raise OutputError(
             given=f"output {output} holds another recipe's shard set (different: {', '.join(different)})",
@@ -115,6 +115,14 @@ def _warn_if_sources_changed(recipe: CorpusRecipe, manifest: Manifest, output: P
 
 def _content(recipe: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in recipe.items() if key not in _NOT_CONTENT}
+
+
+def _with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A manifest's recipe with the keys that were added since it was written, at their defaults."""
+    try:
+        return CorpusRecipe.model_validate(recorded).model_dump(mode="json")
+    except ValueError:  # of another version, which has other keys
+        return recorded
 
 
 def _key(recipe: CorpusRecipe) -> str:

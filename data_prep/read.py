@@ -15,7 +15,7 @@ from typing import Any
 from data_prep import files, installed_docs
 from data_prep.files import field
 from data_prep.installed_docs import Module, module_text
-from kd_megatron import hub, logs
+from kd_megatron import hub, logs, paths
 from kd_megatron.errors import DataError, KdError
 from kd_megatron.schema import SourceRecipe
 
@@ -52,10 +52,11 @@ Batch = TextBatch | ModuleBatch
 
 def read_batches(source: SourceRecipe) -> Iterator[Batch]:
     """All documents of a source, in a fixed order. Raises `DataError` for what cannot be read."""
-    if source.type == "installed_docs" and source.max_documents is None:
+    if source.type == "installed_docs" and source.max_documents is None and not source.skip_documents:
         yield from _module_batches(source)
     else:
-        yield from _text_batches(itertools.islice(_documents(source), source.max_documents))
+        first, most = source.skip_documents, source.max_documents
+        yield from _text_batches(itertools.islice(_documents(source), first, None if most is None else first + most))
 
 
 def source_bytes(source: SourceRecipe) -> int | None:
@@ -69,7 +70,7 @@ def fingerprint(source: SourceRecipe) -> str:
     """Changes when the source's files do (names, sizes, times); for a data set of the hub, when its id does."""
     seen: list[Any] = [source.dataset, source.subset, source.split] if source.type == "huggingface" else _stat(source)
     if source.type == "huggingface" and source.dataset and hub.is_local(source.dataset):
-        found = sorted(path for path in Path(source.dataset).expanduser().rglob("*") if path.is_file())
+        found = sorted(path for path in Path(paths.expand(source.dataset)).rglob("*") if path.is_file())
         seen += [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
@@ -136,7 +137,11 @@ def _hub_documents(source: SourceRecipe) -> Iterator[str]:
     _check_revision(source)
     try:
         rows = datasets.load_dataset(
-            str(source.dataset), source.subset, split=source.split, revision=source.revision, streaming=True
+            paths.expand(str(source.dataset)),
+            source.subset,
+            split=source.split,
+            revision=source.revision,
+            streaming=True,
         )
         for row_number, row in enumerate(rows, start=1):
             yield field(row, source.text_key, f"{name}, row {row_number}")
@@ -169,7 +174,7 @@ def _check_revision(source: SourceRecipe) -> None:
 
 def tokenizer_fingerprint(load: str | None) -> list[tuple[str, int, int]]:
     """The tokenizer's files when it is loaded from this machine's disk."""
-    path = Path(load) if load else None
+    path = Path(paths.expand(load)) if load else None
     if path is None or not path.exists():
         return []
     chosen = [path] if path.is_file() else sorted({*path.glob("*token*"), *path.glob("vocab*"), *path.glob("merges*")})

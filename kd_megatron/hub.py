@@ -7,7 +7,7 @@ tokenizer files are fetched: pickles and code never reach this machine.
 import re
 from pathlib import Path
 
-from kd_megatron import dist, logs
+from kd_megatron import dist, logs, paths
 from kd_megatron.errors import KdError, ModelError
 
 TOKENIZER_FILES = (
@@ -18,7 +18,7 @@ MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors", "*.safetensors.index.json")
 
 def is_local(name: str) -> bool:
     """Whether ``name`` is a path of this machine rather than an id of the hub."""
-    return name.startswith((".", "/", "~")) or Path(name).exists()
+    return name.startswith((".", "/", "~", paths.DATA_HOME)) or Path(name).exists()
 
 
 def is_commit(revision: str | None) -> bool:
@@ -27,7 +27,7 @@ def is_commit(revision: str | None) -> bool:
 
 
 def local_directory(name: str, revision: str | None, key: str, files: tuple[str, ...] = MODEL_FILES) -> str:
-    """The directory of ``name``: itself when it is a local path, otherwise the hub's files in the local cache.
+    """The directory of ``name``: `expand`ed when it is a local path, otherwise the hub's files in the local cache.
 
     Args:
         name: a path or a hub id.
@@ -45,7 +45,12 @@ def local_directory(name: str, revision: str | None, key: str, files: tuple[str,
                 expected="a revision with a hub id: a local directory has none",
                 fix=f"remove {key}.revision, or give the model's hub id",
             )
-        return name
+        path = paths.expand(name)
+        if paths.how_to_get(name) and not Path(path).exists():
+            raise ModelError(
+                given=f"{key}: {name} does not exist ({path})", expected="the model", fix=paths.how_to_get(name)
+            )
+        return path
     from huggingface_hub import snapshot_download
 
     try:

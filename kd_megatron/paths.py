@@ -14,6 +14,7 @@ from pydantic import AfterValidator
 
 from kd_megatron.errors import OutputError
 
+DATA_HOME = "$KD_DATA"  # how a recipe names the home of real inputs
 NAME_BYTES = 100  # room for prefixes and endings: file systems allow 255
 PART_BYTES, PATH_BYTES = 255, 4000
 
@@ -47,6 +48,22 @@ def check_revision(revision: str) -> str:
 PathPart = Annotated[str, AfterValidator(check_name)]
 PathText = Annotated[str, AfterValidator(check_path)]
 Revision = Annotated[str, AfterValidator(check_revision)]
+
+
+def expand(text: str) -> str:
+    """The path that a recipe's ``text`` names on this machine.
+
+    A leading ``$KD_DATA`` is the home of real inputs (texts, models, GLUE): the environment variable ``KD_DATA``, or
+    ``data`` where it is not set. A leading ``~`` is the user's home. No other variable is known.
+    """
+    if text == DATA_HOME or text.startswith(f"{DATA_HOME}/"):
+        text = (os.environ.get("KD_DATA") or "data") + text.removeprefix(DATA_HOME)
+    return os.path.expanduser(text)
+
+
+def how_to_get(text: str) -> str:
+    """The advice of an error about a recipe's path ``text`` that is not there; empty for any but a real input."""
+    return "./launch.sh inputs RECIPE says how to get it; KD_DATA names the directory" if DATA_HOME in text else ""
 
 
 def require_place(path: Path) -> None:

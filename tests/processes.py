@@ -16,7 +16,15 @@ def environment(rank: int = 0, world_size: int = 1, port: int | None = None) -> 
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if port else {}
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **ranks, **meeting}
+    return {
+        **os.environ,
+        "PYTHONPATH": paths,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONFAULTHANDLER": "1",
+        **ranks,
+        **meeting,
+    }
 
 
 def start(program: Sequence[str], world_size: int = 1) -> list["subprocess.Popen[str]"]:
@@ -40,10 +48,10 @@ def run(program: Sequence[str], world_size: int = 1, timeout_seconds: float = 40
     ranks = start(program, world_size)
     outputs = []
     try:
-        for rank in ranks:
+        for number, rank in enumerate(ranks):
             output, _ = rank.communicate(timeout=timeout_seconds)
             outputs.append(output)
-            assert rank.returncode == 0, output[-4000:]
+            assert rank.returncode == 0, f"rank {number} ended with {rank.returncode}: {output[-4000:]}"
     finally:
         for rank in ranks:
             rank.kill()

@@ -25,8 +25,9 @@ BELOW = {
     "engine": BELOW_ENGINE,
     "training": {*BELOW_ENGINE, "engine"},
     "finetune": {*BELOW_ENGINE, "engine", "data_prep"},
-    "study": {*BELOW_ENGINE, "engine", "training", "finetune", "data_prep"},
-    "cli": {*BELOW_ENGINE, "engine", "training", "finetune", "study", "data_prep", "launch"},
+    "inputs": {"finetune"},
+    "study": {*BELOW_ENGINE, "engine", "training", "finetune", "inputs", "data_prep"},
+    "cli": {*BELOW_ENGINE, "engine", "training", "finetune", "study", "inputs", "data_prep", "launch"},
 }
 # The packages of study/ stand on its other files. Each may import, beside these and itself:
 WITHIN_STUDY = {"reporting": set(), "planner": {"reporting"}, "measuring": {"reporting"}}

@@ -20,7 +20,7 @@ from kd_megatron.process import exit_process, keep_freed_memory, say_error
 
 COMMANDS = (
     "prepare", "plan", "calibrate", "sweep", "pretrain", "finetune", "study", "report", "prune", "bench", "inspect",
-    "preflight",
+    "inputs", "preflight",
 )  # fmt: skip
 LAUNCHER_COMMANDS = ("demo", "test")  # of launch.sh alone: they need the repository, not only the package
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kd_megatron import hub, logs
+from kd_megatron import hub, logs, paths
 from kd_megatron.errors import DataError
 from kd_megatron.finetune.tables import (
     Columns,
@@ -101,7 +101,7 @@ def load_dataset(name: str, subset: str | None, revision: str | None, split: str
     import datasets
 
     try:
-        found = datasets.load_dataset(name, subset, revision=revision, split=split)
+        found = datasets.load_dataset(paths.expand(name), subset, revision=revision, split=split)
     except Exception as error:  # the library raises dozens of classes, from its own, requests', httpx' and pyarrow's
         local = hub.is_local(name)
         raise DataError(

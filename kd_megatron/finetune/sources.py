@@ -6,6 +6,7 @@ from pathlib import Path
 from kd_megatron.errors import RecipeError
 from kd_megatron.finetune.records import check_revision, read_dataset, read_file
 from kd_megatron.finetune.tables import Columns, Row
+from kd_megatron.paths import expand
 from kd_megatron.schema import TaskRecipe
 
 
@@ -49,5 +50,5 @@ def _split_names(recipe: TaskRecipe) -> tuple[str, str]:
 
 def _read(recipe: TaskRecipe, split: str, columns: Columns) -> list[Row]:
     if recipe.dataset is None:
-        return read_file(Path(split), columns)
+        return read_file(Path(expand(split)), columns)
     return read_dataset(recipe.dataset, recipe.subset, recipe.revision, split, columns)

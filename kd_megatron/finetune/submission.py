@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_megatron import atomic, logs
+from kd_megatron import atomic, logs, paths
 from kd_megatron.errors import DataError, RecipeError, disk_full_is_clear
 from kd_megatron.finetune.averages import best_cells
 from kd_megatron.finetune.glue import AX, GLUE
@@ -43,7 +43,7 @@ def check_recipe(recipe: FinetuneRecipe) -> None:
         raise RecipeError(given="a submission with save_predictions: false", fix="set save_predictions: true")
     if recipe.glue_path is None:
         return
-    directory = Path(recipe.glue_path)
+    directory = Path(paths.expand(recipe.glue_path))
     for name in (task.name for task in recipe.tasks if task.name in GLUE):  # other names are refused with their data
         found = find_tests(name, directory)
         _require_splits(name, set(found), str(directory / name))

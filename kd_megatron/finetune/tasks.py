@@ -13,6 +13,7 @@ from kd_megatron.finetune import embedded, glue, glue_rows, labels, metrics
 from kd_megatron.finetune.metrics import Metric
 from kd_megatron.finetune.sources import Rows, read_own
 from kd_megatron.finetune.tables import Row
+from kd_megatron.paths import expand
 from kd_megatron.schema import TaskRecipe
 
 SUBSET_SEED = 2404  # of max_train_examples: every arm and every seed of a study trains on the same subset
@@ -124,7 +125,7 @@ def _read(recipe: TaskRecipe, glue_path: str | None, glue_revision: str | None, 
             expected="a GLUE task, or 'train' and 'dev' files, or 'dataset', or train: embedded",
         )
     if glue_path:
-        return glue_rows.read_local(recipe.name, Path(glue_path), with_tests)
+        return glue_rows.read_local(recipe.name, Path(expand(glue_path)), with_tests)
     return glue_rows.read_hub(recipe.name, glue_revision, with_tests)
 
 

@@ -7,6 +7,7 @@ from transformers import BertConfig, PretrainedConfig
 
 from kd_megatron import hub
 from kd_megatron.models.build import model_config
+from kd_megatron.paths import expand
 
 VOCAB_SIZE = 30_522
 KNOWN = {  # hidden size, layers, attention heads, feed-forward size
@@ -18,7 +19,9 @@ KNOWN = {  # hidden size, layers, attention heads, feed-forward size
 def config_or_known(path: str, revision: str | None = None) -> PretrainedConfig:
     """The config of the model at ``path``; from the table above where it is there. Raises `ModelError` otherwise."""
     if path not in KNOWN:
-        return model_config(hub.local_directory(path, revision, "teacher", ("config.json",)) if revision else path)
+        return model_config(
+            hub.local_directory(path, revision, "teacher", ("config.json",)) if revision else expand(path)
+        )
     hidden_size, num_layers, num_heads, inner_size = KNOWN[path]
     return BertConfig(
         vocab_size=VOCAB_SIZE,

@@ -20,7 +20,8 @@ class SourceRecipe(Strict):
     revision: Revision | None = None  # huggingface: the data set's commit; None: its newest, with a warning
     subset: str | None = None
     split: str = "train"
-    max_documents: Count | None = None
+    skip_documents: Annotated[int, Field(ge=0)] = 0  # at its beginning: two corpora of one source without a shared text
+    max_documents: Count | None = None  # after those
     licence: str = "not stated"  # copied to the manifest
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kd_megatron.paths import expand
 from kd_megatron.schema import StudyRecipe
 from kd_megatron.study import results
 
@@ -24,4 +25,4 @@ def teacher_path(recipe: StudyRecipe, directory: Path) -> str | None:
     """The teacher of all arms: the given one, or the export of the study's own."""
     if recipe.teacher is None:
         return None
-    return recipe.teacher.path or str(results.teacher_directory(directory) / "export")
+    return expand(recipe.teacher.path) if recipe.teacher.path else str(results.teacher_directory(directory) / "export")

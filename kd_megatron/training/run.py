@@ -316,7 +316,7 @@ def _teacher_facts(run: Run, path: str | None) -> dict[str, Any] | None:
         return None
     own = read_summary(Path(path).parent) if recipe.train is not None else None
     return {
-        "path": hub.source_of(path) or path,
+        "path": hub.source_of(path) or recipe.path or path,
         "parameters": run.place.teacher_parameters,
         "cost_flops": own["flops"] if own else recipe.cost_flops,
         "cost_source": "this study's ledger" if own else recipe.cost_source,

@@ -5,13 +5,14 @@ from typing import Any
 
 import datasets
 import pytest
+import real_inputs
 
 from kd_megatron.errors import DataError
 from kd_megatron.finetune import glue, glue_rows
 from kd_megatron.finetune.tasks import load_task
 from kd_megatron.schema import TaskRecipe
 
-GLUE_PATH = Path(__file__).parents[3] / "shared" / "data" / "glue"
+GLUE_PATH = Path(real_inputs.HOME) / "glue"
 
 
 def test_glue_directory_without_the_task_or_its_files(tmp_path: Path):
@@ -76,7 +77,7 @@ def test_the_hub_out_of_reach_is_one_clear_message(monkeypatch: pytest.MonkeyPat
         load_task(TaskRecipe(name="CoLA"), None)
 
 
-@pytest.mark.skipif(not GLUE_PATH.is_dir(), reason="needs the GLUE files of ../shared/data/glue")
+@real_inputs.needs("glue")
 @pytest.mark.parametrize("name", glue.GLUE)
 def test_real_glue(name: str):
     task = load_task(TaskRecipe(name=name), str(GLUE_PATH))
@@ -184,7 +185,7 @@ def test_hub_test_rows_out_of_order():
         glue_rows.rows_from_hub("MNLI", rows, "test_matched")
 
 
-@pytest.mark.skipif(not GLUE_PATH.is_dir(), reason="needs the GLUE files of ../shared/data/glue")
+@real_inputs.needs("glue")
 def test_a_real_test_file_whose_labels_are_there_is_read_without_them():
     task = load_task(TaskRecipe(name="MRPC"), str(GLUE_PATH))
     assert (len(task.tests["test"]), task.tests["test"].labels) == (glue.GLUE["MRPC"].num_test["test"], [])
