@@ -89,7 +89,7 @@ def _print_table(found: "list[Found]", known: "dict[str, Input]") -> None:
     for one in found:
         entry = known.get(one.name)
         size = f"{entry.bytes / 1e6:,.1f}" if entry else ""
-        ways = (" or ".join(map(str, entry.ways)) or "not distributed") if entry else "not in the catalogue"
+        ways = entry.origin if entry else "not in the catalogue"
         table.add_row(one.name, one.state, size, entry.licence if entry else "", ways)
     console = Console(highlight=False, markup=False)
     console.print(table)

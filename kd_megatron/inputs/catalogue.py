@@ -82,6 +82,11 @@ class Input(config.Strict):
     ways: list[Way] = []  # tried in this order; none: nobody distributes it
 
     @property
+    def origin(self) -> str:
+        """Where it is to be had, in a few words."""
+        return " or ".join(map(str, self.ways)) or "not distributed"
+
+    @property
     def bytes(self) -> int:
         """Size of all files."""
         return sum(content.bytes for content in self.files.values())

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kd_megatron import __version__
+from kd_megatron.inputs.catalogue import catalogue, needed
 from kd_megatron.study import comparisons, fairness
 from kd_megatron.study.break_even import BreakEven, common_cost
 from kd_megatron.study.fairness import Difference
@@ -153,6 +154,7 @@ def _method(study: StudyResults, findings: list[Finding], allowed: list[Differen
         f"Data: {', '.join(shards.path for shards in recipe.data.shards)}; sequence length "
         f"{recipe.data.sequence_length}, {100 * recipe.data.mask_fraction:g} % masked"
         + (f", pool capped at {recipe.data.unique_tokens:,} unique tokens." if recipe.data.unique_tokens else "."),
+        *_inputs(study),
         f"Optimisation: {_optimisation(study)}.",
         f"Seeds: {', '.join(map(str, recipe.seeds))}. Arms with the same seed see the same batches, masked alike.",
         f"Statistics: means over seeds with intervals at 95 % ({certainty_tables.INTERVALS[study.interval]}); "
@@ -169,6 +171,18 @@ def _method(study: StudyResults, findings: list[Finding], allowed: list[Differen
         blocks.append(Details("Every run", [TableBlock(tables.runs(study)), *run_details.run_details(study)]))
         blocks.append(Details("Commit, versions, hardware, data", [TableBlock(_fingerprint(study))]))
     return blocks
+
+
+def _inputs(study: StudyResults) -> list[str]:
+    """What the study read that is not in the repository, and where it is to be had."""
+    known = catalogue().inputs
+    read = [name for name in needed(study.recipe.model_dump(mode="json")) if name in known]
+    if not read:
+        return []
+    listed = "; ".join(
+        f"{name} ({known[name].bytes / 1e6:,.1f} MB, {known[name].licence}, {known[name].origin})" for name in read
+    )
+    return [f"Inputs that are not in the repository (./launch.sh inputs RECIPE says how to get each): {listed}."]
 
 
 def _optimisation(study: StudyResults) -> str:
