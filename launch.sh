@@ -138,7 +138,7 @@ has_cuda() { [[ -e /dev/nvidiactl && ${CUDA_VISIBLE_DEVICES-all} != "" ]]; }
 
 free_port() {
     if dry_run; then echo FREE_PORT; return; fi
-    .venv/bin/python -m kd_megatron.ports
+    .venv/bin/python -m kd_megatron.ranks.ports
 }
 
 # Cores, not hardware threads: two threads of one core share its arithmetic units and only wait for each other.

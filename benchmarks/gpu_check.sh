@@ -11,7 +11,7 @@ site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 
 wheels=("${KD_WHEELS:-benchmarks/wheels}"/*.whl)
-if [[ -f ${wheels[0]} ]] && ! "$python" benchmarks/gpu_check.py --has-packages; then
+if [[ -f ${wheels[0]} ]] && ! "$python" benchmarks/gpu/gpu_check.py --has-packages; then
     # All of them, and before what the machine has: their versions go together.
     if "$python" -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-index --no-deps \
         --no-compile --target "$site" "${wheels[@]}"; then
@@ -20,4 +20,4 @@ if [[ -f ${wheels[0]} ]] && ! "$python" benchmarks/gpu_check.py --has-packages; 
         echo "${wheels[0]%/*} cannot be installed for $("$python" --version 2>&1)" >&2
     fi
 fi
-"$python" benchmarks/gpu_check.py "$@"
+"$python" benchmarks/gpu/gpu_check.py "$@"

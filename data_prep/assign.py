@@ -6,7 +6,7 @@ one shard (where they are dropped), and no order of reading or number of workers
 
 import hashlib
 
-from kd_megatron.schema import CorpusRecipe
+from kd_megatron.recipe import CorpusRecipe
 
 DIGEST_BYTES = 16
 _HALF = 1 << 64

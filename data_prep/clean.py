@@ -8,7 +8,7 @@ import re
 import string
 import unicodedata
 
-from kd_megatron.schema import CleanRecipe
+from kd_megatron.recipe import CleanRecipe
 
 # Control characters other than tab and line ends, zero-width characters, lone surrogates, byte-order and
 # replacement marks.

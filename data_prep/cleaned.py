@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from data_prep.assign import document_digest, shard_of
 from data_prep.clean import clean_text, reason_to_drop
 from data_prep.read import Batch
-from kd_megatron.schema import CorpusRecipe
+from kd_megatron.recipe import CorpusRecipe
 
 
 @dataclass

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from data_prep.indexed import IndexedWriter
 from data_prep.write import token_dtype
-from kd_megatron.manifest import TOKENIZER, Manifest, ShardEntry, file_sha256, vocabulary_hash, write_manifest
+from kd_megatron.files.manifest import TOKENIZER, Manifest, ShardEntry, file_sha256, vocabulary_hash, write_manifest
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROLES = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]", "unk": "[UNK]"}

@@ -23,10 +23,11 @@ from data_prep.spool import Spool, fill
 from data_prep.verify import verify
 from data_prep.workers import WorkerPool
 from data_prep.write import ShardJob, ShardResult, distinct, token_dtype, write_shard
-from kd_megatron import atomic, hub, locks, logs
+from kd_megatron.console import logs
 from kd_megatron.errors import DataError, ModelError, OutputError, RecipeError, disk_full_is_clear
-from kd_megatron.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest, vocabulary_hash, write_manifest
-from kd_megatron.schema import CorpusRecipe
+from kd_megatron.files import atomic, hub, locks
+from kd_megatron.files.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest, vocabulary_hash, write_manifest
+from kd_megatron.recipe import CorpusRecipe
 
 _NOT_CONTENT = {"output", "num_workers", "description"}  # recipe keys that do not change a shard's bytes
 

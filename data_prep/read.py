@@ -15,9 +15,10 @@ from typing import Any
 from data_prep import files, installed_docs
 from data_prep.files import field
 from data_prep.installed_docs import Module, module_text
-from kd_megatron import hub, logs, paths
+from kd_megatron.console import logs
 from kd_megatron.errors import DataError, KdError
-from kd_megatron.schema import SourceRecipe
+from kd_megatron.files import hub
+from kd_megatron.recipe import SourceRecipe, paths
 
 _BATCH_CHARACTERS = 2_000_000
 _BATCH_MODULES = 100

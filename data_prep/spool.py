@@ -15,9 +15,10 @@ from typing import Any
 from data_prep.cleaned import clean_batch
 from data_prep.read import fingerprint, read_batches, source_bytes
 from data_prep.workers import WorkerPool
-from kd_megatron import logs
+from kd_megatron.console import logs
 from kd_megatron.errors import DataError
-from kd_megatron.schema import CorpusRecipe
+from kd_megatron.files import records
+from kd_megatron.recipe import CorpusRecipe
 
 _MEGABYTE = 1e6
 
@@ -52,7 +53,7 @@ def fill(recipe: CorpusRecipe, directory: Path, pool: WorkerPool) -> Spool:
         sources.append(described | {"fingerprint": fingerprint(source), "documents_read": counts["documents_read"]})
     spool = Spool(dict(sorted(documents.items())), dict(sorted(statistics.items())), sources)
     _require_documents(recipe, spool)
-    logs.write_json(marker, spool.__dict__)
+    records.write_json(marker, spool.__dict__)
     return spool
 
 

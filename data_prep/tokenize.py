@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from kd_megatron.errors import ModelError
-from kd_megatron.schema import TrainTokenizerRecipe
+from kd_megatron.recipe import TrainTokenizerRecipe
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ALPHABET_LIMIT = 1000  # characters; the rarer ones become [UNK], as in BERT's own vocabulary

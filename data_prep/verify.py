@@ -13,7 +13,7 @@ import tokenizers
 
 from data_prep.indexed import DTYPE_CODES, HEADER, VERSION
 from kd_megatron.errors import DataError
-from kd_megatron.manifest import (
+from kd_megatron.files.manifest import (
     TOKENIZER,
     Manifest,
     ShardEntry,

@@ -16,9 +16,9 @@ from data_prep.assign import DIGEST_BYTES
 from data_prep.duplicates import repeated
 from data_prep.encode import Encoded, Encoder
 from data_prep.indexed import IndexedWriter
-from kd_megatron import atomic
 from kd_megatron.errors import DataError
-from kd_megatron.manifest import ShardEntry, file_sha256
+from kd_megatron.files import atomic
+from kd_megatron.files.manifest import ShardEntry, file_sha256
 
 UINT16_VOCABULARY = 65_500  # megatron-core's own limit, DType.optimal_dtype
 _BATCH_CHARACTERS = 2_000_000

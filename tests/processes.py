@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kd_megatron.ports import free_port
+from kd_megatron.ranks.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_megatron.manifest import TOKENIZER, Manifest, ShardEntry, file_sha256, vocabulary_hash, write_manifest
+from kd_megatron.files.manifest import TOKENIZER, Manifest, ShardEntry, file_sha256, vocabulary_hash, write_manifest
 
 SPECIALS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 SEP = SPECIALS["[SEP]"]

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from kd_megatron.schema import StudyRecipe
-from kd_megatron.study.results import arm_directory, branch_directory, marker_directory
+from kd_megatron.recipe import StudyRecipe
+from kd_megatron.study.layout import arm_directory, branch_directory, marker_directory
 
 ARMS = {
     "scratch": {"objective": "scratch"},

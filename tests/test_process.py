@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import atexit, threading
-from kd_megatron.process import exit_process
+from kd_megatron.ranks.process import exit_process
 
 atexit.register(lambda: print("handler ran"))
 threading.Thread(target=threading.Event().wait).start()  # would keep `sys.exit` waiting for ever
@@ -24,7 +24,7 @@ def test_output_and_handlers_survive_and_threads_do_not_hold_it():
 
 FAULTS = """
 import resource, sys, torch
-from kd_megatron.process import keep_freed_memory
+from kd_megatron.ranks.process import keep_freed_memory
 
 if sys.argv[1] == "kept":
     keep_freed_memory()

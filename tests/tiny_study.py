@@ -7,7 +7,7 @@ import torch
 from small_shards import SPECIALS, VOCAB_SIZE, random_documents, write_shard_set
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.recipe import StudyRecipe
 
 ARMS: dict[str, dict[str, Any]] = {
     "scratch": {"objective": "scratch"},

@@ -26,7 +26,7 @@ def say(line: str) -> None:
 
 
 def task() -> dict:
-    """What is to be done, as `kd_megatron/study/measuring/peers.py` describes it."""
+    """What is to be done, as `benchmarks/steps/peers.py` describes it."""
     return json.loads(sys.argv[1])
 
 

@@ -28,15 +28,17 @@ def run(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from kd_megatron import config, dist
     from kd_megatron.errors import disk_full_is_clear
-    from kd_megatron.hardware import resolve_precision
+    from kd_megatron.files.records import write_json
     from kd_megatron.launch.preflight import compare_nodes
-    from kd_megatron.logs import write_json
-    from kd_megatron.paths import require_place
-    from kd_megatron.schema import CalibrateRecipe, StudyRecipe
-    from kd_megatron.study import calibration, fairness, runner
+    from kd_megatron.machine.precision import resolve_precision
+    from kd_megatron.ranks import dist
+    from kd_megatron.recipe import CalibrateRecipe, StudyRecipe, config
+    from kd_megatron.recipe.paths import require_place
+    from kd_megatron.study import calibration, fairness
+    from kd_megatron.study.claim import claim
     from kd_megatron.study.piece import teacher_path
+    from kd_megatron.study.prerequisites import prepare_inputs
 
     recipe = config.load(args.recipe, StudyRecipe, args.overrides)
     chosen = (recipe.budget.calibrate or CalibrateRecipe()).model_dump()
@@ -50,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
         compare_nodes([args.recipe, *args.overrides])
         recipe = resolve_precision(recipe)
         if recipe.teacher and recipe.teacher.train:
-            runner.claim(recipe, directory)  # the teacher is trained in there
-        runner.prepare_inputs(recipe, directory)
+            claim(recipe, directory)  # the teacher is trained in there
+        prepare_inputs(recipe, directory)
         found = calibration.measure(recipe, calibrate, teacher_path(recipe, directory))
         if dist.is_main():
             if args.json:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kd_megatron.schema import FinetuneRecipe
+    from kd_megatron.recipe import FinetuneRecipe
 
 HELP = "fine-tune an encoder on GLUE or own data over a grid, and print the scores"
 DESCRIPTION = """\
@@ -56,12 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the grid, print the table, write the page."""
-    from kd_megatron import config, dist
     from kd_megatron.cli.finetune_tables import print_scores
-    from kd_megatron.finetune.grid import run_grid
-    from kd_megatron.finetune.submission import check_recipe
+    from kd_megatron.finetune.grid.grid import run_grid
+    from kd_megatron.finetune.grid.submission import check_recipe
     from kd_megatron.launch.preflight import compare_nodes
-    from kd_megatron.schema import FinetuneRecipe
+    from kd_megatron.ranks import dist
+    from kd_megatron.recipe import FinetuneRecipe, config
 
     recipe = config.load(args.recipe, FinetuneRecipe, args.overrides)
     output = args.output or default_output(args.model)
@@ -79,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_plan(model: Path, recipe: "FinetuneRecipe", output: Path) -> int:
-    from kd_megatron import dist
     from kd_megatron.cli.finetune_tables import print_plan
-    from kd_megatron.finetune.dry_run import plan_grid
+    from kd_megatron.finetune.grid.dry_run import plan_grid
+    from kd_megatron.ranks import dist
 
     if dist.is_main():
         print_plan(plan_grid(model, recipe, output), recipe)
@@ -90,9 +90,9 @@ def _print_plan(model: Path, recipe: "FinetuneRecipe", output: Path) -> int:
 
 def _write_outputs(summary: dict[str, Any], output: Path, recipe: "FinetuneRecipe", submission: Path | None) -> None:
     """The page, and the zip for GLUE's server where one is asked for."""
-    from kd_megatron.finetune.jobs import SUMMARY
-    from kd_megatron.finetune.submission import write_submission
-    from kd_megatron.study.reporting.finetune_page import HTML, write_page
+    from kd_megatron.finetune.grid.jobs import SUMMARY
+    from kd_megatron.finetune.grid.submission import write_submission
+    from kd_megatron.report.finetune.page import HTML, write_page
 
     page = write_page(output)
     print(f"written to {output / SUMMARY}, {page} and {output / HTML}")

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kd_megatron.finetune.dry_run import TaskPlan
-    from kd_megatron.schema import FinetuneRecipe
+    from kd_megatron.finetune.grid.dry_run import TaskPlan
+    from kd_megatron.recipe import FinetuneRecipe
 
 
 def print_scores(summary: dict[str, Any]) -> None:

@@ -39,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look at every input, fetch where asked for, print."""
-    from kd_megatron import config
     from kd_megatron.errors import DataError
     from kd_megatron.inputs.catalogue import catalogue, needed
     from kd_megatron.inputs.state import find
+    from kd_megatron.recipe import config
 
     known = catalogue().inputs
     names = sorted({name for path in args.recipes for name in needed(config.read_yaml(path))})
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _fetch(names: list[str]) -> None:
     """Fetch what can be fetched; what cannot is said, and the rest goes on."""
-    from kd_megatron import logs
+    from kd_megatron.console import logs
     from kd_megatron.errors import KdError
     from kd_megatron.inputs.catalogue import Made, catalogue
     from kd_megatron.inputs.fetch import fetch
@@ -103,8 +103,8 @@ def _print_table(found: "list[Found]", known: "dict[str, Input]") -> None:
 
 def _print_replacements(recipe: str, absent: set[str]) -> None:
     """What a study can be run with instead of inputs that nobody distributes, as commands in their order."""
-    from kd_megatron import config
     from kd_megatron.inputs.catalogue import Made, catalogue
+    from kd_megatron.recipe import config
 
     raw = config.read_yaml(recipe)
     commands, overrides = [], []

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from kd_megatron.manifest import Manifest
+    from kd_megatron.files.manifest import Manifest
 
 HELP = "verify a shard set or a teacher cache and print its statistics"
 
@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from data_prep.verify import verify
-    from kd_megatron import logs
     from kd_megatron.cli import inspect_cache
+    from kd_megatron.console import logs
     from kd_megatron.errors import RecipeError
 
     logs.quiet_libraries()
@@ -117,7 +117,7 @@ def _sample_windows(
     import numpy as np
     from transformers import AutoTokenizer
 
-    from kd_megatron.manifest import TOKENIZER
+    from kd_megatron.files.manifest import TOKENIZER
 
     tokenizer = AutoTokenizer.from_pretrained(directory / TOKENIZER, trust_remote_code=False)
     generator = np.random.default_rng(seed)

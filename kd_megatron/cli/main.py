@@ -13,15 +13,18 @@ import time
 from types import ModuleType
 from typing import NoReturn
 
-from kd_megatron import redact, signals
+from kd_megatron import redact
+from kd_megatron.cli import checkout
 from kd_megatron.errors import KdError, RecipeError, disk_full_is_clear, nearest
 from kd_megatron.launch.node import see_devices
-from kd_megatron.process import exit_process, keep_freed_memory, say_error
+from kd_megatron.ranks import signals
+from kd_megatron.ranks.process import exit_process, keep_freed_memory, say_error
 
 COMMANDS = (
     "prepare", "plan", "calibrate", "sweep", "pretrain", "finetune", "study", "report", "prune", "bench", "inspect",
     "inputs", "preflight",
 )  # fmt: skip
+CHECKOUT_COMMANDS = ("bench",)  # of the top-level package benchmarks
 LAUNCHER_COMMANDS = ("demo", "test")  # of launch.sh alone: they need the repository, not only the package
 
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -104,7 +107,7 @@ def dispatch(arguments: list[str]) -> int:
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     namespace = parser.parse(rest)
-    from kd_megatron import logs
+    from kd_megatron.console import logs
 
     logs.quiet_libraries()
     return int(module.run(namespace))
@@ -113,7 +116,7 @@ def dispatch(arguments: list[str]) -> int:
 def command_module(command: str) -> ModuleType:
     """The module of ``command``. Raises `RecipeError` with the nearest known name when there is none."""
     if command in COMMANDS:
-        return importlib.import_module(f"kd_megatron.cli.{command}")
+        return _module(command)
     if command in LAUNCHER_COMMANDS:
         raise RecipeError(
             given=f"{command!r} is a command of launch.sh", fix=f"run ./launch.sh {command} in the repository"
@@ -125,9 +128,17 @@ def command_module(command: str) -> ModuleType:
     )
 
 
+def _module(command: str) -> ModuleType:
+    if command in CHECKOUT_COMMANDS:
+        return checkout.module(f"cli.{command}")
+    return importlib.import_module(f"kd_megatron.cli.{command}")
+
+
 def overview() -> str:
     """The text of ``--help``: one line for each command."""
-    lines = [f"  {name:<10}{importlib.import_module(f'kd_megatron.cli.{name}').HELP}" for name in COMMANDS]
+    lines = [
+        f"  {name:<10}{_module(name).HELP}" for name in COMMANDS if name not in CHECKOUT_COMMANDS or checkout.is_here()
+    ]
     return "\n".join(
         [
             f"usage: {program_name()} COMMAND [ARGUMENTS] [--debug]",

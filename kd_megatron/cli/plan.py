@@ -38,12 +38,13 @@ def run(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from kd_megatron import config, logs
+    from kd_megatron.cli import checkout
     from kd_megatron.errors import RecipeError
-    from kd_megatron.gpus import named_gpu
-    from kd_megatron.paths import require_place
-    from kd_megatron.schema import StudyRecipe
-    from kd_megatron.study.planner import plan, plan_view, published_code, published_code_view
+    from kd_megatron.files import records
+    from kd_megatron.machine.gpus import named_gpu
+    from kd_megatron.planner import plan, plan_view
+    from kd_megatron.recipe import StudyRecipe, config
+    from kd_megatron.recipe.paths import require_place
 
     if args.procs < 1:
         raise RecipeError(given=f"--procs {args.procs}", expected="1 or more", fix="give the number of processes")
@@ -53,8 +54,9 @@ def run(args: argparse.Namespace) -> int:
     written: dict[str, Any]
     if args.as_published:
         _refuse_other_speeds(args)
+        published_code = checkout.module("published_study.published_code")
         modelled = published_code.as_published(recipe, named_gpu(args.hardware) if args.hardware else None)
-        published_code_view.show(modelled, console)
+        checkout.module("published_study.published_code_view").show(modelled, console)
         written = modelled.to_dict()
     else:
         calibration = Path(args.calibration) if args.calibration else None
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         plan_view.show(planned, console)
         written = planned.to_dict()
     if args.json:
-        logs.write_json(Path(args.json), written)
+        records.write_json(Path(args.json), written)
     return 0
 
 

@@ -36,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare, then say what is there and what to do with it."""
     from data_prep.prepare import prepare
-    from kd_megatron import config, logs
+    from kd_megatron.console import logs
     from kd_megatron.errors import RecipeError
-    from kd_megatron.manifest import read_manifest
-    from kd_megatron.schema import CorpusRecipe
+    from kd_megatron.files.manifest import read_manifest
+    from kd_megatron.recipe import CorpusRecipe, config
 
     if args.workers is not None and args.workers < 1:
         raise RecipeError(given=f"--workers {args.workers}", expected="at least 1", fix="leave it out: one per core")

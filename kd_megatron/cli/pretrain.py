@@ -29,14 +29,15 @@ def run(args: argparse.Namespace) -> int:
     """Train or resume on all ranks, and print the export's path."""
     from pathlib import Path
 
-    from kd_megatron import config, dist, logs
+    from kd_megatron.console import logs
     from kd_megatron.errors import RecipeError, nearest
-    from kd_megatron.hardware import resolve_precision
     from kd_megatron.launch.preflight import compare_nodes
-    from kd_megatron.schema import LARGEST_SEED, StudyRecipe
-    from kd_megatron.study import runner
+    from kd_megatron.machine.precision import resolve_precision
+    from kd_megatron.ranks import dist
+    from kd_megatron.recipe import LARGEST_SEED, StudyRecipe, config
     from kd_megatron.study.effective import run_recipe
     from kd_megatron.study.piece import teacher_path
+    from kd_megatron.study.prerequisites import prepare_inputs
     from kd_megatron.training.run import pretrain
 
     recipe = config.load(args.recipe, StudyRecipe, args.overrides)
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     with dist.joined():
         compare_nodes([args.recipe, *args.overrides])
         recipe = resolve_precision(recipe)
-        runner.prepare_inputs(recipe, root)
+        prepare_inputs(recipe, root)
         if recipe.budget.calibrate is not None:
             logs.say("budget.calibrate is of studies: this run alone is ended by the clock, and noise counts")
         study = run_recipe(recipe, args.arm, seed)

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the report and print its path."""
     directory = Path(args.directory)
     if _is_finetuning(directory):
-        from kd_megatron.study.reporting.finetune_page import write_page
+        from kd_megatron.report.finetune.page import write_page
 
         print(write_page(directory, args.to, args.published))
         return 0
@@ -71,28 +71,28 @@ def run(args: argparse.Namespace) -> int:
 
 def _of_study(directory: Path, args: argparse.Namespace) -> Path:
     from kd_megatron.errors import RecipeError
-    from kd_megatron.study.reporting import raw
-    from kd_megatron.study.reporting.publish import publish
-    from kd_megatron.study.reporting.report import write_report
+    from kd_megatron.report import packed
+    from kd_megatron.report.publish import publish
+    from kd_megatron.report.study.page import write_report
 
     if args.watch:
-        from kd_megatron.study.reporting.watch import watch
+        from kd_megatron.report.watch import watch
 
-        if args.to or raw.find(directory):
+        if args.to or packed.find(directory):
             raise RecipeError(
                 given="--watch with --to, or with a packed study",
                 expected="the directory of a study, which the report goes to as well",
                 fix="leave --to out, or write the report once, without --watch",
             )
         return watch(directory, args.interval or "t", args.beside)
-    if args.to or raw.find(directory):
+    if args.to or packed.find(directory):
         return publish(directory, args.to, args.interval, args.beside)
     return write_report(directory, args.interval or "t", args.beside)
 
 
 def _is_finetuning(directory: Path) -> bool:
     """Whether fine-tuning wrote ``directory``, which then says whose scores it holds; or a page of one is there."""
-    from kd_megatron.finetune.jobs import OWNER
-    from kd_megatron.study.reporting.finetune_results import CELLS
+    from kd_megatron.finetune.grid.jobs import OWNER
+    from kd_megatron.report.finetune.results import CELLS
 
     return (directory / OWNER).is_file() or (directory / CELLS).is_file()

@@ -36,10 +36,11 @@ def run(args: argparse.Namespace) -> int:
     """Run or continue the study on all ranks, and print the report's path."""
     from pathlib import Path
 
-    from kd_megatron import config, dist
-    from kd_megatron.hardware import resolve_precision
     from kd_megatron.launch.preflight import compare_nodes
-    from kd_megatron.schema import StudyRecipe
+    from kd_megatron.machine.precision import resolve_precision
+    from kd_megatron.ranks import dist
+    from kd_megatron.recipe import StudyRecipe, config
+    from kd_megatron.report.study.page import write_report
     from kd_megatron.study.claim import recalibrate
     from kd_megatron.study.runner import run_study
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         compare_nodes([args.recipe, *args.overrides])
         if args.recalibrate:
             recalibrate(directory)
-        run_study(resolve_precision(recipe), directory, args.redo.split(",") if args.redo else ())
+        run_study(resolve_precision(recipe), directory, write_report, args.redo.split(",") if args.redo else ())
         if dist.is_main():
             print(directory / "report" / "index.html")
     return 0

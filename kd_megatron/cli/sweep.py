@@ -22,13 +22,14 @@ def run(args: argparse.Namespace) -> int:
     """Run or continue the trials on all ranks, and print all of them."""
     from pathlib import Path
 
-    from kd_megatron import config, dist
+    from kd_megatron.analysis import results
     from kd_megatron.errors import RecipeError
-    from kd_megatron.hardware import resolve_precision
     from kd_megatron.launch.preflight import compare_nodes
-    from kd_megatron.schema import StudyRecipe
-    from kd_megatron.study import results, runner
-    from kd_megatron.study.reporting import tuning_tables
+    from kd_megatron.machine.precision import resolve_precision
+    from kd_megatron.ranks import dist
+    from kd_megatron.recipe import StudyRecipe, config
+    from kd_megatron.report.study import tuning_tables
+    from kd_megatron.study import begin, execute, runner
 
     recipe = config.load(args.recipe, StudyRecipe, args.overrides)
     if recipe.tuning is None:
@@ -41,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     with dist.joined():
         compare_nodes([args.recipe, *args.overrides])
         recipe = resolve_precision(recipe)
-        runner.begin(recipe, directory)
-        runner.run_pieces(runner.preparing_pieces(recipe, directory), directory)
+        begin.begin(recipe, directory)
+        execute.run_pieces(runner.preparing_pieces(recipe, directory), directory)
         if dist.is_main():
             tuning_tables.show(results.load(directory))
     return 0

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from kd_megatron.data.mapped import REPAIR, MappedFile
 from kd_megatron.data.verified import VerifiedFiles
 from kd_megatron.errors import DataError, EnvironmentFault
-from kd_megatron.manifest import ShardEntry, file_sha256, most_index_bytes, require_plausible_size
+from kd_megatron.files.manifest import ShardEntry, file_sha256, most_index_bytes, require_plausible_size
 
 # The .idx format of megatron-core: magic, version 1, dtype code, numbers of sequences and of document boundaries,
 # then int32 lengths, int64 byte offsets and int64 document boundaries.

@@ -30,8 +30,8 @@ from kd_megatron.data.order import Blend, Index, permute
 from kd_megatron.data.pools import pool_sizes
 from kd_megatron.data.shards import ShardSet, open_shard_set
 from kd_megatron.errors import DataError
-from kd_megatron.manifest import read_manifest
-from kd_megatron.schema import DataRecipe, ShardsRecipe
+from kd_megatron.files.manifest import read_manifest
+from kd_megatron.recipe import DataRecipe, ShardsRecipe
 from kd_megatron.tensors import Batch
 
 _VALIDATION_SEED = 20_240_430  # of the validation order and masks; never the run's

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from kd_megatron.data.order import Blend
 from kd_megatron.errors import DataError
-from kd_megatron.manifest import Manifest
-from kd_megatron.schema import DataRecipe
+from kd_megatron.files.manifest import Manifest
+from kd_megatron.recipe import DataRecipe
 
 
 def planned_pools(recipe: DataRecipe, manifests: Sequence[Manifest]) -> list[int]:

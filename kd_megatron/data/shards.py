@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from kd_megatron import logs
+from kd_megatron.console import logs
 from kd_megatron.data.index import Shard, open_shard
 from kd_megatron.data.special_tokens import SpecialTokens, read_special_tokens
 from kd_megatron.data.verified import VerifiedFiles
-from kd_megatron.manifest import TOKENIZER, Manifest, ShardEntry, read_manifest, require_tokenizer_files
+from kd_megatron.files.manifest import TOKENIZER, Manifest, ShardEntry, read_manifest, require_tokenizer_files
 
 _SLOW_BYTES = 1 << 29  # above this, checking takes long enough for a progress bar
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_megatron.errors import DataError
-from kd_megatron.manifest import vocabulary_hash
+from kd_megatron.files.manifest import vocabulary_hash
 
 _ROLES = ("cls", "sep", "mask", "pad", "unk")
 _REPAIR = "prepare the shard set again, or restore its tokenizer directory"

@@ -9,9 +9,9 @@ import json
 import time
 from pathlib import Path
 
-from kd_megatron import atomic
 from kd_megatron.errors import DataError
-from kd_megatron.manifest import require_plausible_size
+from kd_megatron.files import atomic
+from kd_megatron.files.manifest import require_plausible_size
 
 MEMORY = ".verified.json"
 _SAVE_SECONDS = 5.0  # between writes while many shards are checked; the last are written at the end

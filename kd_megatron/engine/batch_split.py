@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from kd_megatron.errors import RecipeError
-from kd_megatron.schema import TrainingRecipe
+from kd_megatron.recipe import TrainingRecipe
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_megatron import dist
 from kd_megatron.engine import confine
 from kd_megatron.engine.batch_split import split
 from kd_megatron.engine.optimizer import MasterAdamW
 from kd_megatron.errors import RecipeError, nearest
-from kd_megatron.schema import TrainingRecipe
+from kd_megatron.ranks import dist
+from kd_megatron.recipe import TrainingRecipe
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer", "scheduler",

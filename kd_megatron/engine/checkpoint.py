@@ -18,14 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kd_megatron import config, dist
-from kd_megatron.config import Strict
+from kd_megatron.console.logs import warn
 from kd_megatron.engine import state as engine_state
 from kd_megatron.engine.build import Engine
 from kd_megatron.engine.state import KINDS, WEIGHTS, EngineState
 from kd_megatron.errors import DataError, RecipeError
-from kd_megatron.logs import warn
-from kd_megatron.manifest import file_sha256
+from kd_megatron.files.manifest import file_sha256
+from kd_megatron.ranks import dist
+from kd_megatron.recipe import config
+from kd_megatron.recipe.config import Strict
 
 FORMAT = 1
 LIST = "files.json"

@@ -13,9 +13,9 @@ from kd_megatron.data import masking
 from kd_megatron.errors import ModelError, RecipeError
 from kd_megatron.models.build import shape_of, student_config
 from kd_megatron.models.known import config_or_known
-from kd_megatron.objectives import registry, schedule
+from kd_megatron.objectives import of_arm, schedule
 from kd_megatron.objectives.base import Objective
-from kd_megatron.schema import BudgetRecipe, StudyRecipe
+from kd_megatron.recipe import BudgetRecipe, StudyRecipe
 from kd_megatron.teacher_cache.contents import kept_needs, refuse_dropout
 from kd_megatron.tensors import Needs
 
@@ -228,11 +228,11 @@ def arm_cost(study: StudyRecipe, arm: str, vocab_size: int) -> ArmCost:
         ModelError: the teacher's sizes cannot be known.
         RecipeError: what the arm needs of the teacher cannot be kept in the study's cache.
     """
-    phases = schedule.phases_of(registry.parse_options(study.arms[arm], where=f"arms.{arm}"))
+    phases = schedule.phases_of(of_arm.parse_options(study.arms[arm], where=f"arms.{arm}"))
     student, teacher = student_config(study.student, vocab_size), teacher_config(study, vocab_size)
     refuse_cache_of_phases(study, arm, len(phases))
     shapes = shape_of(student), None if teacher is None else shape_of(teacher)
-    objectives = [registry.build(phase.options, *shapes) for phase in phases]
+    objectives = [of_arm.build(phase.options, *shapes) for phase in phases]
     distils = any(objective.needs_teacher is not None for objective in objectives)
     if distils and teacher is None:
         raise ModelError(given=f"arm {arm!r} distils, but the recipe has no teacher", fix="add a 'teacher' section")
@@ -249,3 +249,14 @@ def arm_cost(study: StudyRecipe, arm: str, vocab_size: int) -> ArmCost:
         student_head_flops_per_token=cost.student_head / length,
         teacher_head_flops_per_token=cost.teacher_head / length,
     )
+
+
+CHARGED_FLOPS = ("student", "teacher", "loss")
+
+
+def charged_flops_per_token(recipe: StudyRecipe, cost: ArmCost, again: bool = False) -> float:
+    """FLOPs per token that count towards the budget, at the first or (``again``) a later visit of a window."""
+    parts = {name: getattr(cost, f"{name}_flops_per_token") for name in CHARGED_FLOPS}
+    if again:
+        parts["teacher"] = cost.teacher_again_flops_per_token
+    return sum(flops for name, flops in parts.items() if name in recipe.budget.charge)

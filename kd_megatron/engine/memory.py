@@ -11,7 +11,7 @@ from kd_megatron.engine.batch_split import split
 from kd_megatron.engine.build import read_ds_config
 from kd_megatron.engine.partition import WHOLE_ELEMENTS
 from kd_megatron.engine.simulate import Held
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.recipe import StudyRecipe
 
 FLOAT32 = 4
 BYTES = {"fp32": 4, "bf16": 2}

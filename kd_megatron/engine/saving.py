@@ -4,11 +4,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from kd_megatron import dist
 from kd_megatron.engine import checkpoint
 from kd_megatron.engine.build import Engine
 from kd_megatron.engine.state import EngineState, gather
 from kd_megatron.errors import KdError, OutputError, disk_full_is_clear
+from kd_megatron.ranks import dist
 
 
 class CheckpointWriter:

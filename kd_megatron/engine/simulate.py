@@ -19,12 +19,12 @@ from transformers import AutoModelForMaskedLM, PretrainedConfig
 from kd_megatron.data import masking
 from kd_megatron.engine.batch_split import split
 from kd_megatron.engine.flops import teacher_config
-from kd_megatron.memory import Living
+from kd_megatron.machine.memory import Living
 from kd_megatron.models.build import DTYPES, drop_what_is_not_needed, shape_of, student_config
 from kd_megatron.models.taps import Execution, TappedEncoder
-from kd_megatron.objectives import registry, schedule
+from kd_megatron.objectives import of_arm, schedule
 from kd_megatron.objectives.base import Objective, ObjectiveOptions
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.recipe import StudyRecipe
 from kd_megatron.tensors import Batch, Needs
 
 NOWHERE = torch.device("meta")
@@ -55,7 +55,7 @@ def simulate_arm(study: StudyRecipe, arm: str, vocab_size: int, num_processes: i
     Raises as `flops.arm_cost` does.
     """
     student, teacher = student_config(study.student, vocab_size), teacher_config(study, vocab_size)
-    phases = schedule.phases_of(registry.parse_options(study.arms[arm], where=f"arms.{arm}"))
+    phases = schedule.phases_of(of_arm.parse_options(study.arms[arm], where=f"arms.{arm}"))
     each = [_simulate_phase(study, phase.options, student, teacher, num_processes) for phase in phases]
     return max(each, key=lambda held: held.alone + FLOAT32_AND_ADAM * sum(held.trained) + FLOAT32 * sum(held.teacher))
 
@@ -73,7 +73,7 @@ def _simulate_phase(
 
     def held(micro_batch_size: int) -> Held:
         training = study.training.model_copy(update={"micro_batch_size": micro_batch_size})
-        objective = registry.build(options, shape_of(student), None if teacher is None else shape_of(teacher))
+        objective = of_arm.build(options, shape_of(student), None if teacher is None else shape_of(teacher))
         return simulate(study.model_copy(update={"training": training}), objective, student, teacher)
 
     size = split(study.training, num_processes).size

@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kd_megatron import dist
 from kd_megatron.engine.build import Engine
 from kd_megatron.engine.optimizer import MasterAdamW
+from kd_megatron.ranks import dist
 
 WEIGHTS = "weights"
 MOMENTS = {"first_moments": "exp_avg", "second_moments": "exp_avg_sq"}  # kind -> torch's name in the state of AdamW

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kd_megatron import config
-from kd_megatron.paths import DATA_HOME, Revision
+from kd_megatron.recipe import config
+from kd_megatron.recipe.paths import DATA_HOME, Revision
 
 CATALOGUE = Path(__file__).with_name("catalogue.yaml")
 
@@ -49,7 +49,7 @@ class FromHub(config.Strict):
 
 
 class GlueFromHub(config.Strict):
-    """A GLUE task: the rows of nyu-mll/glue at the commit of `kd_megatron.finetune.glue`, as TSV files."""
+    """A GLUE task: the rows of nyu-mll/glue at the commit of `kd_megatron.finetune.tasks.glue`, as TSV files."""
 
     kind: Literal["glue"]
 

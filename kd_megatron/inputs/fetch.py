@@ -8,12 +8,12 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from kd_megatron import hub
 from kd_megatron.errors import DataError, KdError, OutputError, disk_full_is_clear
-from kd_megatron.finetune import glue_rows
-from kd_megatron.finetune.glue import GLUE
-from kd_megatron.finetune.sources import Rows
-from kd_megatron.finetune.tables import Row
+from kd_megatron.files import hub
+from kd_megatron.finetune.tasks import glue_rows
+from kd_megatron.finetune.tasks.glue import GLUE
+from kd_megatron.finetune.tasks.sources import Rows
+from kd_megatron.finetune.tasks.tables import Row
 from kd_megatron.inputs.catalogue import FromHub, FromPyPI, GlueFromHub, Input, Made, Way
 from kd_megatron.inputs.state import differing_files, differing_rows, find
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from kd_megatron.errors import DataError
-from kd_megatron.finetune import glue_rows
-from kd_megatron.finetune.tables import Row
+from kd_megatron.finetune.tasks import glue_rows
+from kd_megatron.finetune.tasks.tables import Row
 from kd_megatron.inputs.catalogue import Input
-from kd_megatron.paths import DATA_HOME, expand
+from kd_megatron.recipe.paths import DATA_HOME, expand
 
 State = Literal["here", "missing", "altered"]
 

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kd_megatron import config, machine
 from kd_megatron.errors import EnvironmentFault, KdError
-from kd_megatron.manifest import MANIFEST, read_manifest
+from kd_megatron.files.manifest import MANIFEST, read_manifest
+from kd_megatron.machine import facts as machine
+from kd_megatron.recipe import config
 
 PACKAGES = ("torch", "deepspeed", "transformers", "megatron-core", "numpy")
 ABSENT = "absent"

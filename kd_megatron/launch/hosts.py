@@ -20,7 +20,7 @@ from kd_megatron.launch import facts, preflight
 from kd_megatron.launch.hostfile import Host, read_hostfile
 from kd_megatron.launch.node import DEFAULT_PORT
 from kd_megatron.launch.ssh import NOT_REACHED, failure, in_repository, passed_environment, ssh_command
-from kd_megatron.news import lost_seconds, seconds_of
+from kd_megatron.ranks.failures import lost_seconds, seconds_of
 
 POLL_SECONDS = 0.2
 ALIVE_SECONDS = 5.0  # between signs of life to the nodes, which stop without them

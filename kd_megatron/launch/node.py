@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from kd_megatron.errors import EnvironmentFault, KdError
 from kd_megatron.launch.network import interface_to
-from kd_megatron.ports import parse_port
+from kd_megatron.ranks.ports import parse_port
 
 DEFAULT_PORT = 29500
 VISIBLE = "KD_VISIBLE_DEVICES"  # CUDA_VISIBLE_DEVICES as this node had it

@@ -109,7 +109,7 @@ def compare_nodes(command: Sequence[str]) -> None:
     Raises:
         EnvironmentFault: on every rank, with the same message.
     """
-    from kd_megatron import dist
+    from kd_megatron.ranks import dist
 
     if int(os.environ.get("CROSS_SIZE", "1")) == 1 or dist.world_size() == 1:  # set by deepspeed's launcher
         return

@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from kd_megatron.errors import ModelError
-from kd_megatron.manifest import vocabulary_hash
+from kd_megatron.files.manifest import vocabulary_hash
 from kd_megatron.models.taps import DEFAULT, HEADS, Execution, TappedEncoder
-from kd_megatron.schema import EncoderRecipe
+from kd_megatron.recipe import EncoderRecipe
 from kd_megatron.tensors import ModelShape, Needs
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.bfloat16}  # fp8: all but the matrix products

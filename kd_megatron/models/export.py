@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from kd_megatron import atomic
 from kd_megatron.errors import disk_full_is_clear
+from kd_megatron.files import atomic
 
 FACTS = "kd_megatron.json"
 

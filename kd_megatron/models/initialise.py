@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from kd_megatron import hub
 from kd_megatron.errors import ModelError
+from kd_megatron.files import hub
 from kd_megatron.models.build import load_with_missing
 from kd_megatron.models.taps import HEADS
-from kd_megatron.schema import InitialiseRecipe
+from kd_megatron.recipe import InitialiseRecipe
 
 
 def initialise(student: PreTrainedModel, recipe: InitialiseRecipe, teacher_path: str | None) -> str | None:

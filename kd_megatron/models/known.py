@@ -5,9 +5,9 @@ Training reads the real config. Source: the ``config.json`` of each model on the
 
 from transformers import BertConfig, PretrainedConfig
 
-from kd_megatron import hub
+from kd_megatron.files import hub
 from kd_megatron.models.build import model_config
-from kd_megatron.paths import expand
+from kd_megatron.recipe.paths import expand
 
 VOCAB_SIZE = 30_522
 KNOWN = {  # hidden size, layers, attention heads, feed-forward size

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from kd_megatron.config import Strict
+from kd_megatron.recipe.config import Strict
 from kd_megatron.tensors import Batch, ModelShape, Needs, Taps
 
 

@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from kd_megatron import config
-from kd_megatron.config import Strict
 from kd_megatron.errors import ModelError, RecipeError
 from kd_megatron.kernels.door import AUTO
+from kd_megatron.objectives import registry
 from kd_megatron.objectives.base import Objective, ObjectiveOptions
-from kd_megatron.paths import PathPart
-from kd_megatron.schema import Positive
+from kd_megatron.recipe import Positive, config
+from kd_megatron.recipe.config import Strict
+from kd_megatron.recipe.paths import PathPart
 from kd_megatron.tensors import Batch, ModelShape, Needs, Taps
 
 OF_PARTS = ("combined", "schedule")  # objectives made of others: no parts themselves
@@ -40,7 +40,7 @@ class CombinedOptions(ObjectiveOptions):
     @classmethod
     def _are_objectives(cls, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for number, part in enumerate(parts):
-            options_of(part, f"part {number + 1}", OF_PARTS)
+            options_of(part, f"part {number + 1}")
             keys_of(part)
         names = [name_of(part) for part in parts]
         if taken := [name for name in names if hasattr(nn.ModuleDict(), name)]:
@@ -84,10 +84,8 @@ class Combined(Objective):
     options: CombinedOptions
 
     def __init__(self, options: CombinedOptions, student: ModelShape, teacher: ModelShape | None) -> None:
-        from kd_megatron.objectives import registry
-
         super().__init__(options, student, teacher)
-        built = {name: registry.build(part, student, teacher) for name, part in options.part_options().items()}
+        built = {name: registry.build_simple(part, student, teacher) for name, part in options.part_options().items()}
         self.parts = nn.ModuleDict(built)
         self._built = built  # the same, by its type
         weights = {name_of(part): keys_of(part).weight for part in options.parts}
@@ -162,21 +160,17 @@ def name_of(part: dict[str, Any]) -> str:
     return str(part.get("name") or part.get("objective"))
 
 
-def options_of(
-    raw: dict[str, Any], where: str, refused: tuple[str, ...] = (), own: type[Strict] = PartKeys
-) -> ObjectiveOptions:
-    """The options in ``raw`` without the keys of ``own``.
+def options_of(part: dict[str, Any], where: str) -> ObjectiveOptions:
+    """The options of a part as written.
 
     Raises:
-        ValueError: they do not parse, or name an objective of ``refused``; for a validator, which says where.
+        ValueError: they do not parse, or name an objective that is made of others; for a validator, which says where.
     """
-    from kd_megatron.objectives import registry
-
-    options = {key: value for key, value in raw.items() if key not in own.model_fields}
-    if options.get("objective") in refused:
+    options = {key: value for key, value in part.items() if key not in PartKeys.model_fields}
+    if options.get("objective") in OF_PARTS:
         raise ValueError(f"{where} has objective {options['objective']}; write its parts or phases out instead")
     try:
-        return registry.parse_options(options, where)
+        return registry.parse_simple(options, where)
     except RecipeError as error:
         raise ValueError(str(error.given)) from error
 

@@ -17,7 +17,7 @@ from kd_megatron.kernels import relation_kl as kernel
 from kd_megatron.kernels.door import AUTO, check_backend
 from kd_megatron.objectives import checks
 from kd_megatron.objectives.base import Objective, ObjectiveOptions
-from kd_megatron.schema import Count, Positive
+from kd_megatron.recipe import Count, Positive
 from kd_megatron.tensors import Batch, ModelShape, Needs, Relation, Taps
 
 Backend = Annotated[str, AfterValidator(lambda name: check_backend(name, kernel.BACKENDS))]

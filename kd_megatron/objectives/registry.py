@@ -1,17 +1,19 @@
-"""The objectives by name. A new one is a file beside this one and a line in `OBJECTIVES`."""
+"""The objectives by name. A new one is a file beside this one and a line in `OBJECTIVES`.
 
+What an arm names may also be made of these: `kd_megatron.objectives.of_arm` knows all kinds.
+"""
+
+from collections.abc import Iterable
 from typing import Any
 
-from kd_megatron.config import validate
 from kd_megatron.errors import RecipeError, nearest
 from kd_megatron.objectives.as_coded import MiniLmAsCoded, TinyBertAsCoded, VanillaKdAsCoded
 from kd_megatron.objectives.base import Objective, ObjectiveOptions
-from kd_megatron.objectives.combined import Combined, CombinedOptions
 from kd_megatron.objectives.minilm import MiniLm, MiniLmOptions
-from kd_megatron.objectives.schedule import ScheduleOptions
 from kd_megatron.objectives.scratch import Scratch, ScratchOptions
 from kd_megatron.objectives.tinybert import TinyBert, TinyBertOptions
 from kd_megatron.objectives.vanilla_kd import VanillaKd, VanillaKdOptions
+from kd_megatron.recipe.config import validate
 from kd_megatron.tensors import ModelShape
 
 OBJECTIVES: dict[str, tuple[type[ObjectiveOptions], type[Objective]]] = {
@@ -19,10 +21,6 @@ OBJECTIVES: dict[str, tuple[type[ObjectiveOptions], type[Objective]]] = {
     "vanilla_kd": (VanillaKdOptions, VanillaKd),
     "minilm": (MiniLmOptions, MiniLm),
     "tinybert": (TinyBertOptions, TinyBert),
-    "combined": (CombinedOptions, Combined),
-}
-OPTIONS: dict[str, type[ObjectiveOptions]] = {name: options for name, (options, _) in OBJECTIVES.items()} | {
-    "schedule": ScheduleOptions  # of objectives, which are built phase by phase
 }
 AS_CODED: dict[str, type[Objective]] = {
     "vanilla_kd": VanillaKdAsCoded,
@@ -31,26 +29,31 @@ AS_CODED: dict[str, type[Objective]] = {
 }
 
 
-def parse_options(raw: dict[str, Any], where: str) -> ObjectiveOptions:
-    """The options of the objective that ``raw["objective"]`` names, validated; ``where`` is named in errors.
+def parse_simple(raw: dict[str, Any], where: str, composed: Iterable[str] = ()) -> ObjectiveOptions:
+    """The options of the simple objective that ``raw["objective"]`` names, validated; ``where`` is named in errors.
+
+    Args:
+        raw: the options as written.
+        where: for messages.
+        composed: the kinds made of others that would be accepted there too, for messages.
 
     Raises:
         RecipeError: no or an unknown objective, an unknown option (the nearest is named), or a value out of range.
     """
-    name = raw.get("objective")
+    name, known = raw.get("objective"), [*OBJECTIVES, *composed]
     if name is None:
         raise RecipeError(
             given=f"{where}: missing key objective",
-            expected=f"one of {', '.join(OPTIONS)}",
+            expected=f"one of {', '.join(known)}",
             fix="write objective: NAME in the arm",
         )
-    if not isinstance(name, str) or name not in OPTIONS:
-        raise RecipeError(given=f"{where}: unknown objective {name!r}; {nearest(str(name), OPTIONS)}")
-    return validate(OPTIONS[name], raw, where)
+    if not isinstance(name, str) or name not in OBJECTIVES:
+        raise RecipeError(given=f"{where}: unknown objective {name!r}; {nearest(str(name), known)}")
+    return validate(OBJECTIVES[name][0], raw, where)
 
 
-def build(options: ObjectiveOptions, student: ModelShape, teacher: ModelShape | None) -> Objective:
-    """The objective that ``options`` belong to; of a schedule, one phase. Parameters come from the default generator.
+def build_simple(options: ObjectiveOptions, student: ModelShape, teacher: ModelShape | None) -> Objective:
+    """The objective that ``options`` of `parse_simple` belong to. Parameters come from the default generator.
 
     Raises:
         ModelError: the two models do not fit each other or the options.

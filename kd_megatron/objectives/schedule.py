@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from kd_megatron import config
-from kd_megatron.config import Strict
 from kd_megatron.errors import RecipeError
+from kd_megatron.objectives import registry
 from kd_megatron.objectives.base import ObjectiveOptions
-from kd_megatron.objectives.combined import backend_of, options_of
+from kd_megatron.objectives.combined import CombinedOptions, backend_of
+from kd_megatron.recipe import config
+from kd_megatron.recipe.config import Strict
 
 
 class PhaseKeys(Strict):
@@ -52,7 +53,7 @@ class ScheduleOptions(ObjectiveOptions):
                 f"until is {', '.join(f'{end:g}' for end in ends)}; write rising fractions that end at 1.0"
             )
         for number, phase in enumerate(phases, start=1):
-            options_of(phase, f"phase {number}", ("schedule",), PhaseKeys)
+            _options_of(phase, number)
         return phases
 
     @model_validator(mode="after")
@@ -72,7 +73,7 @@ def phases_of(options: ObjectiveOptions) -> list[Phase]:
     if not isinstance(options, ScheduleOptions):
         return [Phase(0.0, 1.0, options)]
     ends = [_keys_of(phase, number).until for number, phase in enumerate(options.phases, start=1)]
-    parsed = [options_of(phase, f"phase {n}", own=PhaseKeys) for n, phase in enumerate(options.phases, start=1)]
+    parsed = [_options_of(phase, number) for number, phase in enumerate(options.phases, start=1)]
     return [Phase(*entry) for entry in zip([0.0, *ends[:-1]], ends, parsed, strict=True)]
 
 
@@ -89,6 +90,22 @@ def split(raw: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
 def phase_at(phases: list[Phase], fraction: float) -> int:
     """The number, from 0, of the phase that trains the step which begins at budget ``fraction``."""
     return next((number for number, phase in enumerate(phases) if fraction < phase.until), len(phases) - 1)
+
+
+def _options_of(phase: dict[str, Any], number: int) -> ObjectiveOptions:
+    """The options of a phase as written. Raises ValueError where they do not parse, or name a schedule."""
+    where, options = (
+        f"phase {number}",
+        {key: value for key, value in phase.items() if key not in PhaseKeys.model_fields},
+    )
+    if options.get("objective") == "schedule":
+        raise ValueError(f"{where} has objective schedule; write its parts or phases out instead")
+    try:
+        if options.get("objective") == "combined":
+            return config.validate(CombinedOptions, options, where)
+        return registry.parse_simple(options, where, ("combined",))
+    except RecipeError as error:
+        raise ValueError(str(error.given)) from error
 
 
 def _keys_of(phase: dict[str, Any], number: int) -> PhaseKeys:

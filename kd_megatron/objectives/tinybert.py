@@ -25,7 +25,7 @@ from kd_megatron.kernels.arithmetic import accumulation_dtype
 from kd_megatron.kernels.door import AUTO, check_backend, shared_divisors
 from kd_megatron.objectives import checks
 from kd_megatron.objectives.base import Objective, ObjectiveOptions
-from kd_megatron.schema import Count
+from kd_megatron.recipe import Count
 from kd_megatron.tensors import Batch, ModelShape, Needs, Taps
 
 Backend = Annotated[str, AfterValidator(lambda name: check_backend(name, kernel.BACKENDS))]

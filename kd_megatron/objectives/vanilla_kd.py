@@ -23,7 +23,7 @@ from kd_megatron.kernels.door import AUTO, check_backend
 from kd_megatron.objectives import checks
 from kd_megatron.objectives.base import Objective, ObjectiveOptions
 from kd_megatron.objectives.scratch import num_labels, refuse_clean_inputs
-from kd_megatron.schema import Positive
+from kd_megatron.recipe import Positive
 from kd_megatron.tensors import IGNORED, Batch, ModelShape, Needs, Taps
 
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from kd_megatron.recipe import StudyRecipe
+from kd_megatron.recipe.arms import split_arm
+
 AS_CODED = "as the study's code computes it"
 
 
@@ -18,6 +21,12 @@ def in_words(options: dict[str, Any]) -> str:
         name = " + ".join(_part_in_words(part) for part in rest.pop("parts"))
     said = name + (f" ({', '.join(f'{key} {value}' for key, value in rest.items())})" if rest else "")
     return f"{said}, {AS_CODED}" if as_coded else said
+
+
+def of_arm_in_words(recipe: StudyRecipe, arm: str) -> str:
+    """The objective of an arm with the options that the recipe gives it, such as ``minilm (num_relation_heads 48)``."""
+    options, _ = split_arm(recipe.arms[arm])
+    return in_words({"objective": arm} | options)
 
 
 def _part_in_words(part: dict[str, Any]) -> str:

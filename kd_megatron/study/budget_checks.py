@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 
 from kd_megatron.errors import RecipeError
-from kd_megatron.schema import BudgetRecipe, StudyRecipe
+from kd_megatron.recipe import BudgetRecipe, StudyRecipe
 
 SLACK = 1e-9  # of a step: a fraction that falls on the end of a step, but for rounding, is reached there
 

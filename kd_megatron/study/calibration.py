@@ -11,20 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.table import Table
 
-from kd_megatron import dist, machine
+from kd_megatron.console.logs import say
 from kd_megatron.errors import EnvironmentFault, disk_full_is_clear
-from kd_megatron.kernels.bench.rows import percentile
-from kd_megatron.logs import say, write_json
+from kd_megatron.files.records import write_json
+from kd_megatron.machine import facts as machine
 from kd_megatron.objectives import schedule
-from kd_megatron.schema import CalibrateRecipe, StudyRecipe
+from kd_megatron.ranks import dist
+from kd_megatron.recipe import CalibrateRecipe, StudyRecipe
 from kd_megatron.study.budget_checks import require_enough
 from kd_megatron.study.effective import CALIBRATION_FILE, read, run_recipe, with_steps
-from kd_megatron.study.measuring.timed_run import TimedRun, Variant
 from kd_megatron.study.piece import Piece, teacher_path
 from kd_megatron.training.fingerprint import PACKAGES
+from kd_megatron.training.timed_run import TimedRun, Variant
 
 SAME_MACHINE = ("device", "num_threads_per_process", "num_processes")  # of ``hardware``: what speed hangs on
 
@@ -71,7 +73,7 @@ def measure(recipe: StudyRecipe, calibrate: CalibrateRecipe, teacher: str | None
         ``p80`` over the rounds, and all of them) and ``tokens_per_step``; beside it what was measured, how, when and
         on what.
     """
-    from kd_megatron.study.measuring.throughput import built, key
+    from kd_megatron.study.timed_arms import built, key
 
     phases = {arm: phase_variants(recipe, arm) for arm in recipe.arms}
     speeds: dict[str, list[float]] = {arm: [] for arm in recipe.arms}
@@ -102,7 +104,7 @@ def measure(recipe: StudyRecipe, calibrate: CalibrateRecipe, teacher: str | None
 
 def phase_variants(recipe: StudyRecipe, arm: str) -> list[tuple[float, Variant]]:
     """What is timed of ``arm``: the whole of it, or each phase of a schedule with its share of the steps."""
-    from kd_megatron.study.measuring.throughput import arm_variant
+    from kd_megatron.study.timed_arms import arm_variant
 
     whole = arm_variant(recipe, arm)
     found = schedule.split(whole.study.arms[arm])
@@ -130,7 +132,7 @@ def _speed(timed: TimedRun, num_steps: int) -> float:
 
 
 def _spread(speeds: list[float]) -> dict[str, Any]:
-    found = {f"p{round(100 * share)}": percentile(speeds, share) for share in (0.2, 0.5, 0.8)}
+    found = {f"p{round(100 * share)}": float(np.quantile(speeds, share)) for share in (0.2, 0.5, 0.8)}
     return {**found, "rounds": speeds}
 
 

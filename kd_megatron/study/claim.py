@@ -5,34 +5,21 @@ edit makes stale is named, arm by arm, and `--redo` moves exactly that aside; no
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from kd_megatron import config, dist, logs, recipe_yaml
-from kd_megatron.errors import OutputError, RecipeError, disk_full_is_clear, nearest
-from kd_megatron.paths import refuse_file_or_links_out
-from kd_megatron.schema import StudyRecipe
-from kd_megatron.study import fairness, results
-from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, WITHOUT_WORDS, read
-from kd_megatron.study.study_grid import CELLS
+from kd_megatron.errors import EnvironmentFault, OutputError, RecipeError, disk_full_is_clear, nearest
+from kd_megatron.files import records
+from kd_megatron.ranks import dist
+from kd_megatron.recipe import StudyRecipe, config, recipe_yaml
+from kd_megatron.recipe.paths import refuse_file_or_links_out
+from kd_megatron.study import layout
+from kd_megatron.study.cells import CELLS
+from kd_megatron.study.edits import FINETUNE, STALE, Change, compare
+from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, read
+from kd_megatron.study.stale import move_aside
 
-FINETUNE, STALE = "finetune", "stale"
 PARTS = ("arms", FINETUNE, "tuning")  # directories with one of each arm in them
 OF_EACH_ARM = ("arms", "chosen", "trials", "at_edge", "charged")  # parts of a calibration, and of a tuning
-GROWING = ("seeds", "allow_difference", "grid.budgets", "grid.unique_tokens")  # lists that may become longer
-NOT_OF_THE_TEACHER = ("arms", "student", "budget", "seeds", "tuning", "markers", "finetune", "allow_difference", "grid")
-
-
-@dataclass
-class Change:
-    """What differs between two recipes of one study, and what was made with the old one."""
-
-    keys: list[str] = field(default_factory=list)  # with both values
-    shrunk: list[str] = field(default_factory=list)  # keys that leave out what was there
-    arms: list[str] = field(default_factory=list)  # stale ones
-    teacher: bool = False  # whether the study's own teacher is stale
-    finetune: bool = False  # whether all fine-tunings are
 
 
 def claim(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> None:
@@ -58,7 +45,7 @@ def claim(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> Non
 
 
 def _claim_on_main(recipe: StudyRecipe, directory: Path, redo: Sequence[str]) -> tuple[str, str, str] | None:
-    path = directory / results.RECIPE_FILE
+    path = directory / layout.RECIPE_FILE
     if path.is_file():
         found = compare(config.load(path, StudyRecipe), recipe)
         if problem := _problem(found, recipe, directory, redo):
@@ -66,66 +53,14 @@ def _claim_on_main(recipe: StudyRecipe, directory: Path, redo: Sequence[str]) ->
         _move_aside(found, directory)
     elif directory.exists() and any(directory.iterdir()):
         return (
-            f"is not empty and holds no {results.RECIPE_FILE}",
+            f"is not empty and holds no {layout.RECIPE_FILE}",
             f"an empty directory, or one that already holds study {recipe.name}",
             "give another --output (or name)",
         )
     with disk_full_is_clear(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        logs.write_text(path, recipe_yaml.dump(recipe.model_dump(mode="json")))
+        records.write_text(path, recipe_yaml.dump(recipe.model_dump(mode="json")))
     return None
-
-
-def compare(old: StudyRecipe, new: StudyRecipe) -> Change:
-    """What ``new`` changes of ``old`` beyond growing and other words."""
-    before, after = _flat(old), _flat(new)
-    change, stale = Change(), set[str]()
-    for key, arm in sorted(before.keys() | after.keys()):
-        was, now = before.get((key, arm)), after.get((key, arm))
-        if was == now or _grows(arm, key, was, now, old) or _of_new_arm(key, old, new):
-            continue
-        change.keys.append(f"{key} was {was!r}, is {now!r}")
-        section = key.partition(".")[0]
-        if key in GROWING or (arm and arm not in new.arms):
-            change.shrunk.append(key)
-        elif section == FINETUNE:
-            change.finetune = True
-        else:
-            stale |= {arm} if arm else _reads(section, old)
-            change.teacher |= section not in NOT_OF_THE_TEACHER
-    change.arms = [arm for arm in old.arms if arm in stale]
-    return change
-
-
-def _flat(recipe: StudyRecipe) -> dict[tuple[str, str], Any]:
-    """(dotted key, arm) -> value, no arm outside ``arms``. Names of arms may have dots, so that a key tells none."""
-    raw = recipe.model_dump(mode="json", exclude={*WITHOUT_WORDS})
-    arms = raw.pop("arms")
-    found = {(key, ""): value for key, value in fairness.flatten(raw).items()}
-    for arm, options in arms.items():
-        found |= {(key, arm): value for key, value in fairness.flatten(options, f"arms.{arm}").items()}
-    return found
-
-
-def _grows(arm: str, key: str, was: object, now: object, old: StudyRecipe) -> bool:
-    if key in GROWING and isinstance(was, list) and isinstance(now, list):
-        return all(value in now for value in was)
-    if key == "markers.finetune" and now is True:  # of branches that are there
-        return True
-    return bool(arm) and arm not in old.arms
-
-
-def _of_new_arm(key: str, old: StudyRecipe, new: StudyRecipe) -> bool:
-    """Whether ``key`` is a weight that is tuned for an arm which comes with this edit, or there was none before."""
-    added = new.arms.keys() - old.arms.keys()
-    return key == "tuning.weights" or any(key.startswith(f"tuning.weights.{arm}.") for arm in added)
-
-
-def _reads(section: str, recipe: StudyRecipe) -> set[str]:
-    """The arms whose runs hang on a section outside ``arms``: those that have something of the teacher, or all."""
-    if section == "teacher":
-        return {arm for arm in recipe.arms if results.owes_the_teacher(recipe, arm)}
-    return {*recipe.arms}
 
 
 def begun(directory: Path, arm: str) -> list[str]:
@@ -149,7 +84,7 @@ def _studies(directory: Path) -> list[Path]:
 def _problem(change: Change, recipe: StudyRecipe, directory: Path, redo: Sequence[str]) -> tuple[str, str, str] | None:
     """(given, expected, fix) where something that has run would be stale or left out, and is not to be redone."""
     stale = [arm for arm in change.arms if begun(directory, arm)]
-    teacher_is_stale = change.teacher and results.teacher_directory(directory).is_dir()
+    teacher_is_stale = change.teacher and layout.teacher_directory(directory).is_dir()
     finetune_is_stale = change.finetune and any((study / FINETUNE).is_dir() for study in _studies(directory))
     wanted = [*stale, *[FINETUNE] * finetune_is_stale]
     shrunk = change.shrunk if _has_runs(directory) else []
@@ -186,20 +121,6 @@ def _move_aside(change: Change, directory: Path) -> None:
     move_aside(sources, directory)
 
 
-def move_aside(sources: Sequence[Path], directory: Path) -> None:
-    """Move what there is of ``sources`` to a new directory of the study's ``stale``. Rank 0 alone."""
-    sources = [source for source in sources if source.exists()]
-    if not sources:
-        return
-    number = 1 + len(list((directory / STALE).glob("*")))
-    for source in sources:
-        if source.exists():  # not moved already, with a directory above it
-            target = directory / STALE / str(number) / source.relative_to(directory)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source.rename(target)
-    logs.say(f"moved to {directory / STALE / str(number)}: {', '.join(str(s.relative_to(directory)) for s in sources)}")
-
-
 def _forget(path: Path, arms: list[str]) -> None:
     """Take stale arms out of what was measured or chosen for all: that piece is then done again for them alone."""
     found = read(path)
@@ -210,7 +131,7 @@ def _forget(path: Path, arms: list[str]) -> None:
         for key, part in found.items()
     }
     if kept != found:
-        logs.write_json(path, kept)
+        records.write_json(path, kept)
 
 
 def recalibrate(directory: Path) -> None:
@@ -219,7 +140,6 @@ def recalibrate(directory: Path) -> None:
     Raises:
         OutputError: students have begun, whose steps it fixed.
     """
-    from kd_megatron.errors import EnvironmentFault
     from kd_megatron.study.calibration import refuse_other_machine
 
     found = dist.from_main(read(directory / CALIBRATION_FILE))

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kd_megatron.errors import OutputError, RecipeError
-from kd_megatron.schema import BudgetRecipe, CalibratedSteps, StudyRecipe
-from kd_megatron.study import fairness
+from kd_megatron.recipe import BudgetRecipe, CalibratedSteps, StudyRecipe
+from kd_megatron.recipe.arms import resolve_arm
 
 TUNING_FILE, CALIBRATION_FILE = "tuning.json", "calibration.json"
 LEARNING_RATE = "training.learning_rate"
@@ -35,7 +35,7 @@ def recipe_of_run(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> 
 
 def run_recipe(recipe: StudyRecipe, arm: str, seed: int) -> StudyRecipe:
     """What one run depends on, and nothing else: other seeds, fine-tuning and notes may change without staling it."""
-    resolved = keep_starts(fairness.resolve_arm(recipe, arm))
+    resolved = keep_starts(resolve_arm(recipe, arm))
     budget = resolved.budget.model_copy(update={"calibrate": None})
     return resolved.model_copy(
         update={"seeds": [seed], "finetune": None, "tuning": None, "grid": None, "budget": budget, **WITHOUT_WORDS}

@@ -6,66 +6,12 @@ the study lists it in ``allow_difference``, and then the report names it. `check
 spent; `run_checks.py` judges what the runs recorded.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from kd_megatron import config
-from kd_megatron.config import BUDGET_UNITS
 from kd_megatron.errors import RecipeError, nearest
 from kd_megatron.kernels.door import AUTO
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.recipe import StudyRecipe
+from kd_megatron.recipe.arms import Difference, _all_equal, differences, flatten, resolve_arm
 
 BACKEND = "backend"  # the one option of an objective that changes its speed alone
-STUDY_ONLY = frozenset(
-    {"kind", "name", "description", "arms", "seeds", "allow_difference", "output", "notes", "tuning", "markers", "grid"}
-)
-
-Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One key of the resolved recipe that is not the same in all arms."""
-
-    key: str
-    values: dict[str, Any]  # arm -> value
-
-
-def split_arm(raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An arm as written -> (options of its objective, dotted overrides of the study)."""
-    options = {key: value for key, value in raw.items() if "." not in key}
-    overrides = {key: value for key, value in raw.items() if "." in key}
-    return options, overrides
-
-
-def resolve_arm(study: StudyRecipe, arm: str) -> StudyRecipe:
-    """The recipe that ``arm`` really runs: its overrides applied, and no other arm in it.
-
-    Raises:
-        RecipeError: there is no such arm, an override is not allowed, or it does not validate.
-    """
-    if arm not in study.arms:
-        raise RecipeError(
-            given=f"study {study.name} has no arm {arm!r}; {nearest(arm, study.arms)}", fix="name one of its arms"
-        )
-    options, overrides = split_arm(study.arms[arm])
-    raw = study.model_dump(mode="json")
-    raw["arms"], raw["tuning"] = {arm: options}, None  # what tuning chose is an override like any other
-    for key, value in overrides.items():
-        _refuse_unless_allowed(study, arm, key)
-        _set(raw, key, value)
-    return config.validate(StudyRecipe, raw, where=f"study {study.name}, arm {arm}")
-
-
-def by_arm(study: StudyRecipe, read: Callable[[StudyRecipe], Value]) -> dict[str, Value]:
-    """Arm -> what ``read`` finds in the recipe that it really runs (`resolve_arm`)."""
-    return {arm: read(resolve_arm(study, arm)) for arm in study.arms}
-
-
-def begins_from_teacher(study: StudyRecipe, arm: str) -> bool:
-    """Whether the first weights of an arm's students are layers of the teacher; without one they could not exist."""
-    return resolve_arm(study, arm).student.initialise.method == "teacher_layers"
 
 
 def check(study: StudyRecipe) -> list[Difference]:
@@ -75,12 +21,12 @@ def check(study: StudyRecipe) -> list[Difference]:
         RecipeError: an arm differs in something that is neither its objective nor listed in ``allow_difference``,
             or an objective's options do not parse.
     """
-    from kd_megatron.objectives import registry
+    from kd_megatron.objectives import of_arm
 
     _refuse_unknown_allowances(study)
     resolved = {arm: resolve_arm(study, arm) for arm in study.arms}
     backends = {
-        arm: getattr(registry.parse_options(recipe.arms[arm], where=f"study {study.name}, arms.{arm}"), BACKEND, AUTO)
+        arm: getattr(of_arm.parse_options(recipe.arms[arm], where=f"study {study.name}, arms.{arm}"), BACKEND, AUTO)
         for arm, recipe in resolved.items()
     }
     return [*_backend_difference(study, backends), *differences(resolved)]
@@ -100,44 +46,6 @@ def _backend_difference(study: StudyRecipe, backends: dict[str, str]) -> list[Di
     return [Difference(BACKEND, dict(backends))]
 
 
-def differences(resolved: dict[str, StudyRecipe]) -> list[Difference]:
-    """Every key outside ``arms`` whose value is not the same in all resolved recipes."""
-    flat = {arm: flatten(recipe.model_dump(mode="json", exclude={"arms"})) for arm, recipe in resolved.items()}
-    keys = sorted({key for values in flat.values() for key in values})
-    found = (Difference(key, {arm: values.get(key) for arm, values in flat.items()}) for key in keys)
-    return [difference for difference in found if not _all_equal(list(difference.values.values()))]
-
-
-def flatten(raw: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping with dotted keys; lists stay values."""
-    if not isinstance(raw, dict) or not raw:
-        return {prefix: raw}
-    return {
-        key: value
-        for name, part in raw.items()
-        for key, value in flatten(part, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
-
-
-def _all_equal(values: list[Any]) -> bool:
-    return all(value == values[0] for value in values)
-
-
-def _refuse_unless_allowed(study: StudyRecipe, arm: str, key: str) -> None:
-    if key.split(".")[0] in STUDY_ONLY:
-        raise RecipeError(
-            given=f"study {study.name}: arm {arm} overrides {key}, which belongs to the whole study",
-            expected="overrides of data, student, teacher, budget, training, validation or finetune",
-            fix=f"remove {key} from the arm",
-        )
-    if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in study.allow_difference):
-        raise RecipeError(
-            given=f"study {study.name}: arm {arm} overrides {key}",
-            expected="arms that differ in their objective's options alone, so that the comparison is fair",
-            fix=f"set {key} for the whole study, or add {key!r} to allow_difference: the report will then name it",
-        )
-
-
 def _refuse_unknown_allowances(study: StudyRecipe) -> None:
     known = flatten(study.model_dump(mode="json", exclude={"arms"}))
     sections = {".".join(name.split(".")[:depth]) for name in known for depth in range(1, name.count(".") + 2)}
@@ -149,18 +57,3 @@ def _refuse_unknown_allowances(study: StudyRecipe) -> None:
                 expected="dotted keys such as training.learning_rate, or a section such as training",
                 fix="correct or remove it",
             )
-
-
-def _set(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key. One unit of a budget replaces the other units, as on the command line."""
-    *parents, leaf = key.split(".")
-    section = raw
-    for parent in parents:
-        if section.get(parent) is None:
-            section[parent] = {}
-        section = section[parent]
-        if not isinstance(section, dict):
-            raise RecipeError(given=f"override {key}: {parent} is not a section", fix="correct the key")
-    if parents[-1:] == ["budget"] and leaf in BUDGET_UNITS:
-        section.update(dict.fromkeys(BUDGET_UNITS))
-    section[leaf] = value

@@ -6,13 +6,13 @@ nothing is lost, and the new one is fine-tuned: no score stands beside the losse
 
 from pathlib import Path
 
-from kd_megatron import dist
-from kd_megatron.manifest import model_hash
-from kd_megatron.schema import StudyRecipe
-from kd_megatron.study import fairness, results
-from kd_megatron.study.claim import move_aside
+from kd_megatron.files.manifest import model_hash
+from kd_megatron.ranks import dist
+from kd_megatron.recipe import StudyRecipe, arms
+from kd_megatron.study import layout
 from kd_megatron.study.effective import effective_recipe, read
 from kd_megatron.study.piece import Piece
+from kd_megatron.study.stale import move_aside
 
 
 def finetune_piece(
@@ -32,18 +32,18 @@ def finetune_piece(
     export = run / "export"
 
     def tune() -> None:
-        from kd_megatron.finetune.grid import run_grid
-        from kd_megatron.finetune.jobs import OWNER
+        from kd_megatron.finetune.grid.grid import run_grid
+        from kd_megatron.finetune.grid.jobs import OWNER
 
-        section = fairness.resolve_arm(effective_recipe(recipe, directory), arm).finetune
+        section = arms.resolve_arm(effective_recipe(recipe, directory), arm).finetune
         assert section is not None
-        begun = dist.on_main(lambda: read(where / OWNER) or results.read_summary(where))
+        begun = dist.on_main(lambda: read(where / OWNER) or layout.read_summary(where))
         if not dist.on_main(lambda: _is_of(begun, export)):
             dist.on_main(lambda: move_aside([where], directory))
         run_grid(export, section, where)
 
     def is_finished() -> bool:
-        summary = results.read_summary(where)
+        summary = layout.read_summary(where)
         return summary is not None and _is_of(summary, export)
 
     return Piece("finetune", label, is_finished, tune, of)

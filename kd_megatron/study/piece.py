@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd_megatron.paths import expand
-from kd_megatron.schema import StudyRecipe
-from kd_megatron.study import results
+from kd_megatron.recipe import StudyRecipe
+from kd_megatron.recipe.paths import expand
+from kd_megatron.study import layout
 
 
 @dataclass(frozen=True)
@@ -25,4 +25,4 @@ def teacher_path(recipe: StudyRecipe, directory: Path) -> str | None:
     """The teacher of all arms: the given one, or the export of the study's own."""
     if recipe.teacher is None:
         return None
-    return expand(recipe.teacher.path) if recipe.teacher.path else str(results.teacher_directory(directory) / "export")
+    return expand(recipe.teacher.path) if recipe.teacher.path else str(layout.teacher_directory(directory) / "export")

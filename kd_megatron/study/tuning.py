@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd_megatron import dist
+from kd_megatron.console.logs import say
 from kd_megatron.errors import NonFiniteError, RecipeError, disk_full_is_clear
-from kd_megatron.logs import say, write_json
-from kd_megatron.schema import StudyRecipe, TuningRecipe
-from kd_megatron.study import fairness, results
+from kd_megatron.files.records import write_json
+from kd_megatron.ranks import dist
+from kd_megatron.recipe import StudyRecipe, TuningRecipe
+from kd_megatron.recipe.arms import split_arm
+from kd_megatron.study import layout
 from kd_megatron.study.effective import (
     CALIBRATION_FILE,
     LEARNING_RATE,
@@ -71,7 +73,7 @@ def trials(tuning: TuningRecipe, arm: str) -> list[Trial]:
 
 def check(recipe: StudyRecipe) -> None:
     """Refuse trials that could not run, before anything is spent. Raises `RecipeError`."""
-    from kd_megatron.objectives import registry
+    from kd_megatron.objectives import of_arm
 
     tuning = recipe.tuning
     if tuning is None:
@@ -85,8 +87,8 @@ def check(recipe: StudyRecipe) -> None:
                 fix=f"remove {overrides[0]} from the arm, or the section tuning",
             )
         for trial in trials(tuning, arm):
-            tried, _ = fairness.split_arm(with_setting(options, trial.setting))
-            registry.parse_options(tried, where=f"study {recipe.name}, tuning, {trial.label}")
+            tried, _ = split_arm(with_setting(options, trial.setting))
+            of_arm.parse_options(tried, where=f"study {recipe.name}, tuning, {trial.label}")
 
 
 def tuning_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
@@ -188,7 +190,7 @@ def result(directory: Path, trial: Trial) -> dict[str, Any] | None:
     row: dict[str, Any] = {"trial": trial.number, "setting": trial.setting}
     if (where / NON_FINITE_FILE).is_file():
         return row | {"probe_mlm_loss": None, "is_finite": False, "steps": None, "tokens": None, "spent": None}
-    summary = results.finished_run(where)
+    summary = layout.finished_run(where)
     if summary is None:
         return None
     loss = summary["validation"]["probe_mlm_loss"]

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kd_megatron import atomic
 from kd_megatron.errors import OutputError, disk_full_is_clear
-from kd_megatron.paths import refuse_file_or_links_out
+from kd_megatron.files import atomic
+from kd_megatron.recipe.paths import refuse_file_or_links_out
 from kd_megatron.teacher_cache.contents import Contents
 
 IDENTITY = "identity.json"

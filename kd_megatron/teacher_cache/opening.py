@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import IO
 
-from kd_megatron import dist
 from kd_megatron.errors import KdError, OutputError, disk_full_is_clear
+from kd_megatron.ranks import dist
 from kd_megatron.teacher_cache import identity as identities
 from kd_megatron.teacher_cache.contents import Contents
 from kd_megatron.teacher_cache.identity import Identity

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kd_megatron.errors import disk_full_is_clear
-from kd_megatron.logs import write_json
+from kd_megatron.files.records import write_json
 
 INDEX, FILL_COST = "index.bin", "fill_cost.json"
 FILE_BYTES = 256 * 2**20

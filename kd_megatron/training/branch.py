@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-from kd_megatron import dist
 from kd_megatron.engine import checkpoint
 from kd_megatron.errors import OutputError
-from kd_megatron.schema import TrainingRecipe
+from kd_megatron.ranks import dist
+from kd_megatron.recipe import TrainingRecipe
 from kd_megatron.training.schedule import Branch
 from kd_megatron.training.setup import CHECKPOINTS, FRACTION
 

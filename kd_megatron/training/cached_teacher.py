@@ -14,16 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kd_megatron import dist
-from kd_megatron.budget import Ledger
 from kd_megatron.data.loader import Loader
+from kd_megatron.files.manifest import weights_hash
 from kd_megatron.kernels.vocab_kl.top_logits import top_logits_of_head
-from kd_megatron.manifest import weights_hash
+from kd_megatron.ledger import Ledger
 from kd_megatron.models.build import shape_of
 from kd_megatron.models.layers import layers_of, project
 from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.objectives.base import Objective
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.ranks import dist
+from kd_megatron.recipe import StudyRecipe
 from kd_megatron.teacher_cache.contents import Contents, kept_needs, refuse_dropout
 from kd_megatron.teacher_cache.identity import identity_of
 from kd_megatron.teacher_cache.opening import GIB, OpenStore

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kd_megatron import dist, hub, machine
 from kd_megatron.data.loader import Loader
 from kd_megatron.errors import OutputError
-from kd_megatron.manifest import weights_hash
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.files import hub
+from kd_megatron.files.manifest import weights_hash
+from kd_megatron.machine import facts as machine
+from kd_megatron.ranks import dist
+from kd_megatron.recipe import StudyRecipe
 
 FINGERPRINT = "fingerprint.json"
 INPUTS = ("data", "tokenizer", "teacher", "begins_from")  # hashes of what a run learns and begins from

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import torch
 
-from kd_megatron import dist, marks
 from kd_megatron.data.prefetch import Prefetcher
 from kd_megatron.errors import Interrupted, NonFiniteError
-from kd_megatron.signals import StopRequest, stop_requests
+from kd_megatron.ranks import dist, stages
+from kd_megatron.ranks.signals import StopRequest, stop_requests
 from kd_megatron.tensors import Batch
 from kd_megatron.training.progress import Progress
 from kd_megatron.training.schedule import learning_rate
@@ -25,7 +25,7 @@ def train(run: Run) -> None:
     recipe, ledger, budget = run.study.training, run.ledger, run.study.budget
     progress = Progress(run)
     with (
-        marks.stage("training"),
+        stages.stage("training"),
         naming_last_checkpoint(run),
         stop_requests() as stop,
         Prefetcher(run.micro_batches, first=ledger.steps) as batches,
@@ -37,7 +37,7 @@ def train(run: Run) -> None:
             with run.meter.step():
                 stopping = one_step(run, batches, rate, stop)
             charge(run)
-            marks.beat(ledger.steps)
+            stages.beat(ledger.steps)
             fraction = budget_fraction(run)
             if ledger.steps % recipe.log_every_steps == 0 or fraction >= run.phase_until:
                 progress.report(run.step.read(), fraction, rate)
@@ -131,7 +131,7 @@ def validate(run: Run, fraction: float, stop: StopRequest | None = None) -> dict
     Raises `NonFiniteError` as `Step.check` does.
     """
     run.step.check()
-    with run.ledger.clock("validation"), marks.stage("validation"):
+    with run.ledger.clock("validation"), stages.stage("validation"):
         embeddings = run.engine.full_weight(run.module.student.embeddings)
         scores = run.validation.measure(
             run.module.student, embeddings, run.has_trained_head, lambda: stop is not None and bool(stop)
@@ -170,7 +170,7 @@ def save(run: Run) -> float:
     """
     run.step.check()
     fraction = budget_fraction(run)
-    with run.ledger.clock("checkpoint"), marks.stage("checkpoint"):
+    with run.ledger.clock("checkpoint"), stages.stage("checkpoint"):
         for_good = is_kept_for_good(run, fraction)
         run.markers.checkpoints_kept = markers_passed(run.study.training.keep_at, fraction)
         run.checkpoints.save(run.engine, run.ledger.steps, run.state(fraction), for_good)

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from kd_megatron.logs import say
+from kd_megatron.console.logs import say
 from kd_megatron.training.setup import Run
 from kd_megatron.training.watch import Reading
 

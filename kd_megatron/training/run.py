@@ -10,15 +10,18 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from kd_megatron import dist, hub, locks, marks, memory, recipe_yaml
+from kd_megatron.console.logs import quiet_libraries, say
 from kd_megatron.engine.batch_split import smaller_than_asked
 from kd_megatron.errors import OutputError, disk_full_is_clear
-from kd_megatron.logs import quiet_libraries, say, write_json, write_text
-from kd_megatron.manifest import model_hash
+from kd_megatron.files import hub, locks
+from kd_megatron.files.manifest import model_hash
+from kd_megatron.files.records import write_json, write_text
+from kd_megatron.machine import memory
 from kd_megatron.models.export import export
 from kd_megatron.objectives.words import in_words
-from kd_megatron.paths import refuse_file_or_links_out
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.ranks import dist, stages
+from kd_megatron.recipe import StudyRecipe, recipe_yaml
+from kd_megatron.recipe.paths import refuse_file_or_links_out
 from kd_megatron.training.cached_teacher import CachedTeacher
 from kd_megatron.training.fingerprint import FINGERPRINT, fingerprint, going_on
 from kd_megatron.training.loop import train, validate
@@ -58,7 +61,7 @@ def pretrain(
     if finished := dist.from_main(read_summary(directory)):
         return finished  # without the lock: those that find it finished need not take turns
     with locks.alone(directory, "training in"):
-        marks.stacks_to(directory)
+        stages.stacks_to(directory)
         finished = dist.from_main(read_summary(directory))
         return finished or _pretrain_alone(study, arm, seed, directory, teacher_path, branch)
 
@@ -81,7 +84,7 @@ def _pretrain_alone(
                 write_json(directory / FINGERPRINT, facts)
             train(run)
             if run.phase_until >= run.until:
-                with marks.stage("export"):
+                with stages.stage("export"):
                     return _finish(run, teacher_path, facts)
         finally:
             run.close()
@@ -302,7 +305,7 @@ def settings(study: StudyRecipe) -> dict[str, Any]:
 
 
 def _memory(run: Run) -> dict[str, int | None]:
-    """The largest of all ranks (of earlier phases, rank 0's), in bytes: see `kd_megatron.memory`. Collective."""
+    """The largest of all ranks (of earlier phases, rank 0's), in bytes: see `machine.memory`. Collective."""
     peaks = dist.gather(run.place.most_bytes(run.meter.peak_bytes))
     training = [peak for peak in peaks if peak is not None]
     resident = max(dist.gather(memory.peak_resident_bytes()))

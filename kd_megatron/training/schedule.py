@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from kd_megatron.schema import TrainingRecipe
+from kd_megatron.recipe import TrainingRecipe
 
 
 @dataclass(frozen=True)

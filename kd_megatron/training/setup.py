@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from kd_megatron import dist
-from kd_megatron.budget import Ledger
+from kd_megatron.console.logs import say
 from kd_megatron.data.loader import Loader
 from kd_megatron.engine import checkpoint
 from kd_megatron.engine.batch_split import split
@@ -16,8 +15,9 @@ from kd_megatron.engine.flops import SequenceCost, mean_cost, refuse_cache_of_ph
 from kd_megatron.engine.partition import PartitionedModel
 from kd_megatron.engine.saving import CheckpointWriter
 from kd_megatron.errors import ModelError
-from kd_megatron.logs import MetricsWriter, say
-from kd_megatron.memory import MemoryMeter
+from kd_megatron.files.records import MetricsWriter
+from kd_megatron.ledger import Ledger
+from kd_megatron.machine.memory import MemoryMeter
 from kd_megatron.models import float8
 from kd_megatron.models.build import (
     DTYPES,
@@ -29,10 +29,11 @@ from kd_megatron.models.build import (
 )
 from kd_megatron.models.initialise import initialise
 from kd_megatron.models.taps import Execution, TappedEncoder
-from kd_megatron.objectives import registry
+from kd_megatron.objectives import of_arm
 from kd_megatron.objectives.base import Objective
 from kd_megatron.objectives.schedule import phases_of
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.ranks import dist
+from kd_megatron.recipe import StudyRecipe
 from kd_megatron.tensors import Batch
 from kd_megatron.training.cached_teacher import CachedTeacher, open_cached_teacher
 from kd_megatron.training.phases import Place
@@ -150,7 +151,7 @@ def prepare_run(
     device = dist.initialise()
     meter = MemoryMeter(device)
     loader = Loader(study.data, seed)
-    phases = phases_of(registry.parse_options(study.arms[arm], where=f"arms.{arm}"))
+    phases = phases_of(of_arm.parse_options(study.arms[arm], where=f"arms.{arm}"))
     refuse_cache_of_phases(study, arm, len(phases))
     start = _start(directory / CHECKPOINTS, branch)
     place = Place.resumed(phases, start[1].run if start else {})
@@ -161,10 +162,10 @@ def prepare_run(
 
     teacher_config = model_config(teacher_path) if teacher_path is not None else None
     shapes = shape_of(student.config), None if teacher_config is None else shape_of(teacher_config)
-    each = [registry.build(phase.options, *shapes) for phase in phases]
+    each = [of_arm.build(phase.options, *shapes) for phase in phases]
     costs = [sequence_cost(objective, student.config, teacher_config, study) for objective in each]
     torch.manual_seed(seed)  # of the objective's own parameters
-    objective = registry.build(place.options, *shapes)
+    objective = of_arm.build(place.options, *shapes)
     teacher = _teacher(study, objective, teacher_path, loader, device)
     cache = study.teacher.cache if study.teacher else None
 

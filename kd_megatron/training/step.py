@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kd_megatron import dist
-from kd_megatron.budget import Ledger
 from kd_megatron.engine.build import Engine
+from kd_megatron.ledger import Ledger
 from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.objectives.base import Objective
+from kd_megatron.ranks import dist
 from kd_megatron.tensors import Batch, Taps
 from kd_megatron.training.teacher import Teacher
 from kd_megatron.training.watch import Reading, Watch

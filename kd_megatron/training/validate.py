@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from kd_megatron import dist, marks
 from kd_megatron.data.loader import Loader
 from kd_megatron.models.taps import TappedEncoder
-from kd_megatron.schema import DataRecipe, ValidationRecipe
+from kd_megatron.ranks import dist, stages
+from kd_megatron.recipe import DataRecipe, ValidationRecipe
 from kd_megatron.tensors import IGNORED, Batch, Needs, Taps
 
 PROBE_SEED = 20_240_619  # of the probe's head and batches: the same in every run of every study
@@ -163,7 +163,7 @@ class Validation:
 
 def _look(index: int, stops: Callable[[], bool]) -> None:
     """Mark the progress of a batch and, now and then, agree with the other ranks on whether to stop."""
-    marks.beat()
+    stages.beat()
     if index % BATCHES_BETWEEN_LOOKS == 0 and dist.any_rank(stops()):
         raise _Stopping
 

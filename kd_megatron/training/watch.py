@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kd_megatron import dist
 from kd_megatron.errors import NonFiniteError
+from kd_megatron.ranks import dist
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import pages
+from benchmarks.rows import Row, as_json
 from kd_megatron import errors
 from kd_megatron.cli import main as cli
 from kd_megatron.kernels import vocab_kl
-from kd_megatron.kernels.bench.rows import Row, as_json
-from kd_megatron.study.measuring import performance
 
 FACTS = {
     "commit": "0123456789abcdef",
@@ -42,7 +42,7 @@ def test_kernels_measures_prints_and_writes(tmp_path: Path, capsys: pytest.Captu
     record = json.loads(json_file.read_text())
     assert {"date", "commit", "versions", "hardware", "rows"} <= record.keys()
     assert {row["backend"] for row in record["rows"]} >= {"eager", "chunked"}
-    assert performance.render(*performance.read(json_file)) in page.read_text()
+    assert pages.render(*pages.read(json_file)) in page.read_text()
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
@@ -86,13 +86,13 @@ def test_a_wrong_kernel_ends_with_a_message_and_no_rows(
 def test_show_prints_recorded_rows_and_fills_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     json_file, page = tmp_path / "rows.json", tmp_path / "page.md"
     recorded(json_file)
-    page.write_text(f"before\n\n{performance.start_of(str(json_file))}\nold rows\n{performance.END}\n\nafter\n")
+    page.write_text(f"before\n\n{pages.start_of(str(json_file))}\nold rows\n{pages.END}\n\nafter\n")
     figure = tmp_path / "figure.png"
     for _ in range(2):  # a second time changes nothing
         assert cli.main(["bench", "show", str(json_file), "--markdown", str(page), "--plot", str(figure)]) == 0
         text = page.read_text()
         assert text.startswith("before\n\n<!-- rows of ")
-        assert text.endswith(f"{performance.END}\n\nafter\n")
+        assert text.endswith(f"{pages.END}\n\nafter\n")
         assert "| score_mse | B1 L2 | fp32 | tiled | 2.00 | 1.00 to 3.00 | 2.50x | 2.00 | 0.250 | 1,000 |" in text
         assert "old rows" not in text
     assert "a machine, 2 threads; python 3.11.0, torch 2.13.0." in " ".join(capsys.readouterr().out.split())

@@ -19,7 +19,7 @@ HEAVY = ("torch", "transformers", "deepspeed", "datasets", "megatron", "matplotl
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch):
     """A command named ``bench`` whose ``run`` a test chooses."""
-    module = ModuleType("kd_megatron.cli.bench", "Does what the test says.")
+    module = ModuleType("benchmarks.cli.bench", "Does what the test says.")
     module.HELP = "help"
     module.add_arguments = lambda parser: parser.add_argument("words", nargs="*") and parser.add_argument("--arm")
     monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -8,12 +8,14 @@ import study_on_disk
 import tiny_study
 import yaml
 
-from kd_megatron import dist, logs
 from kd_megatron.cli import main as cli
+from kd_megatron.console import logs
 from kd_megatron.errors import OutputError, RecipeError
 from kd_megatron.launch import preflight
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.ranks import dist
+from kd_megatron.recipe import StudyRecipe
 from kd_megatron.study import runner
+from kd_megatron.study.prerequisites import prepare_inputs
 from kd_megatron.training import run
 
 
@@ -51,13 +53,13 @@ def test_a_teacher_of_another_recipe_is_not_taken_for_this_ones(tmp_path: Path) 
         teacher = {"path": None, "train": {"encoder": encoder, "budget": {"tokens": num_tokens}}}
         return tiny_study.tiny_study(inputs, teacher=teacher)
 
-    runner.prepare_inputs(study(512), tmp_path / "runs")
+    prepare_inputs(study(512), tmp_path / "runs")
     weights = (tmp_path / "runs" / "teacher" / "export" / "model.safetensors").read_bytes()
-    runner.prepare_inputs(study(512), tmp_path / "runs")  # is found finished
+    prepare_inputs(study(512), tmp_path / "runs")  # is found finished
     with pytest.raises(OutputError, match=r"a teacher of another recipe; these keys differ: budget\.tokens\n"):
-        runner.prepare_inputs(study(1024), tmp_path / "runs")
+        prepare_inputs(study(1024), tmp_path / "runs")
     logs_more = study(512).model_copy(
         update={"validation": study(512).validation.model_copy(update={"num_samples": 4})}
     )
-    runner.prepare_inputs(logs_more, tmp_path / "runs")  # no weight hangs on it
+    prepare_inputs(logs_more, tmp_path / "runs")  # no weight hangs on it
     assert (tmp_path / "runs" / "teacher" / "export" / "model.safetensors").read_bytes() == weights

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kd_megatron.data.loader import Loader
-from kd_megatron.schema import DataRecipe
+from kd_megatron.recipe import DataRecipe
 
 LENGTH = 32
 

@@ -13,7 +13,7 @@ import pytest
 from kd_megatron.data import verified
 from kd_megatron.data.shards import open_shard_set
 from kd_megatron.errors import DataError
-from kd_megatron.manifest import MANIFEST, TOKENIZER, Manifest, file_sha256, write_manifest
+from kd_megatron.files.manifest import MANIFEST, TOKENIZER, Manifest, file_sha256, write_manifest
 
 Streams = dict[str, list[int]]
 MakeShardSet = Callable[..., Path]

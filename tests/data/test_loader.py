@@ -12,7 +12,7 @@ import torch
 
 from kd_megatron.data.loader import Loader
 from kd_megatron.errors import DataError, RecipeError
-from kd_megatron.schema import DataRecipe
+from kd_megatron.recipe import DataRecipe
 from kd_megatron.tensors import Batch
 
 LENGTH = 32

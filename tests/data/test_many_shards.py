@@ -17,7 +17,7 @@ from kd_megatron.data import mapped, verified
 from kd_megatron.data.loader import Loader
 from kd_megatron.data.shards import open_shard_set
 from kd_megatron.errors import DataError
-from kd_megatron.schema import DataRecipe
+from kd_megatron.recipe import DataRecipe
 from kd_megatron.tensors import Batch
 
 NUM_SHARDS, LENGTH = 2000, 32

@@ -8,8 +8,8 @@ import pytest
 
 from data_prep.prepare import prepare
 from kd_megatron.data.loader import Loader
-from kd_megatron.manifest import read_manifest
-from kd_megatron.schema import CorpusRecipe, DataRecipe
+from kd_megatron.files.manifest import read_manifest
+from kd_megatron.recipe import CorpusRecipe, DataRecipe
 
 WORDS = "the of and to in a is was for that with on as by it from at old river house stone night"
 LENGTH = 24

@@ -9,7 +9,7 @@ from small_shards import SPECIALS, VOCAB_SIZE, write_tokenizer
 
 from kd_megatron.data.special_tokens import read_special_tokens
 from kd_megatron.errors import DataError
-from kd_megatron.manifest import vocabulary_hash
+from kd_megatron.files.manifest import vocabulary_hash
 
 WORDS = {f"w{i}": i for i in range(5, 60)}
 

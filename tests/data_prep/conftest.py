@@ -5,7 +5,7 @@ import random
 import pytest
 from harbour_book import english_document, write_jsonl
 
-from kd_megatron.schema import CorpusRecipe
+from kd_megatron.recipe import CorpusRecipe
 
 
 @pytest.fixture

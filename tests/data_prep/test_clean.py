@@ -3,7 +3,7 @@
 import pytest
 
 from data_prep.clean import clean_text, english_fraction, letter_fraction, reason_to_drop
-from kd_megatron.schema import CleanRecipe
+from kd_megatron.recipe import CleanRecipe
 
 
 @pytest.mark.parametrize(

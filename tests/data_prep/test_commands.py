@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kd_megatron import config
 from kd_megatron.cli import inspect as inspect_command
 from kd_megatron.cli import prepare as prepare_command
 from kd_megatron.errors import DataError, OutputError, RecipeError
-from kd_megatron.schema import CorpusRecipe
+from kd_megatron.recipe import CorpusRecipe, config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "recipes" / "data").glob("*.yaml"))

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from data_prep import made_up, verify
 from kd_megatron.data.loader import Loader
-from kd_megatron.schema import DataRecipe
+from kd_megatron.recipe import DataRecipe
 
 
 @pytest.mark.parametrize("vocab_size", [300, made_up.BERT_VOCABULARY, 70_000])

@@ -21,10 +21,10 @@ from data_prep.prepare import prepare
 from data_prep.tokenize import load
 from data_prep.verify import read_index, verify
 from data_prep.write import read_spool
-from kd_megatron import locks
 from kd_megatron.errors import DataError, ModelError, OutputError
-from kd_megatron.manifest import read_manifest
-from kd_megatron.schema import SourceRecipe
+from kd_megatron.files import locks
+from kd_megatron.files.manifest import read_manifest
+from kd_megatron.recipe import SourceRecipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -269,7 +269,7 @@ def test_kill_in_the_middle_then_the_same_bytes(make_recipe, tmp_path, workers):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     script = (
         "from data_prep.prepare import prepare\nfrom kd_megatron import config\n"
-        "from kd_megatron.schema import CorpusRecipe\n"
+        "from kd_megatron.recipe import CorpusRecipe\n"
         f"if __name__ == '__main__': prepare(config.load({str(tmp_path / 'recipe.yaml')!r}, CorpusRecipe))"
     )
     (tmp_path / "script.py").write_text(script)

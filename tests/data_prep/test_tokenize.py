@@ -9,8 +9,8 @@ from harbour_book import english_document
 
 from data_prep import tokenize
 from kd_megatron.errors import ModelError
-from kd_megatron.manifest import vocabulary_hash
-from kd_megatron.schema import TrainTokenizerRecipe
+from kd_megatron.files.manifest import vocabulary_hash
+from kd_megatron.recipe import TrainTokenizerRecipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "sea", "##s", "mask", "[", "]", "ship"]

@@ -12,7 +12,7 @@ from data_prep.prepare import prepare
 from data_prep.verify import read_index, verify
 from data_prep.write import token_dtype
 from kd_megatron.errors import DataError
-from kd_megatron.manifest import Manifest, file_sha256, read_manifest, write_manifest
+from kd_megatron.files.manifest import Manifest, file_sha256, read_manifest, write_manifest
 
 
 @pytest.fixture

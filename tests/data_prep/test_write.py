@@ -12,7 +12,7 @@ from data_prep.assign import document_digest
 from data_prep.encode import Encoded
 from data_prep.indexed import IndexedWriter
 from kd_megatron.errors import DataError
-from kd_megatron.schema import TrainTokenizerRecipe
+from kd_megatron.recipe import TrainTokenizerRecipe
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import pytest
 import torch
 import yaml
 
-from kd_megatron import schema
-from kd_megatron.config import validate
+from kd_megatron import recipe as schema
 from kd_megatron.errors import ModelError, RecipeError
 from kd_megatron.objectives import registry
-from kd_megatron.study.planner.plan import plan
+from kd_megatron.planner.plan import plan
+from kd_megatron.recipe.config import validate
 from kd_megatron.tensors import Batch, ModelShape, Taps
 
 STUDENT = ModelShape(num_layers=1, hidden_size=2, num_attention_heads=1, vocab_size=7)
@@ -72,7 +72,6 @@ def test_with_its_line_in_the_registry_the_recipe_can_be_planned(page, monkeypat
     assert importing == f"from {module} import LastHidden, LastHiddenOptions"
     added = eval(f"{{{entry}}}", vars(page))
     monkeypatch.setattr(registry, "OBJECTIVES", registry.OBJECTIVES | added)
-    monkeypatch.setattr(registry, "OPTIONS", registry.OPTIONS | {name: kinds[0] for name, kinds in added.items()})
     monkeypatch.chdir(follow.ROOT)
     recipe = validate(schema.StudyRecipe, yaml.safe_load(follow.block("yaml")), where="the page's recipe")
     assert follow.target("recipes") == f"recipes/{recipe.name}.yaml"

@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 from tolerances import HAND_WORKED_STATISTIC_RELATIVE
 
-from kd_megatron.study import leads, results
-from kd_megatron.study.reporting import grid_report, raw, tables
-from kd_megatron.study.reporting.answer import answer
-from kd_megatron.study.statistics import Estimate
+from kd_megatron.analysis import leads, results
+from kd_megatron.analysis.statistics import Estimate
+from kd_megatron.report import packed as raw
+from kd_megatron.report.grid import page
+from kd_megatron.report.study import tables
+from kd_megatron.report.study.answer import answer
+from kd_megatron.study import layout
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKED = sorted(ROOT.glob("docs/results/*/raw.json"))
@@ -33,8 +36,8 @@ def require_the_same(rows, recorded):
 def test_the_numbers_are_those_of_the_packed_study(path, tmp_path):
     packed, told = raw.read(path), json.loads((path.parent / "results.json").read_text())
     directory, _ = packed.unpack(tmp_path)
-    if results.is_grid(directory):
-        assert grid_report.answer(leads.load(directory, packed.interval)) == told["answer"]
+    if layout.is_grid(directory):
+        assert page.answer(leads.load(directory, packed.interval)) == told["answer"]
         return
     study = results.load(directory, packed.interval)
     assert answer(study) == told["answer"]

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from kd_megatron import config, errors, schema, signals
+from kd_megatron import errors
+from kd_megatron import recipe as schema
 from kd_megatron.cli import main as cli
+from kd_megatron.ranks import signals
+from kd_megatron.recipe import config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(

@@ -13,14 +13,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kd_megatron import dist, logs
+from kd_megatron.console import logs
 from kd_megatron.engine import checkpoint
 from kd_megatron.engine.build import Engine
 from kd_megatron.engine.saving import CheckpointWriter
 from kd_megatron.engine.state import EngineState, gather
 from kd_megatron.errors import OutputError
-from kd_megatron.process import exit_process
-from kd_megatron.schema import TrainingRecipe
+from kd_megatron.ranks import dist
+from kd_megatron.ranks.process import exit_process
+from kd_megatron.recipe import TrainingRecipe
 
 CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 PRECISIONS = ("fp32", "bf16")

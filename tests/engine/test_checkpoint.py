@@ -14,11 +14,11 @@ import torch
 from engine_states import Small, small_engine, train
 from safetensors.torch import load_file
 
-from kd_megatron import dist
 from kd_megatron.engine import checkpoint
 from kd_megatron.engine.build import Engine
 from kd_megatron.engine.saving import CheckpointWriter
 from kd_megatron.errors import DataError, OutputError
+from kd_megatron.ranks import dist
 
 
 @pytest.fixture(scope="module")

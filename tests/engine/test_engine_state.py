@@ -10,7 +10,7 @@ import pytest
 from engine_states import CONFIGS, PRECISIONS, STEPS
 from tolerances import PARITY_BF16_RELATIVE, PARITY_FLOAT32_RELATIVE
 
-from kd_megatron import dist
+from kd_megatron.ranks import dist
 
 Results = dict[str, dict[str, Any]]
 TOLERANCE = {"fp32": PARITY_FLOAT32_RELATIVE, "bf16": PARITY_BF16_RELATIVE}

@@ -14,9 +14,9 @@ from kd_megatron.data.masking import num_masked
 from kd_megatron.engine import flops
 from kd_megatron.models.build import build_student, load_teacher, model_config, shape_of
 from kd_megatron.models.taps import Execution, TappedEncoder
-from kd_megatron.objectives import registry
+from kd_megatron.objectives import of_arm
 from kd_megatron.objectives.base import Objective
-from kd_megatron.schema import EncoderRecipe
+from kd_megatron.recipe import EncoderRecipe
 from kd_megatron.tensors import Batch, Taps
 
 LENGTH, NUM_MASKED = 32, 5
@@ -48,8 +48,8 @@ def multiply_out(taps: Taps) -> None:
 
 def build(arm: str, teacher_config: Any) -> tuple[Any, Objective]:
     student = build_student(RECIPE, VOCAB_SIZE, {}, 0)
-    options = registry.parse_options(ARMS[arm], where="test")
-    return student, registry.build(options, shape_of(student.config), shape_of(teacher_config or student.config))
+    options = of_arm.parse_options(ARMS[arm], where="test")
+    return student, of_arm.build(options, shape_of(student.config), shape_of(teacher_config or student.config))
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -11,12 +11,11 @@ import pytest
 from tolerances import COUNTED_STEP_RELATIVE
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd_megatron import config
 from kd_megatron.engine import flops
 from kd_megatron.engine.simulate import simulate_arm
 from kd_megatron.models.build import shape_of, student_config
-from kd_megatron.objectives import registry
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.objectives import of_arm
+from kd_megatron.recipe import StudyRecipe, config
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCAB_SIZE = 30_522
@@ -58,8 +57,8 @@ def attention(study: StudyRecipe, arm: str) -> float:
     """By hand: forward of every layer that runs whole (again where it is recomputed), backward where a loss reaches."""
     student, teacher = student_config(study.student, VOCAB_SIZE), flops.teacher_config(study, VOCAB_SIZE)
     assert teacher is not None
-    options = registry.parse_options(study.arms[arm], "test")
-    objective = registry.build(options, shape_of(student), shape_of(teacher))
+    options = of_arm.parse_options(study.arms[arm], "test")
+    objective = of_arm.build(options, shape_of(student), shape_of(teacher))
     length, training = study.data.sequence_length, study.training
     reached = objective.needs_student.num_whole_layers(student.num_hidden_layers)
     forward = reached if training.stop_at_last_tap else student.num_hidden_layers

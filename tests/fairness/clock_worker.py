@@ -10,8 +10,8 @@ from unittest import mock
 
 from tiny_study import ARMS, tiny_study
 
-from kd_megatron import dist
-from kd_megatron.process import exit_process
+from kd_megatron.ranks import dist
+from kd_megatron.ranks.process import exit_process
 from kd_megatron.training import loop
 from kd_megatron.training.setup import prepare_run
 

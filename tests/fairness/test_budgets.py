@@ -8,7 +8,7 @@ import processes
 import pytest
 from tiny_study import tiny_study, write_inputs
 
-from kd_megatron.budget import ACCOUNTS
+from kd_megatron.ledger import ACCOUNTS
 from kd_megatron.study.effective import run_recipe
 from kd_megatron.training.run import pretrain
 

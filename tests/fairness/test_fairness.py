@@ -3,7 +3,7 @@
 import pytest
 
 from kd_megatron.errors import RecipeError
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.recipe import StudyRecipe, arms
 from kd_megatron.study import fairness
 
 
@@ -66,8 +66,8 @@ def test_an_allowed_difference_is_applied_and_named():
     (difference,) = fairness.check(allowed)
     assert difference.key == "training.learning_rate"
     assert difference.values == {"scratch": 1e-3, "minilm": 5e-4}
-    assert fairness.resolve_arm(allowed, "minilm").training.learning_rate == 5e-4
-    assert fairness.resolve_arm(allowed, "scratch").training.learning_rate == 1e-3
+    assert arms.resolve_arm(allowed, "minilm").training.learning_rate == 5e-4
+    assert arms.resolve_arm(allowed, "scratch").training.learning_rate == 1e-3
 
 
 def test_a_section_may_be_allowed_as_a_whole():
@@ -88,7 +88,7 @@ def test_allowing_one_key_allows_no_other():
 
 
 def test_another_budget_unit_replaces_the_studys():
-    recipe = fairness.resolve_arm(study({"budget.tokens": 1e6}, allow=["budget"]), "minilm")
+    recipe = arms.resolve_arm(study({"budget.tokens": 1e6}, allow=["budget"]), "minilm")
     assert (recipe.budget.unit, recipe.budget.limit) == ("tokens", 1e6)
 
 
@@ -117,9 +117,9 @@ def test_an_unknown_option_of_an_objective_is_refused():
 
 def test_an_unknown_arm_names_the_nearest():
     with pytest.raises(RecipeError, match=r"did you mean 'minilm'\?"):
-        fairness.resolve_arm(study(), "minillm")
+        arms.resolve_arm(study(), "minillm")
 
 
 def test_a_resolved_arm_stands_alone():
-    resolved = fairness.resolve_arm(study({"training.learning_rate": 5e-4}, allow=["training"]), "minilm")
+    resolved = arms.resolve_arm(study({"training.learning_rate": 5e-4}, allow=["training"]), "minilm")
     assert resolved.arms == {"minilm": {"objective": "minilm", "num_relation_heads": 4}}

@@ -6,10 +6,11 @@ import shutil
 import pytest
 import study_on_disk
 
-from kd_megatron.study import results
+from kd_megatron.analysis import results
+from kd_megatron.analysis.run_checks import fingerprint_differences, run_findings, unfair_checks
+from kd_megatron.report.study.page import write_report
+from kd_megatron.study import layout
 from kd_megatron.study.effective import run_recipe
-from kd_megatron.study.reporting.report import write_report
-from kd_megatron.study.run_checks import fingerprint_differences, run_findings, unfair_checks
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ def test_the_fine_tuning_of_a_branch_counts_as_well(tmp_path):
 def test_the_inputs_of_a_branch_count_as_well(tmp_path):
     study = study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(num_seeds=2, markers={"at": [0.5]}))
     assert failed(study) == {}
-    branch = results.branch_directory(study, "minilm", 1, 0.5)
+    branch = layout.branch_directory(study, "minilm", 1, 0.5)
     facts = json.loads((branch / "summary.json").read_text())["fingerprint"]
     study_on_disk.edit_summary(branch, fingerprint=facts | {"data": "other text"})
     assert "minilm/1 at 50 %" in failed(study)["fingerprint: data"]

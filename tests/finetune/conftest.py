@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_encoder import make_model, sentences, write_tsv
 
-from kd_megatron import ports
+from kd_megatron.ranks import ports
 
 
 @pytest.fixture(scope="session")

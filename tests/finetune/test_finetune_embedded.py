@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from kd_megatron.errors import DataError
-from kd_megatron.finetune import embedded
-from kd_megatron.finetune.tasks import load_task
-from kd_megatron.schema import TaskRecipe
+from kd_megatron.finetune.tasks import embedded
+from kd_megatron.finetune.tasks.tasks import load_task
+from kd_megatron.recipe import TaskRecipe
 
 SIZES = {"train": 64, "dev": 16}
 

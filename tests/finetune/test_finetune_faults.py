@@ -20,9 +20,9 @@ from tiny_encoder import make_model, sentences, write_tsv
 
 from kd_megatron.cli.main import main
 from kd_megatron.errors import OutputError
-from kd_megatron.finetune.grid import run_grid
-from kd_megatron.finetune.outputs import predictions_path, read_predictions
-from kd_megatron.schema import FinetuneRecipe
+from kd_megatron.finetune.grid.grid import run_grid
+from kd_megatron.finetune.grid.outputs import predictions_path, read_predictions
+from kd_megatron.recipe import FinetuneRecipe
 
 ROOT = Path(__file__).parents[2]
 DIVERGING = 1e30  # a learning rate

@@ -8,9 +8,9 @@ import pytest
 import real_inputs
 
 from kd_megatron.errors import DataError
-from kd_megatron.finetune import glue, glue_rows
-from kd_megatron.finetune.tasks import load_task
-from kd_megatron.schema import TaskRecipe
+from kd_megatron.finetune.tasks import glue, glue_rows
+from kd_megatron.finetune.tasks.tasks import load_task
+from kd_megatron.recipe import TaskRecipe
 
 GLUE_PATH = Path(real_inputs.HOME) / "glue"
 

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from tolerances import FINETUNE_GOLDEN_LOSS_RELATIVE, FINETUNE_GOLDEN_ROWS
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
-from kd_megatron.finetune import embedded
-from kd_megatron.finetune.grid import run_grid
-from kd_megatron.schema import FinetuneRecipe
+from kd_megatron.finetune.grid.grid import run_grid
+from kd_megatron.finetune.tasks import embedded
+from kd_megatron.recipe import FinetuneRecipe
 
 GOLDEN = Path(__file__).with_name("golden_run.json")
 MAX_MODULES, NUM_TRAIN, NUM_DEV = 50, 480, 80

@@ -12,14 +12,14 @@ import pytest
 import yaml
 from tiny_encoder import make_model
 
-from kd_megatron import locks
 from kd_megatron.cli import finetune as command
 from kd_megatron.cli.main import main
 from kd_megatron.errors import DataError, NonFiniteError, OutputError
-from kd_megatron.finetune import grid, jobs
-from kd_megatron.finetune.grid import run_grid
-from kd_megatron.finetune.train import CellResult
-from kd_megatron.schema import FinetuneRecipe
+from kd_megatron.files import locks
+from kd_megatron.finetune.cell.train import CellResult
+from kd_megatron.finetune.grid import grid, jobs
+from kd_megatron.finetune.grid.grid import run_grid
+from kd_megatron.recipe import FinetuneRecipe
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,7 @@ from sklearn import metrics as sklearn_metrics
 from tolerances import FINETUNE_HAND_WORKED
 
 from kd_megatron.errors import RecipeError
-from kd_megatron.finetune.metrics import METRICS, choose
+from kd_megatron.finetune.tasks.metrics import METRICS, choose
 
 TARGETS = np.array([1, 1, 1, 0, 0, 1, 0, 1])
 PREDICTIONS = np.array([1, 1, 0, 0, 1, 1, 0, 1])  # TP 4, FN 1, FP 1, TN 2

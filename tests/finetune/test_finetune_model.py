@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kd_megatron.errors import ModelError
-from kd_megatron.finetune.batches import encode_task
-from kd_megatron.finetune.dropout import require_dropout, set_dropout
-from kd_megatron.finetune.model import load_classifier, load_tokenizer
-from kd_megatron.finetune.tasks import load_task
-from kd_megatron.finetune.train import Cell, run_cell
-from kd_megatron.finetune.untrained import UntrainedTop, read_untrained_top
-from kd_megatron.schema import FinetuneRecipe, TaskRecipe
+from kd_megatron.finetune.cell.batches import encode_task
+from kd_megatron.finetune.cell.dropout import require_dropout, set_dropout
+from kd_megatron.finetune.cell.model import load_classifier, load_tokenizer
+from kd_megatron.finetune.cell.train import Cell, run_cell
+from kd_megatron.finetune.cell.untrained import UntrainedTop, read_untrained_top
+from kd_megatron.finetune.tasks.tasks import load_task
+from kd_megatron.recipe import FinetuneRecipe, TaskRecipe
 
 SIZES = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 DISTILBERT = {"vocab_size": 60, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}

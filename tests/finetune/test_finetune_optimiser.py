@@ -10,15 +10,14 @@ import transformers
 from tolerances import FINETUNE_20_STEPS_RELATIVE, REORDERED_FLOAT64_RELATIVE
 from torch import nn
 
-from kd_megatron import config
 from kd_megatron.errors import RecipeError
-from kd_megatron.finetune import model as models
-from kd_megatron.finetune.batches import encode_task, train_batches
-from kd_megatron.finetune.optimiser import build_optimizer, learning_rate_factor
-from kd_megatron.finetune.tasks import Task, load_task
-from kd_megatron.finetune.train import Cell, CellResult, run_cell
-from kd_megatron.finetune_presets import PRESETS
-from kd_megatron.schema import FinetuneRecipe, TaskRecipe
+from kd_megatron.finetune.cell import model as models
+from kd_megatron.finetune.cell.batches import encode_task, train_batches
+from kd_megatron.finetune.cell.optimiser import build_optimizer, learning_rate_factor
+from kd_megatron.finetune.cell.train import Cell, CellResult, run_cell
+from kd_megatron.finetune.tasks.tasks import Task, load_task
+from kd_megatron.recipe import FinetuneRecipe, TaskRecipe, config
+from kd_megatron.recipe.presets import PRESETS
 
 CPU = torch.device("cpu")
 NUM_STEPS = 20

@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kd_megatron.errors import OutputError
-from kd_megatron.finetune import outputs
+from kd_megatron.finetune.grid import outputs
 
 PREDICTIONS = {
     "dev": np.array([[0.1, -2.5], [3.25, 0.0], [-1.0, 1e-30]], np.float32),

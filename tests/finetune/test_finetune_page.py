@@ -11,11 +11,11 @@ from tiny_encoder import make_model, sentences, write_tsv
 
 from kd_megatron.cli.main import main
 from kd_megatron.errors import DataError, OutputError
-from kd_megatron.finetune.grid import run_grid
-from kd_megatron.finetune.summary import t_interval
-from kd_megatron.schema import FinetuneRecipe
-from kd_megatron.study.reporting import finetune_results
-from kd_megatron.study.reporting.finetune_page import write_page
+from kd_megatron.finetune.grid.grid import run_grid
+from kd_megatron.finetune.grid.summary import t_interval
+from kd_megatron.recipe import FinetuneRecipe
+from kd_megatron.report.finetune import results
+from kd_megatron.report.finetune.page import write_page
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,7 +177,7 @@ def test_published_scores_that_cannot_be_used_are_refused(output: Path, tmp_path
 
 
 def test_the_published_scores_of_the_repository_can_be_read():
-    found = finetune_results.read_published(ROOT / "docs/results/glue_minilm/published.json")
+    found = results.read_published(ROOT / "docs/results/glue_minilm/published.json")
     assert found.rows[0]["scores"]["CoLA"] == 47.5
     assert all(row["source"] for row in found.rows)
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch.distributed as torch_dist
 
-from kd_megatron import dist, marks
 from kd_megatron.errors import EnvironmentFault
-from kd_megatron.finetune import work_queue
-from kd_megatron.finetune.halving import num_runs, planned
-from kd_megatron.finetune.jobs import Job
-from kd_megatron.finetune.train import Cell
-from kd_megatron.finetune.view import words_of_left
-from kd_megatron.finetune.work_queue import Ended, WorkQueue
+from kd_megatron.finetune.cell.train import Cell
+from kd_megatron.finetune.grid import work_queue
+from kd_megatron.finetune.grid.halving import num_runs, planned
+from kd_megatron.finetune.grid.jobs import Job
+from kd_megatron.finetune.grid.view import words_of_left
+from kd_megatron.finetune.grid.work_queue import Ended, WorkQueue
+from kd_megatron.ranks import dist, stages
 
 RATES, BATCHES = (1e-5, 3e-5, 5e-5, 8e-5), (16, 32)
 
@@ -110,18 +110,18 @@ def test_a_waiting_rank_gets_the_next_round_or_hears_of_a_stop(store: torch_dist
     assert theirs
     one.end(mine, 0.1, "")
     waits = []
-    marked = marks.current().at
+    marked = stages.current().at
 
     def finish_after_a_while() -> None:
         waits.append(1)
-        assert marks.current().waits, "so that a rank that hangs is blamed, and not this one"
+        assert stages.current().waits, "so that a rank that hangs is blamed, and not this one"
         if len(waits) == 3:
             other.end(theirs, 0.9, "")
 
     assert one.take(finish_after_a_while) == jobs[3], "the better setting's second seed"
     assert len(waits) == 3
-    assert not marks.current().waits
-    assert marks.current().at == marked, "waiting is no progress: nobody would ever hear of a hang"
+    assert not stages.current().waits
+    assert stages.current().at == marked, "waiting is no progress: nobody would ever hear of a hang"
     assert other.take(one.stop) is None
 
 

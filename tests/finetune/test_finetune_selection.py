@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from kd_megatron.errors import DataError
-from kd_megatron.finetune.grid import run_grid
-from kd_megatron.finetune.halving import eligible, num_runs, planned, setting_of
-from kd_megatron.finetune.metrics import METRICS
-from kd_megatron.finetune.outputs import read_predictions
-from kd_megatron.finetune.selection import hold_out, idle_settings, selection_words
-from kd_megatron.finetune.summary import summarise_task, t_interval
-from kd_megatron.finetune.tasks import Split, Task, load_task
-from kd_megatron.finetune.train import Cell
-from kd_megatron.schema import FinetuneRecipe, SelectionRecipe, TaskRecipe
+from kd_megatron.finetune.cell.train import Cell
+from kd_megatron.finetune.grid.grid import run_grid
+from kd_megatron.finetune.grid.halving import eligible, num_runs, planned, setting_of
+from kd_megatron.finetune.grid.outputs import read_predictions
+from kd_megatron.finetune.grid.summary import summarise_task, t_interval
+from kd_megatron.finetune.tasks.metrics import METRICS
+from kd_megatron.finetune.tasks.selection import hold_out, idle_settings, selection_words
+from kd_megatron.finetune.tasks.tasks import Split, Task, load_task
+from kd_megatron.recipe import FinetuneRecipe, SelectionRecipe, TaskRecipe
 
 RATES, SEEDS = (1e-5, 3e-5, 5e-5, 8e-5, 1e-4), (4, 2, 9)
 CELLS = [Cell("t", rate, 16, seed) for rate in RATES for seed in SEEDS]

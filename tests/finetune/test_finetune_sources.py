@@ -12,10 +12,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from kd_megatron.config import validate
 from kd_megatron.errors import DataError, RecipeError
-from kd_megatron.finetune.tasks import load_task
-from kd_megatron.schema import FinetuneRecipe, TaskRecipe
+from kd_megatron.finetune.tasks.tasks import load_task
+from kd_megatron.recipe import FinetuneRecipe, TaskRecipe
+from kd_megatron.recipe.config import validate
 
 TEXTS = ['a "quoted" word', "commas, here", "über naïve", " spaces kept "]
 ROWS = [

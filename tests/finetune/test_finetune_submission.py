@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from kd_megatron.errors import DataError, OutputError, RecipeError
-from kd_megatron.finetune.glue import GLUE
-from kd_megatron.finetune.grid import run_grid
-from kd_megatron.finetune.jobs import cell_path
-from kd_megatron.finetune.outputs import predictions_path, read_predictions, write_predictions
-from kd_megatron.finetune.submission import FILES, check_recipe, check_submission, write_submission
-from kd_megatron.finetune.train import Cell
-from kd_megatron.schema import FinetuneRecipe
+from kd_megatron.finetune.cell.train import Cell
+from kd_megatron.finetune.grid.grid import run_grid
+from kd_megatron.finetune.grid.jobs import cell_path
+from kd_megatron.finetune.grid.outputs import predictions_path, read_predictions, write_predictions
+from kd_megatron.finetune.grid.submission import FILES, check_recipe, check_submission, write_submission
+from kd_megatron.finetune.tasks.glue import GLUE
+from kd_megatron.recipe import FinetuneRecipe
 
 SETTING = {"learning_rate": 3e-5, "batch_size": 32}
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from kd_megatron.errors import DataError, RecipeError
-from kd_megatron.finetune.tasks import load_task
-from kd_megatron.schema import TaskRecipe
+from kd_megatron.finetune.tasks.tasks import load_task
+from kd_megatron.recipe import TaskRecipe
 
 ROWS = "text\tlabel\ngood one\tyes\nbad one\tno\nfine\tyes\n"
 

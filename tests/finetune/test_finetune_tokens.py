@@ -8,12 +8,12 @@ import torch
 from tiny_encoder import sentences
 from transformers import PreTrainedTokenizerFast
 
-from kd_megatron.finetune import tokens
-from kd_megatron.finetune.batches import cut_in_words, encode_task
-from kd_megatron.finetune.metrics import METRICS
-from kd_megatron.finetune.model import load_tokenizer
-from kd_megatron.finetune.tasks import Split, Task
-from kd_megatron.finetune.tokens import Tokens, tokenise
+from kd_megatron.finetune.cell import tokens
+from kd_megatron.finetune.cell.batches import cut_in_words, encode_task
+from kd_megatron.finetune.cell.model import load_tokenizer
+from kd_megatron.finetune.cell.tokens import Tokens, tokenise
+from kd_megatron.finetune.tasks.metrics import METRICS
+from kd_megatron.finetune.tasks.tasks import Split, Task
 
 TEXTS = [text for text, _ in sentences(40, 3)]
 

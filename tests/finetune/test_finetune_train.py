@@ -11,20 +11,15 @@ from safetensors.torch import load_file, save_file
 from tiny_encoder import make_model
 from tolerances import FINETUNE_PADDING
 
-from kd_megatron import dist
 from kd_megatron.errors import ModelError, NonFiniteError, OutputError
-from kd_megatron.finetune import model as models
-from kd_megatron.finetune.batches import EncodedTask, dev_batches, encode_task, train_batches
-from kd_megatron.finetune.optimiser import build_optimizer, learning_rate_factor
-from kd_megatron.finetune.tasks import load_task
-from kd_megatron.finetune.train import (
-    Cell,
-    CellResult,
-    loss_of,
-    run_cell,
-)
-from kd_megatron.finetune.unfinished import Unfinished
-from kd_megatron.schema import FinetuneRecipe, TaskRecipe
+from kd_megatron.finetune.cell import model as models
+from kd_megatron.finetune.cell.batches import EncodedTask, dev_batches, encode_task, train_batches
+from kd_megatron.finetune.cell.optimiser import build_optimizer, learning_rate_factor
+from kd_megatron.finetune.cell.train import Cell, CellResult, loss_of, run_cell
+from kd_megatron.finetune.cell.unfinished import Unfinished
+from kd_megatron.finetune.tasks.tasks import load_task
+from kd_megatron.ranks import dist
+from kd_megatron.recipe import FinetuneRecipe, TaskRecipe
 
 CPU = torch.device("cpu")
 CELL = Cell("reviews", 3e-3, 8, seed=1)
@@ -238,7 +233,7 @@ def test_a_save_that_fails_or_is_killed_leaves_nothing_behind(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("kd_megatron.finetune.unfinished.save_file", full)
+        patched.setattr("kd_megatron.finetune.cell.unfinished.save_file", full)
         with pytest.raises(OutputError, match="no space left"):
             kept.save(model, torch.optim.AdamW(model.parameters()), {})
     assert not aside.exists()

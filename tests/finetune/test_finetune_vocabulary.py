@@ -8,13 +8,13 @@ import transformers
 from tolerances import FINETUNE_FEWER_ROWS
 from torch import nn
 
-from kd_megatron.finetune.batches import EncodedSplit, EncodedTask
-from kd_megatron.finetune.metrics import METRICS
-from kd_megatron.finetune.tasks import Split, Task
-from kd_megatron.finetune.tokens import Tokens
-from kd_megatron.finetune.train import Cell, CellResult, run_cell
-from kd_megatron.finetune.vocabulary import compact, keep_rows, rows_in_use
-from kd_megatron.schema import FinetuneRecipe, TaskRecipe
+from kd_megatron.finetune.cell.batches import EncodedSplit, EncodedTask
+from kd_megatron.finetune.cell.tokens import Tokens
+from kd_megatron.finetune.cell.train import Cell, CellResult, run_cell
+from kd_megatron.finetune.cell.vocabulary import compact, keep_rows, rows_in_use
+from kd_megatron.finetune.tasks.metrics import METRICS
+from kd_megatron.finetune.tasks.tasks import Split, Task
+from kd_megatron.recipe import FinetuneRecipe, TaskRecipe
 
 VOCAB = 1600  # more than vocabulary.LOW
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

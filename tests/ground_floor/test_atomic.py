@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_megatron import atomic
+from kd_megatron.files import atomic
 
 
 def write_half(path: Path) -> None:

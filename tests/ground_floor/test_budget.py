@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from kd_megatron.budget import ACCOUNTS, Ledger
-from kd_megatron.schema import BudgetRecipe
+from kd_megatron.ledger import ACCOUNTS, Ledger
+from kd_megatron.recipe import BudgetRecipe
 
 
 def test_a_nested_clock_charges_its_own_account_alone() -> None:

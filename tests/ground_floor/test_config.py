@@ -6,10 +6,9 @@ import pytest
 import yaml
 from tiny_study import tiny_study
 
-from kd_megatron import config
 from kd_megatron.errors import RecipeError
-from kd_megatron.hardware import resolve_precision
-from kd_megatron.schema import CorpusRecipe, StudyRecipe
+from kd_megatron.machine.precision import resolve_precision
+from kd_megatron.recipe import CorpusRecipe, StudyRecipe, config
 
 
 @pytest.fixture

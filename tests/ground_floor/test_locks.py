@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_megatron import locks
+from kd_megatron.files import locks
 
 FLOCK = fcntl.flock
 

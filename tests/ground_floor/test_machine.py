@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_megatron import machine
+from kd_megatron.machine import facts
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     who = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.org")
     for arguments in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "first"]):
         subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
-    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setattr(facts, "ROOT", tmp_path)
     return tmp_path
 
 
@@ -28,25 +28,25 @@ def anew(found: Callable[[], str | bool | None]) -> str | bool | None:
 
 
 def test_two_uncommitted_states_of_the_code_differ(checkout: Path) -> None:
-    states = [anew(machine.uncommitted_hash)]
+    states = [anew(facts.uncommitted_hash)]
     for rate in (2, 3):
         (checkout / "kd_megatron" / "step.py").write_text(f"RATE = {rate}\n")
-        assert anew(machine.uncommitted_changes) is True
-        states.append(anew(machine.uncommitted_hash))
+        assert anew(facts.uncommitted_changes) is True
+        states.append(anew(facts.uncommitted_hash))
     (checkout / "kd_megatron" / "new.py").write_text("NEW = 1\n")
-    states.append(anew(machine.uncommitted_hash))
+    states.append(anew(facts.uncommitted_hash))
     (checkout / "README.md").write_text("other words\n")
     assert states[0] is None
     assert len(set(states)) == 4
-    assert anew(machine.uncommitted_hash) == states[-1]  # no number depends on the words
+    assert anew(facts.uncommitted_hash) == states[-1]  # no number depends on the words
 
 
 def test_words_that_were_edited_are_no_change_of_the_code(checkout: Path) -> None:
     (checkout / "README.md").write_text("other words\n")
-    assert anew(machine.uncommitted_changes) is False
+    assert anew(facts.uncommitted_changes) is False
 
 
 def test_a_process_records_the_code_that_it_began_with(checkout: Path) -> None:
-    for found in (machine.commit, machine.uncommitted_changes, machine.uncommitted_hash):
+    for found in (facts.commit, facts.uncommitted_changes, facts.uncommitted_hash):
         assert hasattr(found, "cache_info")
-    assert {"commit", "uncommitted_changes", "uncommitted_hash"} <= machine.facts(()).keys()
+    assert {"commit", "uncommitted_changes", "uncommitted_hash"} <= facts.facts(()).keys()

@@ -5,10 +5,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kd_megatron import config
 from kd_megatron.errors import OutputError, RecipeError
-from kd_megatron.paths import NAME_BYTES, PATH_BYTES, check_name, check_path, refuse_file_or_links_out, require_place
-from kd_megatron.schema import CorpusRecipe, FinetuneRecipe, StudyRecipe
+from kd_megatron.recipe import CorpusRecipe, FinetuneRecipe, StudyRecipe, config
+from kd_megatron.recipe.paths import (
+    NAME_BYTES,
+    PATH_BYTES,
+    check_name,
+    check_path,
+    refuse_file_or_links_out,
+    require_place,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 BAD_NAMES = [

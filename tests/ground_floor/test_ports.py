@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_megatron import ports
+from kd_megatron.ranks import ports
 
 
 def set_range(monkeypatch: pytest.MonkeyPatch, directory: Path, first: int) -> None:

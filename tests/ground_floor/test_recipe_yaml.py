@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from kd_megatron import config, recipe_yaml
-from kd_megatron.config import Strict
 from kd_megatron.errors import RecipeError
+from kd_megatron.recipe import config, recipe_yaml
+from kd_megatron.recipe.config import Strict
 
 
 @pytest.mark.parametrize(

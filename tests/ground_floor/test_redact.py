@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_megatron import machine
+from kd_megatron.machine import facts as machine
 from kd_megatron.redact import HIDDEN, redact
 
 ROOT = Path(__file__).resolve().parents[2]

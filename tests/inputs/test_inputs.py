@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import real_inputs
 
-from kd_megatron import config, paths
 from kd_megatron.cli import main as cli
 from kd_megatron.errors import DataError, ModelError, OutputError
-from kd_megatron.finetune import glue, glue_rows
-from kd_megatron.finetune.sources import Rows
-from kd_megatron.finetune.tables import Row
+from kd_megatron.finetune.tasks import glue, glue_rows
+from kd_megatron.finetune.tasks.sources import Rows
+from kd_megatron.finetune.tasks.tables import Row
 from kd_megatron.inputs import fetch, state
 from kd_megatron.inputs.catalogue import Content, FromHub, FromPyPI, GlueFromHub, Input, Made, catalogue, needed
+from kd_megatron.recipe import config, paths
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -55,7 +55,7 @@ def test_the_home_of_inputs_is_data_unless_the_environment_names_another(monkeyp
 
 
 def test_a_model_that_is_not_there_is_an_error_that_says_how_to_get_it():
-    from kd_megatron import hub
+    from kd_megatron.files import hub
 
     with pytest.raises(ModelError, match=r"(?s)models/none does not exist.*launch.sh inputs RECIPE"):
         hub.local_directory("$KD_DATA/models/none", None, "teacher")
@@ -266,7 +266,7 @@ def test_fetching_goes_on_after_what_cannot_be_had(capsys: pytest.CaptureFixture
 
 def test_two_corpora_of_one_data_set_share_no_document(tmp_path: Path):
     from data_prep.read import read_batches
-    from kd_megatron.schema import SourceRecipe
+    from kd_megatron.recipe import SourceRecipe
 
     rows = tmp_path / "hub" / "train.jsonl"
     rows.parent.mkdir()

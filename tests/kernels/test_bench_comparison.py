@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.comparison import compare, refuse_slower
+from benchmarks.rows import Row
 from kd_megatron.errors import DataError, SlowerError
-from kd_megatron.kernels.bench.comparison import compare, refuse_slower
-from kd_megatron.kernels.bench.rows import Row
 
 SCRATCH = Row("step/scratch", "auto", "B64 L128 (4x16)", "bf16", "cpu", 1.0, 2.0, 3.0, None, 1000.0, 1.0, "scratch")
 MINILM = replace(SCRATCH, name="step/minilm", ratio=0.8)

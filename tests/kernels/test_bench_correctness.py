@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.kernels import correctness, examples, shapes, steps, suite
+from benchmarks.kernels.attention_cases import RelationKl, ScoreMse
+from benchmarks.kernels.case import Case
+from benchmarks.kernels.correctness import Check
+from benchmarks.kernels.vocab_cases import VocabCrossEntropy, VocabKl, VocabTopkKl
 from kd_megatron.errors import KdError
 from kd_megatron.kernels import relation_kl, score_mse, vocab_kl
-from kd_megatron.kernels.bench import correctness, examples, shapes, steps, suite
-from kd_megatron.kernels.bench.attention_cases import RelationKl, ScoreMse
-from kd_megatron.kernels.bench.case import Case
-from kd_megatron.kernels.bench.correctness import Check
-from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy, VocabKl, VocabTopkKl
 
 CPU = torch.device("cpu")
 PLAN = suite.Plan(torch.float32, CPU, seconds=0.0, compiler="aot_eager")

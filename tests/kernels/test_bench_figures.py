@@ -6,9 +6,11 @@ from dataclasses import asdict, fields
 import pytest
 import torch
 
-from kd_megatron.kernels.bench import bounds, memory, shapes, suite, timing
-from kd_megatron.kernels.bench.attention_cases import RelationKl, ScoreMse
-from kd_megatron.kernels.bench.rows import (
+from benchmarks import timing
+from benchmarks.kernels import bounds, memory, shapes, suite
+from benchmarks.kernels.attention_cases import RelationKl, ScoreMse
+from benchmarks.kernels.vocab_cases import VocabCrossEntropy, VocabKl, VocabTopkKl
+from benchmarks.rows import (
     COLUMNS,
     Row,
     as_json,
@@ -19,7 +21,6 @@ from kd_megatron.kernels.bench.rows import (
     percentile,
     timing_figures,
 )
-from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy, VocabKl, VocabTopkKl
 
 CPU = torch.device("cpu")
 FIELDS = ["name", "backend", "shape", "dtype", "device", "p20_ms", "p50_ms", "p80_ms", "peak_mib"]
@@ -64,7 +65,7 @@ def test_measured_rows(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_shape_too_large_for_eager_is_relative_to_the_first_that_runs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("TRITON_INTERPRET")
-    monkeypatch.setattr("kd_megatron.machine.free_memory_bytes", lambda device: 1)
+    monkeypatch.setattr("kd_megatron.machine.facts.free_memory_bytes", lambda device: 1)
     rows: list[Row] = []
     left_out: list[suite.LeftOut] = []
     suite.measure(ScoreMse(2, 12, (2, 8), (2, 8)), suite.Plan(torch.float32, CPU, seconds=0.0), rows, left_out)

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gpu.device_check import DeviceCheck
+from benchmarks.gpu.device_sizes import DRY_RUN, GPU
+from benchmarks.gpu.report import Report
+from benchmarks.kernels.attention_cases import ScoreMse
+from benchmarks.kernels.vocab_cases import VocabCrossEntropy
 from kd_megatron.kernels import score_mse
-from kd_megatron.kernels.bench.attention_cases import ScoreMse
-from kd_megatron.kernels.bench.device_check import DeviceCheck
-from kd_megatron.kernels.bench.device_report import Report
-from kd_megatron.kernels.bench.device_sizes import DRY_RUN, GPU
-from kd_megatron.kernels.bench.vocab_cases import VocabCrossEntropy
 
 ROOT = Path(__file__).resolve().parents[2]
 SCORES, VOCABULARY = ScoreMse(2, 6, (1, 8), (1, 8)), VocabCrossEntropy(6, 11, 4)

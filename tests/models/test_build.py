@@ -14,7 +14,7 @@ from kd_megatron.errors import ModelError
 from kd_megatron.models.build import build_student, check_same_vocabulary, load_model, load_teacher
 from kd_megatron.models.export import export
 from kd_megatron.models.initialise import initialise, uniform_layers
-from kd_megatron.schema import EncoderRecipe, InitialiseRecipe
+from kd_megatron.recipe import EncoderRecipe, InitialiseRecipe
 from kd_megatron.tensors import Needs
 
 CPU = torch.device("cpu")

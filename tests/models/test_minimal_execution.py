@@ -11,8 +11,8 @@ from tiny_study import ARMS, write_teacher
 
 from kd_megatron.models.build import build_student, load_teacher, model_config, shape_of
 from kd_megatron.models.taps import TappedEncoder
-from kd_megatron.objectives import registry
-from kd_megatron.schema import EncoderRecipe
+from kd_megatron.objectives import of_arm
+from kd_megatron.recipe import EncoderRecipe
 from kd_megatron.tensors import Batch
 
 RECIPE = EncoderRecipe(hidden_size=24, num_layers=2, num_attention_heads=4, intermediate_size=48, max_positions=64)
@@ -51,8 +51,8 @@ def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def build(arm: str, options: dict[str, Any], teacher_path: str) -> Any:
     student = build_student(RECIPE, VOCAB_SIZE, {}, 0)
-    parsed = registry.parse_options(ARMS[arm] | options, where="test")
-    return student, registry.build(parsed, shape_of(student.config), shape_of(model_config(teacher_path)))
+    parsed = of_arm.parse_options(ARMS[arm] | options, where="test")
+    return student, of_arm.build(parsed, shape_of(student.config), shape_of(model_config(teacher_path)))
 
 
 @pytest.mark.parametrize(("arm", "model"), EXPECTED)

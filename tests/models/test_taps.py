@@ -13,8 +13,8 @@ from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForM
 from kd_megatron.errors import ModelError
 from kd_megatron.models.build import build_student, load_teacher, shape_of
 from kd_megatron.models.taps import TappedEncoder
-from kd_megatron.objectives import registry
-from kd_megatron.schema import EncoderRecipe
+from kd_megatron.objectives import of_arm
+from kd_megatron.recipe import EncoderRecipe
 from kd_megatron.tensors import Batch, Needs
 
 LENGTH, NUM_MASKED, VOCAB = 12, 3, 50
@@ -104,9 +104,9 @@ def test_no_forward_stores_a_tensor_of_length_squared(objective: str, tmp_path: 
     path = str(write_teacher(tmp_path / "teacher", tmp_path / "tokenizer"))
     recipe = EncoderRecipe(hidden_size=24, num_layers=2, num_attention_heads=4, intermediate_size=48, max_positions=64)
     student = build_student(recipe, 300, {"pad_token_id": 0}, seed=0)
-    options = registry.parse_options(ARMS[objective], where="test")
+    options = of_arm.parse_options(ARMS[objective], where="test")
     teacher_config = make_teacher_shape(path)
-    made = registry.build(options, shape_of(student.config), teacher_config)
+    made = of_arm.build(options, shape_of(student.config), teacher_config)
     batch = make_batch(length=length)
     with Recording() as recorder:
         TappedEncoder(student, made.needs_student).train()(batch)

@@ -13,8 +13,8 @@ import yaml
 from cluster import Cluster
 from tiny_study import tiny_study
 
-from kd_megatron import config, dist
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.ranks import dist
+from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.study.effective import run_recipe
 from kd_megatron.study.piece import teacher_path
 from kd_megatron.training.run import pretrain

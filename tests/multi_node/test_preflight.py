@@ -14,7 +14,7 @@ from kd_megatron.errors import EnvironmentFault, RecipeError
 from kd_megatron.launch import facts
 from kd_megatron.launch import preflight as preflight_module
 from kd_megatron.launch.hostfile import Host
-from kd_megatron.ports import free_port
+from kd_megatron.ranks.ports import free_port
 
 
 def test_with_two_nodes_the_first_is_the_measure_with_more_the_majority():

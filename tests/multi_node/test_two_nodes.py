@@ -53,7 +53,7 @@ def test_preflight_names_the_odd_node_and_what_it_has(two_nodes: Cluster, checko
     content = json.loads(manifest.read_text())
     content["shards"][0]["bin_sha256"] = "0" * 64
     manifest.write_text(json.dumps(content))
-    source = other_checkout / "kd_megatron/dist.py"
+    source = other_checkout / "kd_megatron/ranks/dist.py"
     source.write_text(source.read_text() + "# changed, not committed\n")
     code, output = launch(two_nodes, checkout, *preflight)
     assert code == 7, output

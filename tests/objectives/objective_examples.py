@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kd_megatron.objectives import registry
+from kd_megatron.objectives import of_arm
 from kd_megatron.objectives.base import Objective
 from kd_megatron.tensors import IGNORED, Batch, FactoredLogits, ModelShape, Needs, Taps
 
@@ -41,7 +41,7 @@ SAME_WIDTH = {"vanilla_kd, all", "tinybert, no projection"}  # recipes run with 
 def build(recipe: dict[str, object], student: ModelShape = STUDENT, teacher: ModelShape | None = TEACHER) -> Objective:
     """The objective of ``recipe``, its parameters drawn from seed 0, in float64."""
     torch.manual_seed(0)
-    return registry.build(registry.parse_options(recipe, "arms.example"), student, teacher).double()
+    return of_arm.build(of_arm.parse_options(recipe, "arms.example"), student, teacher).double()
 
 
 def example(name: str) -> tuple[Objective, Taps, Taps, Batch]:

@@ -9,7 +9,7 @@ from objective_examples import LENGTHS, STUDENT, TEACHER, VOCAB_SIZE, WIDE_STUDE
 from tolerances import HAND_WORKED_RELATIVE
 
 from kd_megatron.errors import ModelError, RecipeError
-from kd_megatron.objectives.registry import parse_options
+from kd_megatron.objectives.of_arm import parse_options
 from kd_megatron.objectives.words import in_words
 from kd_megatron.tensors import IGNORED, Needs
 

@@ -4,7 +4,7 @@ from objective_examples import STUDENT, TEACHER, WIDE_STUDENT, batch, build, nam
 from tolerances import REORDERED_FLOAT64_RELATIVE
 
 from kd_megatron.errors import ModelError, RecipeError
-from kd_megatron.objectives.registry import parse_options
+from kd_megatron.objectives.of_arm import parse_options
 from kd_megatron.tensors import Needs
 
 SCRATCH = {"objective": "scratch"}

@@ -8,7 +8,7 @@ from tolerances import HAND_WORKED_RELATIVE
 
 from kd_megatron.errors import ModelError, RecipeError
 from kd_megatron.objectives.minilm import default_teacher_layer
-from kd_megatron.objectives.registry import parse_options
+from kd_megatron.objectives.of_arm import parse_options
 from kd_megatron.tensors import Needs
 
 RECIPE = {"objective": "minilm", "num_relation_heads": 6}

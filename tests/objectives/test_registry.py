@@ -1,8 +1,10 @@
 import pytest
 
 from kd_megatron.errors import RecipeError
-from kd_megatron.objectives.registry import OPTIONS, parse_options
+from kd_megatron.objectives.of_arm import COMPOSED, parse_options
+from kd_megatron.objectives.registry import OBJECTIVES
 
+OPTIONS = {name: options for name, (options, _) in OBJECTIVES.items()} | COMPOSED
 MINIMAL = {
     "minilm": {"num_relation_heads": 6},
     "schedule": {"phases": [{"until": 0.5, "objective": "scratch"}, {"until": 1.0, "objective": "tinybert"}]},

@@ -1,7 +1,7 @@
 import pytest
 
 from kd_megatron.errors import RecipeError
-from kd_megatron.objectives.registry import parse_options
+from kd_megatron.objectives.of_arm import parse_options
 from kd_megatron.objectives.schedule import phase_at, phases_of
 from kd_megatron.objectives.words import in_words
 

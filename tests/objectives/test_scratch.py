@@ -6,7 +6,7 @@ from objective_examples import STUDENT, batch, build, example
 from tolerances import HAND_WORKED_RELATIVE
 
 from kd_megatron.errors import ModelError, RecipeError
-from kd_megatron.objectives.registry import parse_options
+from kd_megatron.objectives.of_arm import parse_options
 from kd_megatron.tensors import IGNORED, ModelShape, Needs
 
 

@@ -7,7 +7,7 @@ from objective_examples import LENGTHS, STUDENT, TEACHER, WIDE_STUDENT, build, e
 from tolerances import FLOAT32_LOSS_RELATIVE, HAND_WORKED_RELATIVE, INITIAL_SPREAD_RELATIVE
 
 from kd_megatron.errors import ModelError, RecipeError
-from kd_megatron.objectives.registry import parse_options
+from kd_megatron.objectives.of_arm import parse_options
 from kd_megatron.objectives.tinybert import layer_mapping
 from kd_megatron.tensors import Needs
 

@@ -8,7 +8,7 @@ from tolerances import HAND_WORKED_RELATIVE, HIGH_TEMPERATURE_RELATIVE, REORDERE
 
 from kd_megatron.errors import ModelError, RecipeError
 from kd_megatron.kernels.vocab_kl.top_logits import top_logits
-from kd_megatron.objectives.registry import parse_options
+from kd_megatron.objectives.of_arm import parse_options
 from kd_megatron.tensors import IGNORED, Needs, Taps
 
 RECIPE = {"objective": "vanilla_kd"}

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from kd_megatron import config, schema
-from kd_megatron.hub import is_local
-from kd_megatron.paths import expand
+from kd_megatron import recipe as schema
+from kd_megatron.files.hub import is_local
+from kd_megatron.recipe import config
+from kd_megatron.recipe.arms import split_arm
+from kd_megatron.recipe.paths import expand
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"study": schema.StudyRecipe, "corpus": schema.CorpusRecipe, "finetune": schema.FinetuneRecipe}
@@ -48,13 +50,13 @@ def test_it_loads_and_is_called_as_its_file(path):
 
 @pytest.mark.parametrize("path", STUDIES)
 def test_its_arms_parse_and_differ_in_the_objective_alone(path):
-    from kd_megatron.objectives import registry
+    from kd_megatron.objectives import of_arm, registry
     from kd_megatron.study import fairness
 
     recipe = load(path)
     for arm, options in recipe.arms.items():
-        own, _ = fairness.split_arm(options)
-        assert registry.parse_options(own, f"{path}: arms.{arm}").objective in registry.OPTIONS
+        own, _ = split_arm(options)
+        assert of_arm.parse_options(own, f"{path}: arms.{arm}").objective in {*registry.OBJECTIVES, *of_arm.COMPOSED}
     allowed = ["student.initialise.method"] if recipe.name == "variants" else []
     assert [difference.key for difference in fairness.check(recipe)] == allowed
 
@@ -68,7 +70,7 @@ def test_its_corpus_makes_the_shards_it_reads(path):
 
 @pytest.mark.parametrize("path", STUDIES)
 def test_it_can_be_planned(path):
-    from kd_megatron.study.planner.plan import plan
+    from kd_megatron.planner.plan import plan
 
     recipe = load(path)
     teacher = recipe.teacher and recipe.teacher.path

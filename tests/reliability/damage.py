@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_megatron.data.verified import MEMORY
-from kd_megatron.manifest import MANIFEST, TOKENIZER, Manifest, write_manifest
+from kd_megatron.files.manifest import MANIFEST, TOKENIZER, Manifest, write_manifest
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def a_faulty_writer(rng: random.Random, case: Case) -> set[str]:
 
 def vouch(directory: Path) -> None:
     """Make every checksum of the manifest fit the files as they are now, if it can still be read."""
-    from kd_megatron.manifest import file_sha256
+    from kd_megatron.files.manifest import file_sha256
 
     try:
         raw = json.loads((directory / MANIFEST).read_text())

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from kd_megatron import dist, marks, news, signals
 from kd_megatron.cli.main import report_error
 from kd_megatron.errors import KdError, OutputError
-from kd_megatron.ports import free_port
+from kd_megatron.ranks import dist, failures, signals, stages
+from kd_megatron.ranks.ports import free_port
 
 # Long enough for a machine with more processes than cores; a lost or hanging rank costs the test so many seconds.
 LOST_SECONDS, HANG_SECONDS = 8, 9
@@ -25,10 +25,10 @@ LAST_STEP = 5
 
 def train_until(what_then: Callable[[], None]) -> None:
     """Steps with a collective each; after the last one ``what_then`` happens."""
-    with marks.stage("training"):
+    with stages.stage("training"):
         for step in range(1, LAST_STEP + 1):
             dist.all_reduce(torch.ones(3))
-            marks.beat(step)
+            stages.beat(step)
         dist.barrier()
         time.sleep(2.0)  # in which the heartbeats tell of the last step
         what_then()
@@ -55,12 +55,12 @@ def work_long() -> None:
     """Longer than the hang's bound, but marking progress."""
     for _ in range(HANG_SECONDS + 3):
         time.sleep(1.0)
-        marks.beat()
+        stages.beat()
 
 
 def prepare_data() -> None:
     """Longer than the hang's bound, without a mark, where none is asked for."""
-    with marks.stage("data preparation", watched=False):
+    with stages.stage("data preparation", watched=False):
         time.sleep(HANG_SECONDS + 3)
 
 
@@ -95,7 +95,7 @@ def rank_of(name: str, rank: int, port: int, directory: Path) -> int:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=world_size, MASTER_PORT=str(port))
     os.environ.update(MASTER_ADDR="127.0.0.1", KD_LOST_SECONDS=str(LOST_SECONDS), KD_HANG_SECONDS=str(HANG_SECONDS))
     signals.install()
-    marks.stacks_to(directory)
+    stages.stacks_to(directory)
     try:
         with dist.joined():
             train_until(SCENARIOS[name])
@@ -150,5 +150,5 @@ def main(directory: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    assert news.lost_seconds() > 0  # everything is imported before the first fork
+    assert failures.lost_seconds() > 0  # everything is imported before the first fork
     main(Path(sys.argv[1]), sys.argv[2:])

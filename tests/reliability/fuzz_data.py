@@ -106,7 +106,7 @@ def report(results: list[dict[str, Any]]) -> int:
 
 def run_cases(directory: Path, first: int, count: int) -> None:
     """Run the cases of one process; a line of JSON on stdout for each."""
-    from kd_megatron import logs
+    from kd_megatron.console import logs
 
     logs.console.quiet = True
     reference = {split: batches(directory / "intact", split) for split in ("train", "valid")}
@@ -197,7 +197,7 @@ def refusal(look: Any, named: set[str]) -> str:
 
 def open_loader(directory: Path, split: Any) -> Any:
     from kd_megatron.data.loader import Loader
-    from kd_megatron.schema import DataRecipe
+    from kd_megatron.recipe import DataRecipe
 
     recipe = DataRecipe.model_validate({"shards": [{"path": str(directory)}], "sequence_length": LENGTH})
     return Loader(recipe, run_seed=3, split=split)

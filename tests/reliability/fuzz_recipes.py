@@ -102,8 +102,9 @@ def _hang(number: int, frame: Any) -> None:
 
 def judge(path: Path, overrides: list[str]) -> str:
     """Load the recipe as a command does, then hold it to what was given."""
-    from kd_megatron import config, recipe_yaml, schema
+    from kd_megatron import recipe as schema
     from kd_megatron.errors import KdError, RecipeError
+    from kd_megatron.recipe import config, recipe_yaml
 
     kinds = {"corpus": schema.CorpusRecipe, "study": schema.StudyRecipe, "finetune": schema.FinetuneRecipe}
     try:
@@ -163,7 +164,7 @@ def require_held(given: Any, read: Any, key: str) -> None:
 def show_plan(recipe: Any) -> None:
     from rich.console import Console
 
-    from kd_megatron.study.planner import plan, plan_view
+    from kd_megatron.planner import plan, plan_view
 
     output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     plan_view.show(plan.plan(recipe), Console(file=output, width=120))

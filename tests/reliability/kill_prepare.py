@@ -92,7 +92,7 @@ def run_and_kill(directory: Path, output: Path, workers: int, kill: "Callable[[i
 
 def _prepare(directory: Path, output: Path, workers: int, limit: int | None) -> None:
     from data_prep.prepare import prepare
-    from kd_megatron import logs
+    from kd_megatron.console import logs
 
     logs.console.quiet = True
     if limit is not None:
@@ -130,7 +130,7 @@ def _kill_later(pid: int, seconds: float, at_worker: bool) -> None:
 def uninterrupted(directory: Path) -> tuple[dict[str, Any], int]:
     """The set as it should be, and how many file operations it takes; all in this process."""
     from data_prep.prepare import prepare
-    from kd_megatron import logs
+    from kd_megatron.console import logs
 
     logs.console.quiet = True
     output = directory / "whole"
@@ -141,7 +141,7 @@ def uninterrupted(directory: Path) -> tuple[dict[str, Any], int]:
 
 
 def recipe(directory: Path, output: Path) -> Any:
-    from kd_megatron.schema import CorpusRecipe
+    from kd_megatron.recipe import CorpusRecipe
 
     return CorpusRecipe.model_validate(
         {

@@ -32,7 +32,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny_study import tiny_study, write_inputs
 
-from kd_megatron.ports import free_port
+from kd_megatron.ranks.ports import free_port
 
 ARM = "vanilla_kd"
 NUM_STEPS = 300

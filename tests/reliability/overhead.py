@@ -23,10 +23,11 @@ import processes  # noqa: E402
 import torch  # noqa: E402
 from tiny_study import tiny_study, write_inputs  # noqa: E402
 
-from kd_megatron import dist, logs  # noqa: E402
+from kd_megatron.console import logs  # noqa: E402
 from kd_megatron.data.prefetch import Prefetcher  # noqa: E402
-from kd_megatron.process import exit_process  # noqa: E402
-from kd_megatron.schema import BudgetRecipe  # noqa: E402
+from kd_megatron.ranks import dist  # noqa: E402
+from kd_megatron.ranks.process import exit_process  # noqa: E402
+from kd_megatron.recipe import BudgetRecipe  # noqa: E402
 from kd_megatron.training.loop import train  # noqa: E402
 from kd_megatron.training.setup import Run, prepare_run  # noqa: E402
 

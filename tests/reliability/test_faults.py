@@ -12,7 +12,7 @@ import processes
 import pytest
 
 from kd_megatron.errors import EnvironmentFault
-from kd_megatron.news import Pulse, Silence, judge_hang, lost_seconds, name_ranks
+from kd_megatron.ranks.failures import Pulse, Silence, judge_hang, lost_seconds, name_ranks
 
 WORKER = Path(__file__).with_name("fault_worker.py")
 BOUND_SECONDS = 45  # of a fault until the last rank's end; the settings ask for 8 and 9 seconds

@@ -4,8 +4,8 @@ import shutil
 import pytest
 import study_on_disk
 
-from kd_megatron.study import comparisons, results
-from kd_megatron.study.reporting.answer import answer
+from kd_megatron.analysis import comparisons, results
+from kd_megatron.report.study.answer import answer
 
 ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "vanilla_kd")}
 

@@ -5,12 +5,13 @@ import study_on_disk
 from matplotlib.collections import LineCollection
 from tolerances import HAND_WORKED_STATISTIC_RELATIVE
 
-from kd_megatron.study import break_even, results
-from kd_megatron.study.break_even import BreakEven
-from kd_megatron.study.curves import Reading
-from kd_megatron.study.reporting import break_even_table, curve_figures, tables
-from kd_megatron.study.reporting.report import write_report
-from kd_megatron.study.statistics import Estimate
+from kd_megatron.analysis import break_even, results
+from kd_megatron.analysis.break_even import BreakEven
+from kd_megatron.analysis.curves import Reading
+from kd_megatron.analysis.statistics import Estimate
+from kd_megatron.report.study import break_even_table, curve_figures, tables
+from kd_megatron.report.study.page import write_report
+from kd_megatron.study import layout
 
 ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
 FLOPS = [1e13, 2e13, 3e13, 4e13]
@@ -163,7 +164,7 @@ def test_an_arm_that_begins_from_the_teacher_and_never_learns_from_it_pays_it_ba
     recipe = study_on_disk.study_recipe(arms=arms, allow_difference=allowed)
     directory = study_on_disk.write_study(tmp_path / "s", recipe)
     for seed in range(3):
-        study_on_disk.edit_summary(results.arm_directory(directory, "minilm", seed), teacher=None)
+        study_on_disk.edit_summary(layout.arm_directory(directory, "minilm", seed), teacher=None)
     found = results.load(directory)
     assert costs(found, "scratch") == [0, 0]
     assert costs(found, "minilm") == [9e14, 9e14 / 3]
@@ -187,10 +188,10 @@ def test_scores_at_markers(tmp_path):
     directory = study_on_disk.write_study(tmp_path / "s", recipe)
     for arm, ahead in (("scratch", 0.0), ("minilm", 0.1)):
         for seed in range(3):
-            study_on_disk.edit_summary(results.arm_directory(directory, arm, seed), tokens=4e7, flops=4e13)
-            half = results.branch_directory(directory, arm, seed, 0.5)
+            study_on_disk.edit_summary(layout.arm_directory(directory, arm, seed), tokens=4e7, flops=4e13)
+            half = layout.branch_directory(directory, arm, seed, 0.5)
             study_on_disk.edit_summary(half, tokens=2e7, flops=2e13)
-            study_on_disk.edit_summary(results.marker_directory(directory, arm, seed, 0.5), average=0.5 + ahead)
+            study_on_disk.edit_summary(layout.marker_directory(directory, arm, seed, 0.5), average=0.5 + ahead)
             last = directory / "finetune" / arm / f"seed_{seed}"
             study_on_disk.edit_summary(last, average=0.6 + ahead)
     found = break_even.break_even(results.load(directory), "minilm", "score", 9e14)

@@ -6,8 +6,8 @@ import pytest
 from tiny_study import tiny_study, write_inputs
 
 from kd_megatron.errors import RecipeError
+from kd_megatron.planner.plan import plan
 from kd_megatron.study.budget_checks import require_enough, step_price, steps_at
-from kd_megatron.study.planner.plan import plan
 
 STEP_TOKENS = 8 * 16
 

@@ -6,7 +6,8 @@ import pytest
 from tiny_study import tiny_study, write_inputs
 from tolerances import FLOPS_RELATIVE
 
-from kd_megatron.study import results
+from kd_megatron.analysis import results
+from kd_megatron.report.study.page import write_report
 from kd_megatron.study.runner import run_study
 
 POOL = 40  # windows
@@ -24,7 +25,7 @@ def study(tmp_path_factory):
     )
     arms = {name: recipe.arms[name] for name in ("scratch", "vanilla_kd", "minilm")}
     directory = tmp_path_factory.mktemp("study") / "tiny"
-    run_study(recipe.model_copy(update={"arms": arms}), directory)
+    run_study(recipe.model_copy(update={"arms": arms}), directory, write_report)
     return directory
 
 
@@ -42,7 +43,7 @@ def test_the_second_seed_finds_what_the_first_one_filled_and_both_are_charged_al
 
 
 def test_plan_and_ledger_agree_on_the_steps(study):
-    from kd_megatron.study.planner.plan import plan
+    from kd_megatron.planner.plan import plan
 
     found = results.load(study)
     for entry in plan(found.recipe).arms:

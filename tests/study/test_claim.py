@@ -10,10 +10,13 @@ import yaml
 from study_on_disk import ARMS, study_recipe, write_study
 from tiny_study import tiny_study, write_inputs
 
+from kd_megatron.analysis import results
 from kd_megatron.errors import DataError, KdError, OutputError, RecipeError
-from kd_megatron.schema import InitialiseRecipe
-from kd_megatron.study import calibration, results, runner
-from kd_megatron.study.claim import claim, compare, recalibrate
+from kd_megatron.recipe import InitialiseRecipe
+from kd_megatron.report.study.page import write_report
+from kd_megatron.study import calibration, runner
+from kd_megatron.study.claim import claim, recalibrate
+from kd_megatron.study.edits import compare
 
 OTHER_MINILM = ARMS | {"minilm": {"objective": "minilm", "num_relation_heads": 24}}
 
@@ -57,7 +60,7 @@ def test_redo_moves_what_is_stale_aside_and_nothing_else(study):
     moved = {path for path in before if "minilm" in path.parts}
     assert files(study) == before - moved | {Path("stale", "1", path) for path in moved}
     assert {arm: len(runs) for arm, runs in results.load(study).runs.items()} == dict.fromkeys(ARMS, 2) | {"minilm": 0}
-    unfinished = [piece.label for piece in runner.pieces(edited, study) if not piece.is_finished()]
+    unfinished = [piece.label for piece in runner.pieces(edited, study, write_report) if not piece.is_finished()]
     assert unfinished == [f"minilm seed {seed}: {what}" for what in ("pretrain", "fine-tune") for seed in (0, 1)]
     after = files(study)
     claim(edited, study, ["minilm"])  # the same command after a stop
@@ -204,14 +207,14 @@ def test_only_a_calibration_of_elsewhere_that_nothing_ran_with_is_made_anew(stud
 def test_a_budget_too_small_is_refused_before_anything_is_written(tmp_path, budget, message):
     recipe = tiny_study(write_inputs(tmp_path), budget={"tokens": None} | budget)
     with pytest.raises(RecipeError, match=message):
-        runner.run_study(recipe, tmp_path / "s")
+        runner.run_study(recipe, tmp_path / "s", write_report)
     assert not (tmp_path / "s").exists()
 
 
 def test_a_pool_larger_than_the_text_is_refused_before_anything_is_written(tmp_path):
     recipe = tiny_study(write_inputs(tmp_path), grid={"unique_tokens": [512, 10**9]})
     with pytest.raises(DataError, match=r"data\.unique_tokens=1000000000 takes"):
-        runner.run_study(recipe, tmp_path / "s")
+        runner.run_study(recipe, tmp_path / "s", write_report)
     assert not (tmp_path / "s").exists()
 
 

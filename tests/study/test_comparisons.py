@@ -4,11 +4,11 @@ import pytest
 import study_on_disk
 from tolerances import HAND_WORKED_STATISTIC_RELATIVE
 
+from kd_megatron.analysis import comparisons, results
 from kd_megatron.errors import RecipeError
-from kd_megatron.study import comparisons, results
-from kd_megatron.study.reporting import certainty_tables, tables
-from kd_megatron.study.reporting.answer import answer
-from kd_megatron.study.reporting.report import write_report
+from kd_megatron.report.study import certainty_tables, tables
+from kd_megatron.report.study.answer import answer
+from kd_megatron.report.study.page import write_report
 
 
 def read(tmp_path, **arguments):

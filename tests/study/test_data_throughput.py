@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.cli import bench_data
+from benchmarks.data import data_throughput, made_up_pools, prepare_throughput
+from benchmarks.data.in_turn import Case, measure
+from benchmarks.rows import Row
 from data_prep.verify import verify
 from kd_megatron import errors
-from kd_megatron.cli import bench_data
 from kd_megatron.cli import main as cli
 from kd_megatron.data import verified
 from kd_megatron.data.loader import Loader
-from kd_megatron.kernels.bench.rows import Row
-from kd_megatron.schema import DataRecipe
-from kd_megatron.study.measuring import data_throughput, made_up_pools, prepare_throughput
-from kd_megatron.study.measuring.in_turn import Case, measure
+from kd_megatron.recipe import DataRecipe
 from kd_megatron.tensors import IGNORED
 
 SMALL, LARGE = 50_000, 5_000_000

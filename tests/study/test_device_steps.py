@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kd_megatron.cli.main import main
-from kd_megatron.kernels.bench.device_report import Report
-from kd_megatron.study.measuring import device_place, device_steps
-from kd_megatron.study.measuring.device_step_sizes import (
+from benchmarks.gpu import device_place, device_steps
+from benchmarks.gpu.device_step_sizes import (
     ALLOWED_FP8,
     CACHED,
     COMPILED,
@@ -26,7 +24,9 @@ from kd_megatron.study.measuring.device_step_sizes import (
     recipe,
     variant,
 )
-from kd_megatron.study.measuring.timed_run import TimedRun
+from benchmarks.gpu.report import Report
+from kd_megatron.cli.main import main
+from kd_megatron.training.timed_run import TimedRun
 
 ARMS = ("scratch", "vanilla_kd", "minilm", "tinybert")
 

@@ -6,15 +6,18 @@ import shutil
 import pytest
 import study_on_disk
 
-from kd_megatron.study import leads, results, words
-from kd_megatron.study.leads import GridResults, Growth
-from kd_megatron.study.measure import SCORE
-from kd_megatron.study.reporting import break_even_table, grid_report, published, scaling_report
-from kd_megatron.study.reporting.answer import answer
-from kd_megatron.study.reporting.caveats import caveats
-from kd_megatron.study.reporting.document import Bullets
-from kd_megatron.study.reporting.report_content import Analysis, content
-from kd_megatron.study.statistics import estimate
+from kd_megatron.analysis import laws, leads, results
+from kd_megatron.analysis.leads import GridResults, Growth
+from kd_megatron.analysis.measure import SCORE
+from kd_megatron.analysis.statistics import estimate
+from kd_megatron.console import units
+from kd_megatron.report.grid import page
+from kd_megatron.report.page.document import Bullets
+from kd_megatron.report.study import break_even_table, published
+from kd_megatron.report.study.answer import answer
+from kd_megatron.report.study.caveats import caveats
+from kd_megatron.report.study.content import Analysis, content
+from kd_megatron.study import layout
 
 ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "vanilla_kd", "minilm")}
 RATE, INITIALISE, WARMUP = "training.learning_rate", "student.initialise.method", "training.warmup_fraction"
@@ -26,7 +29,7 @@ def read(tmp_path, **arguments):
 
 def said(study):
     """All that the report lists."""
-    blocks = content(study, Analysis([], [], scaling_report.laws([study]), []), {})
+    blocks = content(study, Analysis([], [], laws.laws([study]), []), {})
     return "\n".join(item for block in blocks if isinstance(block, Bullets) for item in block.items)
 
 
@@ -34,8 +37,8 @@ def said(study):
 
 
 def test_values_are_told_with_their_arms_where_they_differ():
-    assert words.by_arm({"scratch": "1", "minilm": "1"}) == "1"
-    assert words.by_arm({"scratch": "1", "minilm": "2", "mine": "1"}) == "1 (scratch, mine), 2 (minilm)"
+    assert units.by_arm({"scratch": "1", "minilm": "1"}) == "1"
+    assert units.by_arm({"scratch": "1", "minilm": "2", "mine": "1"}) == "1 (scratch, mine), 2 (minilm)"
 
 
 def test_the_method_tells_what_each_arm_trains_with(tmp_path):
@@ -79,8 +82,8 @@ def test_rates_that_differ_under_a_section_that_may_are_not_one(tmp_path):
 def test_arms_with_one_seed_are_named_where_others_have_more(tmp_path):
     study = read(tmp_path, arms=ARMS)
     for seed in (1, 2):
-        shutil.rmtree(results.arm_directory(study.directory, "minilm", seed))
-    shutil.rmtree(results.arm_directory(study.directory, "vanilla_kd", 2))
+        shutil.rmtree(layout.arm_directory(study.directory, "minilm", seed))
+    shutil.rmtree(layout.arm_directory(study.directory, "vanilla_kd", 2))
     told = " ".join(caveats(results.load(study.directory), [], []))
     assert "Intervals are Student's t over 2 to 3 seeds" in told
     assert "One seed of minilm: there no interval can be given" in told
@@ -122,7 +125,7 @@ def grid_answer(tmp_path, monkeypatch, low, high):
     monkeypatch.setattr(leads, "mean_growth", lambda *_: growth)
     monkeypatch.setattr(GridResults, "measures", [SCORE])
     grid = GridResults(tmp_path, study_on_disk.study_recipe(arms=ARMS), [])
-    return grid_report._axis_answer(grid, "repetition")
+    return page._axis_answer(grid, "repetition")
 
 
 def test_an_arm_that_falls_behind_by_less_has_no_lead_that_grows(tmp_path, monkeypatch):

@@ -5,9 +5,10 @@ import re
 import pytest
 import study_on_disk
 
-from kd_megatron.study import results
-from kd_megatron.study.reporting import certainty_tables, latex, published, tables
-from kd_megatron.study.reporting.tables import Column, Table
+from kd_megatron.analysis import results
+from kd_megatron.report.page import latex
+from kd_megatron.report.page.table import Column, Table
+from kd_megatron.report.study import certainty_tables, published, tables
 
 
 @pytest.fixture(scope="module")

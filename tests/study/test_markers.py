@@ -15,14 +15,16 @@ from safetensors.torch import load_file
 from test_runner import write_task
 from tiny_study import ARMS, tiny_study, write_inputs
 
+from kd_megatron.analysis import curves, laws, results
 from kd_megatron.engine import checkpoint
 from kd_megatron.errors import OutputError
-from kd_megatron.logs import read_metrics
-from kd_megatron.schema import StudyRecipe
-from kd_megatron.study import curves, markers, results
-from kd_megatron.study.claim import compare
-from kd_megatron.study.reporting import curve_figures as figures
-from kd_megatron.study.reporting import scaling_report
+from kd_megatron.files.records import read_metrics
+from kd_megatron.recipe import StudyRecipe
+from kd_megatron.report.study import branch_caveats
+from kd_megatron.report.study import curve_figures as figures
+from kd_megatron.report.study.page import write_report
+from kd_megatron.study import layout
+from kd_megatron.study.edits import compare
 from kd_megatron.study.runner import pieces, run_study
 from kd_megatron.training.branch import leave
 from kd_megatron.training.run import pretrain
@@ -50,7 +52,7 @@ def study(inputs: Path, markers: dict[str, Any] | None, **changes: Any) -> Study
 def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("study") / "s"
     task = {"name": "words", "train": str(inputs / "train.jsonl"), "dev": str(inputs / "dev.jsonl")}
-    run_study(study(inputs, MARKERS, finetune={"tasks": [task], **FINETUNE}), directory)
+    run_study(study(inputs, MARKERS, finetune={"tasks": [task], **FINETUNE}), directory, write_report)
     return directory
 
 
@@ -65,7 +67,7 @@ def same_weights(one: Path, two: Path) -> bool:
 
 def test_a_run_is_the_same_with_branches_and_without(inputs: Path, finished: Path, tmp_path: Path) -> None:
     pretrain(study(inputs, None), "scratch", 0, tmp_path / "run", None)
-    assert same_weights(tmp_path / "run", results.arm_directory(finished, "scratch", 0))
+    assert same_weights(tmp_path / "run", layout.arm_directory(finished, "scratch", 0))
 
 
 def test_a_branch_spends_its_share_and_brings_the_rate_down(finished: Path) -> None:
@@ -75,14 +77,14 @@ def test_a_branch_spends_its_share_and_brings_the_rate_down(finished: Path) -> N
     for marker, steps in zip(run.markers, ([7, 8], [12, 13, 14]), strict=True):
         assert marker.tokens == steps[-1] * STEP_TOKENS
         assert marker.decay_tokens == len(steps) * STEP_TOKENS
-        where = results.branch_directory(finished, "scratch", 0, marker.fraction)
+        where = layout.branch_directory(finished, "scratch", 0, marker.fraction)
         rates = {row["step"]: row["learning_rate"] for row in read_metrics(where) if "learning_rate" in row}
         left, ends = steps[0] - 1, steps[-1]
         expected = {step: trunk[left + 1] * (ends - step + 1) / (ends - left) for step in steps}
         assert rates == pytest.approx(expected)  # the first step of a branch has the run's own rate
         assert marker.summary["budget"]["spent"] == marker.summary["budget"]["limit"] == ends * STEP_TOKENS
         assert marker.summary["ledger"]["overshoot"] == 0
-        assert not same_weights(where, results.arm_directory(finished, "scratch", 0))
+        assert not same_weights(where, layout.arm_directory(finished, "scratch", 0))
 
 
 def test_branches_are_validated_and_fine_tuned_like_the_last_student(finished: Path) -> None:
@@ -105,13 +107,13 @@ def test_branches_are_validated_and_fine_tuned_like_the_last_student(finished: P
 
 
 def test_checkpoints_kept_for_branches_go_when_all_are_finished(finished: Path) -> None:
-    trunk = results.arm_directory(finished, "scratch", 0)
+    trunk = layout.arm_directory(finished, "scratch", 0)
     assert [path.name for path in checkpoint.published(trunk / "checkpoints")] == ["step_00000015", "step_00000020"]
     assert not list(trunk.glob("markers/*/checkpoints"))
 
 
 def test_a_lost_branch_of_a_finished_run_is_a_clear_error(finished: Path) -> None:
-    trunk = results.arm_directory(finished, "scratch", 0)
+    trunk = layout.arm_directory(finished, "scratch", 0)
     with pytest.raises(OutputError, match=r"no checkpoint of 30 % of the budget.*\n?.*|remove .*seed_0"):
         leave(trunk, 0.3, 0.4)
 
@@ -130,11 +132,11 @@ def test_a_killed_branch_goes_on_to_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write", full)
         with pytest.raises(OutputError, match="no space left"):
-            run_study(recipe, tmp_path / "s")
-    where = results.branch_directory(tmp_path / "s", "scratch", 0, 0.7)
+            run_study(recipe, tmp_path / "s", write_report)
+    where = layout.branch_directory(tmp_path / "s", "scratch", 0, 0.7)
     assert not (where / "summary.json").exists()
-    run_study(recipe, tmp_path / "s")
-    assert same_weights(where, results.branch_directory(finished, "scratch", 0, 0.7))
+    run_study(recipe, tmp_path / "s", write_report)
+    assert same_weights(where, layout.branch_directory(finished, "scratch", 0, 0.7))
     steps = [row["step"] for row in read_metrics(where) if "learning_rate" in row]
     assert steps == [12, 13, 14]  # nothing is told twice
 
@@ -149,7 +151,7 @@ def test_kill_9_in_a_branch_loses_nothing(inputs: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")), encoding="utf-8")
     command = ["-m", "kd_megatron", "study", str(tmp_path / "recipe.yaml"), "--output"]
-    branches = {name: results.branch_directory(tmp_path / name, "scratch", 0, 0.6) for name in ("killed", "whole")}
+    branches = {name: layout.branch_directory(tmp_path / name, "scratch", 0, 0.6) for name in ("killed", "whole")}
     (process,) = processes.start([*command, str(tmp_path / "killed")])
     deadline = time.monotonic() + 200
     while len(read_metrics(branches["killed"])) < 10 and process.poll() is None and time.monotonic() < deadline:
@@ -168,13 +170,13 @@ def test_kill_9_in_a_branch_loses_nothing(inputs: Path, tmp_path: Path) -> None:
 
 def test_without_decay_the_student_is_taken_as_it_is(inputs: Path, tmp_path: Path) -> None:
     recipe = study(inputs, {"at": [0.5], "decay": 0.0}, training={"keep_at": [0.5]})
-    run_study(recipe, tmp_path / "s")
+    run_study(recipe, tmp_path / "s", write_report)
     found = results.load(tmp_path / "s")
     (marker,) = found.runs["scratch"][0].markers
     assert (marker.tokens, marker.decayed, marker.decay_tokens) == (10 * STEP_TOKENS, False, 0)
-    kept = results.arm_directory(tmp_path / "s", "scratch", 0) / "checkpoints" / "step_00000010"
+    kept = layout.arm_directory(tmp_path / "s", "scratch", 0) / "checkpoints" / "step_00000010"
     was = load_file(kept / "weights.safetensors")  # stays: the recipe's own keep_at asks for it
-    own = weights(results.branch_directory(tmp_path / "s", "scratch", 0, 0.5))
+    own = weights(layout.branch_directory(tmp_path / "s", "scratch", 0, 0.5))
     embeddings = "bert.embeddings.word_embeddings.weight"
     assert torch.equal(own[embeddings], was[f"student.model.{embeddings}"])
     half = next(row for row in found.runs["scratch"][0].metrics if row.get("validation/probe_mlm_loss"))
@@ -184,13 +186,13 @@ def test_without_decay_the_student_is_taken_as_it_is(inputs: Path, tmp_path: Pat
 
 def test_branches_follow_their_run_and_fine_tuning_their_student(tmp_path: Path) -> None:
     recipe = study_on_disk.study_recipe(num_seeds=1, markers={"at": [0.5], "decay": 0.1})
-    labels = [piece.label for piece in pieces(recipe, tmp_path)]
+    labels = [piece.label for piece in pieces(recipe, tmp_path, write_report)]
     assert labels[:3] == [
         "scratch seed 0: pretrain", "scratch seed 0: branch at 50 % of the budget", "vanilla_kd seed 0: pretrain"
     ]  # fmt: skip
     assert labels[8:10] == ["scratch seed 0: fine-tune", "scratch seed 0: fine-tune its branch at 50 %"]
     alone = study_on_disk.study_recipe(num_seeds=1, markers={"at": [0.5], "decay": 0.1, "finetune": False})
-    assert len(pieces(alone, tmp_path)) == len(labels) - 4
+    assert len(pieces(alone, tmp_path, write_report)) == len(labels) - 4
     assert compare(alone, recipe).arms == []  # fine-tuning them may be added later
     assert compare(recipe, study_on_disk.study_recipe(num_seeds=1)).arms == list(recipe.arms)
 
@@ -200,7 +202,7 @@ def test_curves_laws_and_figures_are_of_branches(tmp_path: Path) -> None:
     recipe = study_on_disk.study_recipe(arms=arms, markers={"at": [0.1, 0.2, 0.4, 0.7]})
     directory = study_on_disk.write_study(tmp_path / "s", recipe)
     found = results.load(directory)
-    points = scaling_report.points([found], "scratch")
+    points = laws.points([found], "scratch")
     assert len(points) == 3 * 5
     assert all(point.is_final for point in points)
     for draw in (figures.score_against_budget, figures.cola_against_tokens, figures.loss_against_budget):
@@ -209,8 +211,8 @@ def test_curves_laws_and_figures_are_of_branches(tmp_path: Path) -> None:
         (mean,) = [line for line in figure.axes[0].lines if line.get_label() == "minilm"]
         assert len(mean.get_xdata()) == 5
         pyplot.close(figure)
-    assert any("share what came before" in caveat for caveat in markers.caveats(found))
-    (results.branch_directory(directory, "minilm", 1, 0.4) / "summary.json").unlink()
+    assert any("share what came before" in caveat for caveat in branch_caveats.caveats(found))
+    (layout.branch_directory(directory, "minilm", 1, 0.4) / "summary.json").unlink()
     assert results.load(directory).missing == ["branch at 40 % of minilm, seed 1"]
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny_study import tiny_study, write_inputs
 
+from benchmarks.steps import peers
 from kd_megatron.errors import EnvironmentFault
-from kd_megatron.study.measuring import peers
 
 # A program that takes its turns as the real ones do, by their own module, and ends in its fourth step.
 STAND_IN = """

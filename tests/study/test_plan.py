@@ -10,9 +10,9 @@ from tiny_study import tiny_study, write_inputs
 from kd_megatron.cli import main
 from kd_megatron.engine.flops import arm_cost
 from kd_megatron.errors import DataError, ModelError
-from kd_megatron.manifest import read_manifest
-from kd_megatron.study.planner.plan import plan
-from kd_megatron.study.planner.plan_view import show
+from kd_megatron.files.manifest import read_manifest
+from kd_megatron.planner.plan import plan
+from kd_megatron.planner.plan_view import show
 
 
 @pytest.fixture(scope="module")

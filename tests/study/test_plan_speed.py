@@ -9,11 +9,11 @@ from tiny_study import tiny_study, write_inputs
 
 from kd_megatron.cli import main
 from kd_megatron.errors import RecipeError
-from kd_megatron.gpus import GPUS, named_gpu
-from kd_megatron.study.planner.plan import Hardware
-from kd_megatron.study.planner.plan import plan as plan_with_memory
-from kd_megatron.study.planner.plan_totals import finetune_flops, task_sizes
-from kd_megatron.study.planner.plan_view import show
+from kd_megatron.machine.gpus import GPUS, named_gpu
+from kd_megatron.planner.plan import Hardware
+from kd_megatron.planner.plan import plan as plan_with_memory
+from kd_megatron.planner.plan_totals import finetune_flops, task_sizes
+from kd_megatron.planner.plan_view import show
 
 STEP_TOKENS = 8 * 16
 SPEEDS = {"scratch": 4000.0, "vanilla_kd": 2500.0, "minilm": 3000.0, "tinybert": 2000.0}
@@ -88,7 +88,7 @@ def test_a_calibrated_budget_is_never_overshot(inputs, calibration):
 def test_what_cannot_be_a_speed_is_refused(inputs, calibration, tmp_path):
     recipe = hours(inputs, 1.0)
     cases = {
-        "kd_megatron/gpus.py": Hardware("h1000"),
+        "kd_megatron/machine/gpus.py": Hardware("h1000"),
         "--hardware cpu": Hardware("cpu"),
         "--efficiency 1.5": Hardware("h100", efficiency=1.5),
         "without --hardware": Hardware(efficiency=0.3),

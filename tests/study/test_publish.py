@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import study_on_disk
 
+from kd_megatron.analysis import results
 from kd_megatron.cli import main as cli
 from kd_megatron.errors import DataError, OutputError, RecipeError
-from kd_megatron.study import results
-from kd_megatron.study.reporting import figures, raw
-from kd_megatron.study.reporting.publish import publish
-from kd_megatron.study.reporting.report import write_report
+from kd_megatron.report import packed as raw
+from kd_megatron.report.page import drawing
+from kd_megatron.report.publish import publish
+from kd_megatron.report.study.page import write_report
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -24,10 +25,10 @@ def contents(directory: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module", autouse=True)
 def coarse_figures():
     """Ten times fewer pixels: how they are drawn is tested elsewhere."""
-    fine = figures.STYLE["savefig.dpi"]
-    figures.STYLE["savefig.dpi"] = fine / 3
+    fine = drawing.STYLE["savefig.dpi"]
+    drawing.STYLE["savefig.dpi"] = fine / 3
     yield
-    figures.STYLE["savefig.dpi"] = fine
+    drawing.STYLE["savefig.dpi"] = fine
 
 
 @pytest.fixture(scope="module")

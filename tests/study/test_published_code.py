@@ -13,17 +13,16 @@ from tolerances import (
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig
 
-from kd_megatron import config
+from benchmarks.published_study import eager_losses, eager_step, published_code
+from benchmarks.published_study.published_code import ANCHOR, PUBLISHED, as_published, predicted_tokens
+from benchmarks.published_study.published_code_view import show
 from kd_megatron.cli import main
 from kd_megatron.engine import flops
 from kd_megatron.errors import RecipeError
-from kd_megatron.gpus import GPUS
+from kd_megatron.machine.gpus import GPUS
 from kd_megatron.models.known import config_or_known
-from kd_megatron.schema import StudyRecipe
-from kd_megatron.study.planner import eager_losses, eager_step, published_code
-from kd_megatron.study.planner.published_code import ANCHOR, PUBLISHED, as_published, predicted_tokens
-from kd_megatron.study.planner.published_code_view import show
-from kd_megatron.study.reporting.published import REFERENCE
+from kd_megatron.recipe import StudyRecipe, config
+from kd_megatron.report.study.published import REFERENCE
 from kd_megatron.tensors import Needs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import study_on_disk
 from tolerances import HAND_WORKED_STATISTIC_RELATIVE
 
 from kd_megatron.errors import OutputError
-from kd_megatron.study.reporting.report import write_report
+from kd_megatron.report.study.page import write_report
 
 
 @pytest.fixture(scope="module")

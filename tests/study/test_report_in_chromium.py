@@ -4,7 +4,7 @@ import pytest
 import study_on_disk
 from chromium import PROGRAM, Chromium
 
-from kd_megatron.study.reporting.report import write_report
+from kd_megatron.report.study.page import write_report
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium or Chrome here")
 OPEN_ALL = "document.querySelectorAll('details').forEach(one => one.open = true)"

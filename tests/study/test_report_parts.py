@@ -5,10 +5,12 @@ import json
 import pytest
 import study_on_disk
 
-from kd_megatron.study import results, words
-from kd_megatron.study.reporting import figures, published, run_details, tables
-from kd_megatron.study.reporting.document import Bullets, TableBlock
-from kd_megatron.study.statistics import Estimate
+from kd_megatron.analysis import results
+from kd_megatron.analysis.statistics import Estimate
+from kd_megatron.console import units
+from kd_megatron.report.page import drawing
+from kd_megatron.report.page.document import Bullets, TableBlock
+from kd_megatron.report.study import published, run_details, tables
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def test_time_is_called_not_charged_where_it_is_not(load, charge, heading):
 
 def test_error_bars_end_where_intervals_do():
     lopsided = Estimate(12, 0.1025, 0.013, 0.37)
-    below, above = figures.interval_bars([lopsided, Estimate(1, 2.0)], 100)
+    below, above = drawing.interval_bars([lopsided, Estimate(1, 2.0)], 100)
     assert [10.25 - below[0], 10.25 + above[0]] == pytest.approx([1.3, 37.0])
     assert (below[1], above[1]) == (0.0, 0.0)
 
@@ -99,7 +101,7 @@ def test_each_run_has_its_losses_ledger_and_fine_tuning(load):
     assert isinstance(on_the_way, TableBlock)
     assert "156 steps" in bullets.items[0]
     shown = on_the_way.table.shown()
-    assert shown[-2:] == [["100.0 %", "1.28M", "4.000", words.NOTHING], ["100.0 %", "1.28M", words.NOTHING, "4.100"]]
+    assert shown[-2:] == [["100.0 %", "1.28M", "4.000", units.NOTHING], ["100.0 %", "1.28M", units.NOTHING, "4.100"]]
     assert [row["account"] for row in ledger.table.rows if row["charged"]] == [
         "student",
         "teacher",

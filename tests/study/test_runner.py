@@ -7,10 +7,12 @@ import pytest
 from study_on_disk import ARMS, edit_summary, recipe_data, study_recipe, write_study
 from tiny_study import tiny_study, write_inputs
 
+from kd_megatron.analysis import results
 from kd_megatron.errors import NonFiniteError, RecipeError
-from kd_megatron.finetune.model import content_hash
-from kd_megatron.schema import StudyRecipe
-from kd_megatron.study import results
+from kd_megatron.finetune.cell.model import content_hash
+from kd_megatron.recipe import StudyRecipe
+from kd_megatron.report.study.page import write_report
+from kd_megatron.study import layout
 from kd_megatron.study.clock import Clock, duration
 from kd_megatron.study.effective import run_recipe
 from kd_megatron.study.piece import teacher_path
@@ -50,7 +52,7 @@ def finished(tmp_path_factory):
     )
     recipe = recipe.model_copy(update={"arms": {name: recipe.arms[name] for name in ("scratch", "minilm")}})
     directory = tmp_path_factory.mktemp("study") / "tiny"
-    run_study(recipe, directory)
+    run_study(recipe, directory, write_report)
     return recipe, directory
 
 
@@ -65,7 +67,7 @@ def test_a_real_study_ends_in_a_report(finished):
     assert [row["seeds"] for row in data["tables"]["scores"]] == [2, 2]
     assert {row["check"]: row["result"] for row in data["tables"]["fairness"]}["equal budgets"] == "agrees"
     assert "DIFFERS" not in {row["result"] for row in data["tables"]["fairness"]}
-    teacher = results.finished_run(directory / "teacher")
+    teacher = layout.finished_run(directory / "teacher")
     minilm = next(row for row in data["tables"]["teacher_cost"] if row["arm"] == "minilm")
     assert minilm["amortised"] == minilm["excluded"] + teacher["flops"] / 2  # two students are taught
 
@@ -79,7 +81,7 @@ def test_a_student_that_diverges_is_given_up_and_the_others_go_on(tmp_path):
     }
     recipe = recipe.model_copy(update={"arms": arms})
     with pytest.raises(NonFiniteError, match="vanilla_kd seed 0 diverged: step"):
-        run_study(recipe, tmp_path / "study")
+        run_study(recipe, tmp_path / "study", write_report)
     study = results.load(tmp_path / "study")
     assert [run.arm for run in study.all_runs()] == ["scratch"]
     assert [missing for missing in study.missing if "vanilla_kd" in missing]
@@ -89,25 +91,25 @@ def test_a_student_that_diverges_is_given_up_and_the_others_go_on(tmp_path):
 def test_a_finished_study_is_left_alone(finished):
     recipe, directory = finished
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if "report" not in path.parts}
-    run_study(recipe, directory)
+    run_study(recipe, directory, write_report)
     after = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if "report" not in path.parts}
     assert {path for path in after if after[path] != before.get(path)} <= {directory, directory / "study.yaml"}
 
 
 def test_a_lost_piece_alone_is_done_again(finished):
     recipe, directory = finished
-    lost = results.arm_directory(directory, "minilm", 1) / "summary.json"
-    kept = results.arm_directory(directory, "scratch", 1) / "summary.json"
+    lost = layout.arm_directory(directory, "minilm", 1) / "summary.json"
+    kept = layout.arm_directory(directory, "scratch", 1) / "summary.json"
     summary, untouched = json.loads(lost.read_text()), kept.stat().st_mtime_ns
     lost.unlink()
-    run_study(recipe, directory)
+    run_study(recipe, directory, write_report)
     again = json.loads(lost.read_text())
     assert (again["steps"], again["validation"]) == (summary["steps"], summary["validation"])
     assert kept.stat().st_mtime_ns == untouched
 
 
 def test_arms_alternate_within_a_seed(tmp_path):
-    labels = [piece.label for piece in pieces(study_recipe(num_seeds=2), tmp_path)]
+    labels = [piece.label for piece in pieces(study_recipe(num_seeds=2), tmp_path, write_report)]
     assert labels[:5] == [f"{arm} seed 0: pretrain" for arm in ARMS] + ["scratch seed 1: pretrain"]
     assert labels[8] == "scratch seed 0: fine-tune"
     assert len(labels) == 16
@@ -118,14 +120,14 @@ def test_data_and_teacher_come_first(tmp_path):
     raw = recipe_data(num_seeds=1, teacher={"train": {"encoder": encoder, "budget": {"tokens": 100}}})
     raw["data"]["corpus"] = "recipes/data/debug.yaml"
     recipe = StudyRecipe.model_validate(raw)
-    assert [piece.kind for piece in pieces(recipe, tmp_path)[:3]] == ["data", "teacher", "pretrain"]
+    assert [piece.kind for piece in pieces(recipe, tmp_path, write_report)[:3]] == ["data", "teacher", "pretrain"]
     assert teacher_path(recipe, tmp_path) == str(tmp_path / "teacher" / "export")
 
 
 def test_finished_pieces_are_known_from_their_files(tmp_path):
     directory = write_study(tmp_path / "s", study_recipe())
-    assert all(piece.is_finished() for piece in pieces(study_recipe(), directory))
-    assert not any(piece.is_finished() for piece in pieces(study_recipe(), tmp_path / "other"))
+    assert all(piece.is_finished() for piece in pieces(study_recipe(), directory, write_report))
+    assert not any(piece.is_finished() for piece in pieces(study_recipe(), tmp_path / "other", write_report))
 
 
 def test_a_student_that_was_made_anew_is_fine_tuned_anew(tmp_path, monkeypatch):
@@ -134,12 +136,18 @@ def test_a_student_that_was_made_anew_is_fine_tuned_anew(tmp_path, monkeypatch):
     (run / "export").mkdir()
     (run / "export" / "config.json").write_text("{}")
     edit_summary(tuned, model_hash=content_hash(run / "export"))
-    (piece,) = [one for one in pieces(study_recipe(num_seeds=1), directory) if one.label == "minilm seed 0: fine-tune"]
+    (piece,) = [
+        one
+        for one in pieces(study_recipe(num_seeds=1), directory, write_report)
+        if one.label == "minilm seed 0: fine-tune"
+    ]
     assert piece.is_finished()
     (run / "export" / "config.json").write_text('{"another": "student"}')
     assert not piece.is_finished()
     asked = []
-    monkeypatch.setattr("kd_megatron.finetune.grid.run_grid", lambda *given: asked.append((given[2], tuned.exists())))
+    monkeypatch.setattr(
+        "kd_megatron.finetune.grid.grid.run_grid", lambda *given: asked.append((given[2], tuned.exists()))
+    )
     piece.run()
     assert asked == [(tuned, False)]
     assert (directory / "stale" / "1" / "finetune" / "minilm" / "seed_0" / "summary.json").is_file()
@@ -151,12 +159,12 @@ def test_a_student_that_was_made_anew_is_fine_tuned_anew(tmp_path, monkeypatch):
 
 def test_the_report_takes_no_score_of_another_student(tmp_path):
     directory = write_study(tmp_path / "s", study_recipe(num_seeds=1, markers={"at": [0.5]}))
-    edit_summary(results.arm_directory(directory, "minilm", 0), export_hash="new")
-    edit_summary(results.finetune_directory(directory, "minilm", 0), model_hash="new")
+    edit_summary(layout.arm_directory(directory, "minilm", 0), export_hash="new")
+    edit_summary(layout.finetune_directory(directory, "minilm", 0), model_hash="new")
     assert results.load(directory).missing == []
-    edit_summary(results.finetune_directory(directory, "minilm", 0), model_hash="old")
-    edit_summary(results.branch_directory(directory, "scratch", 0, 0.5), export_hash="new")
-    edit_summary(results.marker_directory(directory, "scratch", 0, 0.5), model_hash="old")
+    edit_summary(layout.finetune_directory(directory, "minilm", 0), model_hash="old")
+    edit_summary(layout.branch_directory(directory, "scratch", 0, 0.5), export_hash="new")
+    edit_summary(layout.marker_directory(directory, "scratch", 0, 0.5), model_hash="old")
     assert results.load(directory).missing == [
         "fine-tuning of the branch at 50 % of scratch, seed 0", "fine-tuning of minilm, seed 0"
     ]  # fmt: skip
@@ -166,7 +174,7 @@ def test_the_report_takes_no_score_of_another_student(tmp_path):
 def test_unfair_arms_are_refused_before_anything_is_written(tmp_path):
     arms = ARMS | {"minilm": {"objective": "minilm", "training.learning_rate": 1e-4}}
     with pytest.raises(RecipeError, match=r"training\.learning_rate"):
-        run_study(study_recipe(arms=arms), tmp_path / "s")
+        run_study(study_recipe(arms=arms), tmp_path / "s", write_report)
     assert not (tmp_path / "s").exists()
 
 

@@ -3,8 +3,8 @@ import math
 import numpy
 import pytest
 
-from kd_megatron.study.crossover import crossover, paid_back
-from kd_megatron.study.scaling import Fit, Point, Refusal, fit, num_amounts
+from kd_megatron.analysis.crossover import crossover, paid_back
+from kd_megatron.analysis.scaling import Fit, Point, Refusal, fit, num_amounts
 
 AMOUNTS = numpy.geomspace(1e6, 1e9, 6)
 FLOOR, COEFFICIENT, EXPONENT = 2.0, 60.0, 0.28

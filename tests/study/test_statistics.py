@@ -5,8 +5,7 @@ import pytest
 from scipy import stats
 from tolerances import HAND_WORKED_STATISTIC_RELATIVE, SCIPY_RELATIVE
 
-from kd_megatron.errors import RecipeError
-from kd_megatron.study.statistics import (
+from kd_megatron.analysis.statistics import (
     FEWEST_FOR_BOOTSTRAP,
     Estimate,
     estimate,
@@ -18,6 +17,7 @@ from kd_megatron.study.statistics import (
     unpaired_difference,
     variance_components,
 )
+from kd_megatron.errors import RecipeError
 
 
 def test_three_values_by_hand():

@@ -11,16 +11,18 @@ import yaml
 from pydantic import ValidationError
 from tiny_study import tiny_study, write_inputs
 
+from kd_megatron.analysis import leads, results
+from kd_megatron.analysis.measure import PROBE, SCORE
 from kd_megatron.errors import OutputError
-from kd_megatron.schema import StudyRecipe
-from kd_megatron.study import leads, results
-from kd_megatron.study.claim import recalibrate
-from kd_megatron.study.measure import PROBE, SCORE
-from kd_megatron.study.reporting import figures, grid_report
-from kd_megatron.study.reporting.publish import publish
-from kd_megatron.study.reporting.report import write_report
-from kd_megatron.study.runner import claim, pieces, run_study
-from kd_megatron.study.study_grid import Place, cell_directory, cell_recipe, places
+from kd_megatron.recipe import StudyRecipe
+from kd_megatron.report.grid import page as grid_report
+from kd_megatron.report.page import drawing
+from kd_megatron.report.publish import publish
+from kd_megatron.report.study.page import write_report
+from kd_megatron.study import layout
+from kd_megatron.study.cells import Place, cell_directory, cell_recipe, places
+from kd_megatron.study.claim import claim, recalibrate
+from kd_megatron.study.runner import pieces, run_study
 
 GRID = {"budgets": [1.0, 2.0], "unique_tokens": [512, None]}
 
@@ -40,7 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyRecipe, Pat
     )
     recipe = recipe.model_copy(update={"arms": {name: recipe.arms[name] for name in ("scratch", "minilm")}})
     directory = tmp_path_factory.mktemp("study") / "s"
-    run_study(recipe, directory)
+    run_study(recipe, directory, write_report)
     return recipe, directory
 
 
@@ -50,7 +52,7 @@ def test_cells_are_studies_with_the_grids_teacher(finished: tuple[StudyRecipe, P
     assert small.missing == large.missing == []
     assert {run.summary["unique_tokens"] for run in small.all_runs()} == {512}
     assert {run.summary["tokens"] for run in [*small.all_runs(), *large.all_runs()]} == {12 * 8 * 16}
-    teacher = results.finished_run(results.teacher_directory(directory))
+    teacher = layout.finished_run(layout.teacher_directory(directory))
     assert small.teacher == large.teacher == teacher
     assert teacher is not None
     assert small.runs["minilm"][0].summary["teacher"]["cost_flops"] == teacher["flops"]
@@ -66,13 +68,13 @@ def test_a_finished_grid_is_left_alone_and_a_lost_piece_alone_is_done_again(
     finished: tuple[StudyRecipe, Path],
 ) -> None:
     recipe, directory = finished
-    lost = results.arm_directory(cell_directory(directory, places(recipe)[1]), "scratch", 0) / "summary.json"
+    lost = layout.arm_directory(cell_directory(directory, places(recipe)[1]), "scratch", 0) / "summary.json"
     loss = json.loads(lost.read_text())["validation"]
     lost.unlink()
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("summary.json")}
-    assert [piece.is_finished() for piece in pieces(recipe, directory)] == [True, True, False]
-    run_study(recipe, directory)
-    assert all(piece.is_finished() for piece in pieces(recipe, directory))
+    assert [piece.is_finished() for piece in pieces(recipe, directory, write_report)] == [True, True, False]
+    run_study(recipe, directory, write_report)
+    assert all(piece.is_finished() for piece in pieces(recipe, directory, write_report))
     assert json.loads(lost.read_text())["validation"] == loss
     after = {path: path.stat().st_mtime_ns for path in directory.rglob("summary.json") if path != lost}
     assert after == before
@@ -158,12 +160,12 @@ def plant(directory: Path, recipe: StudyRecipe, scores: dict[tuple[str, str], li
         where = study_on_disk.write_study(cell_directory(directory, place), cell_recipe(recipe, place))
         for arm in recipe.arms:
             for seed in recipe.seeds:
-                run = results.arm_directory(where, arm, seed)
+                run = layout.arm_directory(where, arm, seed)
                 tokens = json.loads((run / "summary.json").read_text())["tokens"]
                 unique = tokens if place.unique_tokens is None else tokens / often
                 study_on_disk.edit_summary(run, unique_tokens=unique)
                 average = scores[place.name, arm][seed]
-                study_on_disk.edit_summary(results.finetune_directory(where, arm, seed), average=average)
+                study_on_disk.edit_summary(layout.finetune_directory(where, arm, seed), average=average)
     return directory
 
 
@@ -206,7 +208,7 @@ def test_the_probes_loss_counts_downwards(tmp_path: Path) -> None:
     for place, ahead in ((Place(1.0, 512), 0.3), (Place(1.0, None), 0.1)):
         for seed in range(3):
             for arm, loss in (("scratch", 4.0), ("minilm", 4.0 - ahead)):
-                run = results.arm_directory(cell_directory(directory, place), arm, seed)
+                run = layout.arm_directory(cell_directory(directory, place), arm, seed)
                 study_on_disk.edit_summary(run, validation={"probe_mlm_loss": loss})
     growth = leads.mean_growth(leads.load(directory), "repetition", PROBE)
     assert growth is not None
@@ -227,9 +229,9 @@ def test_an_arm_without_a_result_in_a_cell_is_named_and_nothing_else_is_said(tmp
     directory = planted(tmp_path)
     for seed in range(3):
         (
-            results.finetune_directory(cell_directory(directory, Place(1.0, 512)), "minilm", seed) / "summary.json"
+            layout.finetune_directory(cell_directory(directory, Place(1.0, 512)), "minilm", seed) / "summary.json"
         ).unlink()
-        (results.arm_directory(cell_directory(directory, Place(1.0, 512)), "minilm", seed) / "summary.json").unlink()
+        (layout.arm_directory(cell_directory(directory, Place(1.0, 512)), "minilm", seed) / "summary.json").unlink()
     said = grid_report.answer(leads.load(directory))
     assert "in the cells that are compared, minilm has no result in one of them." in said
     assert "no two finished cells" not in said
@@ -270,7 +272,7 @@ def test_unfair_cells_conclude_nothing(tmp_path: Path) -> None:
     directory = planted(tmp_path)
     cell = cell_directory(directory, Place(1.0, 512))
     assert {growth.verdict for growth in leads.growths(leads.load(directory), "repetition", leads.SCORE)} >= {"grows"}
-    study_on_disk.edit_summary(results.arm_directory(cell, "minilm", 1), parameters=1)
+    study_on_disk.edit_summary(layout.arm_directory(cell, "minilm", 1), parameters=1)
     grid = leads.load(directory)
     assert grid_report.answer(grid).startswith("Nothing is concluded: arms with the same seed differ")
     assert {growth.verdict for growth in leads.growths(grid, "repetition", leads.SCORE)} == {"unfair: none"}
@@ -280,7 +282,7 @@ def record(directory: Path, recipe: StudyRecipe, place: Place, **entries: str) -
     """Let all runs of a cell have recorded ``entries``, alike within the cell; what the grid then says of it."""
     for arm in recipe.arms:
         for seed in recipe.seeds:
-            run = results.arm_directory(cell_directory(directory, place), arm, seed)
+            run = layout.arm_directory(cell_directory(directory, place), arm, seed)
             facts = json.loads((run / "summary.json").read_text())["fingerprint"]
             study_on_disk.edit_summary(run, fingerprint=facts | entries)
     return [said for said in grid_report.caveats(leads.load(directory)) if said.startswith("Not all runs")]
@@ -325,7 +327,7 @@ def test_the_report_has_its_parts_and_an_unfinished_grid_says_so(tmp_path: Path)
 
 
 def test_a_grid_is_committed_and_made_again_like_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
+    monkeypatch.setitem(drawing.STYLE, "savefig.dpi", 40)
     directory = planted(tmp_path)
     publish(directory, tmp_path / "committed")
     shutil.rmtree(directory)

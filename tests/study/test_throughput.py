@@ -7,14 +7,14 @@ import pytest
 import torch
 from tiny_study import tiny_study, write_inputs
 
-from kd_megatron import config
+from benchmarks.kernels import bounds
+from benchmarks.steps import ladder, made_up_inputs, throughput
 from kd_megatron.data.loader import Loader
 from kd_megatron.engine.flops import sequence_cost
-from kd_megatron.kernels.bench import bounds
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.recipe import StudyRecipe, config
+from kd_megatron.study import timed_arms
 from kd_megatron.study.effective import run_recipe
-from kd_megatron.study.measuring import ladder, made_up_inputs, throughput
-from kd_megatron.study.measuring.timed_run import TimedRun, batch_shape
+from kd_megatron.training.timed_run import TimedRun, batch_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "benchmarks/recipes/step_6x384.yaml"
@@ -41,8 +41,8 @@ def test_ratios_are_of_tokens_where_batches_differ(inputs: Path):
     recipe = tiny_study(inputs, allow_difference=["training.global_batch_size", "training.micro_batch_size"])
     large = {"objective": "scratch", "training.global_batch_size": 32, "training.micro_batch_size": 32}
     arms = {"scratch": {"objective": "scratch"}, "large": large}
-    variants = [throughput.arm_variant(recipe.model_copy(update={"arms": arms}), arm) for arm in arms]
-    with throughput.built(variants, None) as runs:
+    variants = [timed_arms.arm_variant(recipe.model_copy(update={"arms": arms}), arm) for arm in arms]
+    with timed_arms.built(variants, None) as runs:
         rounds = [{"step/scratch": 1.0, "step/large": 2.0}]
         row = throughput.run_row(runs["step/large"], rounds, runs, "step/scratch")
     assert (row.shape, row.ratio) == ("B32 L16", 2.0)  # four times the tokens in twice the time
@@ -170,13 +170,13 @@ def test_mfu_is_the_model_flops_over_the_data_sheet(inputs: Path, monkeypatch: p
     training = study.training.model_copy(update={"precision": "bf16"})
     timed.run.study = study.model_copy(update={"training": training})
     timed.run.device = torch.device("cuda")
-    monkeypatch.setattr("kd_megatron.machine.device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr("kd_megatron.machine.facts.device_name", lambda: "NVIDIA H200")
     run = timed.run
     student, teacher = run.module.student.model.config, run.step.teacher.encoder.model.config
     cost = sequence_cost(run.objective, student, teacher, study)
     speed = 0.5 * bounds.H200.bf16_flops / ((cost.student + cost.teacher_again) / 16)
     assert timed.flops_share(speed) == 0.5
-    monkeypatch.setattr("kd_megatron.machine.device_name", lambda: "some other GPU")
+    monkeypatch.setattr("kd_megatron.machine.facts.device_name", lambda: "some other GPU")
     assert timed.flops_share(speed) is None
     timed.run.device = torch.device("cpu")
     timed.close()

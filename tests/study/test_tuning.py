@@ -7,10 +7,14 @@ import pytest
 from study_on_disk import ARMS, study_recipe
 from tiny_study import tiny_study, write_inputs
 
-from kd_megatron import config, machine
+from kd_megatron.analysis import results
 from kd_megatron.errors import EnvironmentFault, OutputError, RecipeError
-from kd_megatron.schema import CalibrateRecipe, StudyRecipe
-from kd_megatron.study import calibration, fairness, results, runner, tuning
+from kd_megatron.machine import facts
+from kd_megatron.recipe import CalibrateRecipe, StudyRecipe, config
+from kd_megatron.recipe.arms import resolve_arm
+from kd_megatron.report.study import tuning_tables
+from kd_megatron.report.study.page import write_report
+from kd_megatron.study import begin, calibration, fairness, layout, runner, tuning
 from kd_megatron.study.effective import (
     LEARNING_RATE,
     effective_recipe,
@@ -20,8 +24,6 @@ from kd_megatron.study.effective import (
     with_steps,
     with_tuning,
 )
-from kd_megatron.study.reporting import tuning_tables
-from kd_megatron.study.reporting.report import write_report
 
 TUNING = {"learning_rates": [1e-3, 3e-3], "budget": {"flops": 1e12}}
 HOURS, TRIAL_HOURS = 2.4 / 3600, 1.2 / 3600  # many steps of a few ms, so that a busy machine does some of them too
@@ -128,7 +130,7 @@ def test_what_was_chosen_is_an_override_that_the_fairness_check_names(tmp_path):
     assert with_tuning(tuned, found) == tuned
     named = {difference.key: difference.values for difference in fairness.check(tuned)}
     assert named == {LEARNING_RATE: {"scratch": 3e-3, "vanilla_kd": 1e-3}}  # both paid the same for their trials
-    assert fairness.resolve_arm(tuned, "scratch").budget.flops == 6e13 - 2.5e12
+    assert resolve_arm(tuned, "scratch").budget.flops == 6e13 - 2.5e12
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +145,7 @@ def finished(tmp_path_factory):
     )
     recipe = recipe.model_copy(update={"arms": {arm: recipe.arms[arm] for arm in ("scratch", "vanilla_kd")}})
     directory = tmp_path_factory.mktemp("study") / "tiny"
-    runner.run_study(recipe, directory)
+    runner.run_study(recipe, directory, write_report)
     return recipe, directory
 
 
@@ -171,7 +173,7 @@ def test_every_trial_is_recorded_and_the_best_is_what_runs(finished):
         best = min(rows, key=lambda row: row["probe_mlm_loss"])
         assert found["chosen"][arm] == best["setting"]
         assert recipe_of_run(recipe, directory, arm, 0).training.learning_rate == best["setting"][LEARNING_RATE]
-        trial = results.finished_run(directory / "tuning" / arm / "trial_0")
+        trial = layout.finished_run(directory / "tuning" / arm / "trial_0")
         assert trial["seed"] == 1000
         assert trial["steps"] == trial["budget"]["calibrated"]["steps"]
     assert results.load(directory).recipe == effective_recipe(recipe, directory)
@@ -202,7 +204,7 @@ def test_trials_and_calibration_reach_the_report(finished):
 def test_a_finished_tuned_study_is_left_alone(finished):
     recipe, directory = finished
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*.json") if "report" not in path.parts}
-    runner.run_study(recipe, directory)
+    runner.run_study(recipe, directory, write_report)
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
@@ -213,7 +215,7 @@ def test_another_machine_than_the_calibrated_one_is_refused(finished):
     there = measured | {"hardware": measured["hardware"] | {"device": "a faster one"}}
     with pytest.raises(EnvironmentFault, match=r"(?s)with device a faster one; here: device .*--recalibrate"):
         calibration.refuse_other_machine(there)
-    assert measured["hardware"]["device"] == machine.device_name()
+    assert measured["hardware"]["device"] == facts.device_name()
 
 
 def test_a_trial_on_another_machine_than_the_calibrated_one_is_refused_before_it_begins(finished, tmp_path):
@@ -239,9 +241,9 @@ def test_what_charged_trials_leave_must_be_enough_for_the_validations(tmp_path):
     validation = {"at": [0.25, 0.5, 1.0]}
     recipe = tiny_study(tmp_path, validation=validation, tuning=trials)  # 20 steps, 2 trials of 9
     with pytest.raises(RecipeError, match="2 optimizer steps, so that validations at"):
-        runner.refuse_too_small(recipe, tmp_path)
+        begin.refuse_too_small(recipe, tmp_path)
     free = tiny_study(tmp_path, validation=validation, tuning=trials | {"charged": False})
-    runner.refuse_too_small(free, tmp_path)
+    begin.refuse_too_small(free, tmp_path)
 
 
 def speeds(**medians):

@@ -11,13 +11,14 @@ import pytest
 import study_on_disk
 from rich.console import Console
 
-from kd_megatron import recipe_yaml
+from kd_megatron.analysis import results
 from kd_megatron.cli import main as cli
 from kd_megatron.errors import OutputError, RecipeError
-from kd_megatron.study import results
-from kd_megatron.study.reporting import figures, watch
-from kd_megatron.study.reporting.report import write_report
-from kd_megatron.study.study_grid import Place, cell_recipe
+from kd_megatron.recipe import recipe_yaml
+from kd_megatron.report import watch
+from kd_megatron.report.page import drawing
+from kd_megatron.report.study.page import write_report
+from kd_megatron.study.cells import Place, cell_recipe
 
 ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
 
@@ -25,7 +26,7 @@ ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """Two arms; the second is at half its budget, and its metrics end in a torn line."""
-    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 60)
+    monkeypatch.setitem(drawing.STYLE, "savefig.dpi", 60)
     directory = study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(num_seeds=1, arms=ARMS))
     run = directory / "arms" / "minilm" / "seed_0"
     shutil.move(run / "summary.json", tmp_path / "summary.json")

@@ -16,16 +16,21 @@ from typing import Any
 
 import torch
 
+from benchmarks import timing
+from benchmarks.kernels import steps
+from benchmarks.kernels.attention_cases import RelationKl, ScoreMse
+from benchmarks.kernels.case import Case
+from benchmarks.kernels.vocab_cases import VocabKl
+from benchmarks.rows import Row, as_json, timing_figures
+from benchmarks.steps import ladder, made_up_inputs, peers, throughput
 from data_prep.made_up import write_made_up
-from kd_megatron import dist, logs, machine
-from kd_megatron.kernels.bench import steps, timing
-from kd_megatron.kernels.bench.attention_cases import RelationKl, ScoreMse
-from kd_megatron.kernels.bench.case import Case
-from kd_megatron.kernels.bench.rows import Row, as_json, timing_figures
-from kd_megatron.kernels.bench.vocab_cases import VocabKl
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.console import logs
+from kd_megatron.files import records
+from kd_megatron.machine import facts
+from kd_megatron.ranks import dist
+from kd_megatron.recipe import StudyRecipe
+from kd_megatron.study import timed_arms
 from kd_megatron.study.effective import run_recipe
-from kd_megatron.study.measuring import ladder, made_up_inputs, peers, throughput
 from kd_megatron.training.fingerprint import PACKAGES
 
 RECORDED = Path(__file__).with_name("recorded.json")
@@ -109,7 +114,7 @@ def cache_rows(study: StudyRecipe, teacher: str) -> list[Row]:
     for arm in ("vanilla_kd", "minilm"):
         with tempfile.TemporaryDirectory() as kept:
             *_, uncached, cached = ladder.rungs(run_recipe(study, arm, 0), arm, Path(kept))
-            with throughput.built([uncached, cached], teacher) as runs:
+            with timed_arms.built([uncached, cached], teacher) as runs:
                 timed = {name: run.step for name, run in runs.items()}
                 rounds = [timing.time_round(timed, CPU, number) for number in range(NUM_ROUNDS)]
                 reference, name = runs
@@ -124,7 +129,7 @@ def record() -> None:
     torch.set_num_threads(1)
     with small_study() as (study, teacher):
         rows = [*kernel_rows(), *step_rows(study, teacher), *cache_rows(study, teacher)]
-    logs.write_json(RECORDED, as_json(rows, machine.facts(PACKAGES)))
+    records.write_json(RECORDED, as_json(rows, facts.facts(PACKAGES)))
     print(
         json.dumps([(row.name, row.backend, row.ratio, row.p20_ms, row.p50_ms, row.p80_ms) for row in rows], indent=1)
     )

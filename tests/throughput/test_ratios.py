@@ -12,10 +12,12 @@ import torch
 from small_steps import NUM_ROUNDS, PEER_PYTHON, RECORDED, cache_rows, kernel_rows, small_study, step_rows
 from tolerances import KERNEL_RATIO_FALL, PLANTED_SLOW_DOWN, STEP_RATIO_FALL
 
+from benchmarks import pages
+from benchmarks.comparison import PEER, compare, refuse_slower
+from benchmarks.rows import Row
+from benchmarks.steps import throughput
 from kd_megatron.errors import SlowerError
-from kd_megatron.kernels.bench.comparison import PEER, compare, refuse_slower
-from kd_megatron.kernels.bench.rows import Row
-from kd_megatron.study.measuring import performance, throughput
+from kd_megatron.study import timed_arms
 
 pytestmark = [pytest.mark.throughput, pytest.mark.timeout(1800)]
 
@@ -30,7 +32,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def recorded() -> list[Row]:
-    return performance.read(RECORDED)[0]
+    return pages.read(RECORDED)[0]
 
 
 def test_fused_kernels_beside_eager(recorded: list[Row]):
@@ -58,8 +60,8 @@ def test_a_warm_cache_beside_no_cache(recorded: list[Row]):
 def test_a_planted_slow_down_of_one_arm_fails(recorded: list[Row]):
     """minilm loses a fifth of its tokens per second in its objective; nothing else changes."""
     with small_study() as (study, teacher):
-        variants = [throughput.arm_variant(study, arm) for arm in ("scratch", "minilm", "tinybert")]
-        with throughput.built(variants, teacher) as runs:
+        variants = [timed_arms.arm_variant(study, arm) for arm in ("scratch", "minilm", "tinybert")]
+        with timed_arms.built(variants, teacher) as runs:
 
             def measured() -> list[Row]:
                 steps = {name: run.step for name, run in runs.items()}

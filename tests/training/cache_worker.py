@@ -10,8 +10,9 @@ from pathlib import Path
 from curves import curve
 from test_teacher_cache import NUM_STEPS, POOL, Student, study
 
-from kd_megatron import dist, logs
-from kd_megatron.process import exit_process
+from kd_megatron.console import logs
+from kd_megatron.ranks import dist
+from kd_megatron.ranks.process import exit_process
 
 if __name__ == "__main__":
     inputs, output = map(Path, sys.argv[1:])

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from tiny_study import ARMS, tiny_study
 from torch import Tensor
 
-from kd_megatron import dist, logs
-from kd_megatron.process import exit_process
+from kd_megatron.console import logs
+from kd_megatron.ranks import dist
+from kd_megatron.ranks.process import exit_process
 from kd_megatron.training.setup import Run, prepare_run
 
 RATE = 3e-3

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from kd_megatron.schema import StudyRecipe
-from kd_megatron.signals import StopRequest
+from kd_megatron.ranks.signals import StopRequest
+from kd_megatron.recipe import StudyRecipe
 from kd_megatron.training.loop import charge, one_step
 from kd_megatron.training.setup import Run, prepare_run
 

@@ -8,10 +8,10 @@ import signal
 import sys
 from pathlib import Path
 
-from kd_megatron import config, dist
 from kd_megatron.errors import Interrupted
-from kd_megatron.process import exit_process
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.ranks import dist
+from kd_megatron.ranks.process import exit_process
+from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.training import loop
 from kd_megatron.training.run import pretrain
 from kd_megatron.training.setup import Run

@@ -12,10 +12,11 @@ import torch
 from curves import Direct
 from tiny_study import tiny_study
 
-from kd_megatron import dist, logs
+from kd_megatron.console import logs
 from kd_megatron.errors import NonFiniteError
-from kd_megatron.process import exit_process
-from kd_megatron.signals import StopRequest
+from kd_megatron.ranks import dist
+from kd_megatron.ranks.process import exit_process
+from kd_megatron.ranks.signals import StopRequest
 from kd_megatron.training.loop import charge, one_step
 from kd_megatron.training.setup import Run, prepare_run
 

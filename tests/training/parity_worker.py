@@ -10,8 +10,9 @@ from pathlib import Path
 from curves import Curve, curve
 from tiny_study import tiny_study
 
-from kd_megatron import dist, logs
-from kd_megatron.process import exit_process
+from kd_megatron.console import logs
+from kd_megatron.ranks import dist
+from kd_megatron.ranks.process import exit_process
 
 NUM_STEPS = 20
 

@@ -12,7 +12,7 @@ from tolerances import COMPILED_200_STEPS_RELATIVE
 
 from kd_megatron.models.build import build_student
 from kd_megatron.models.taps import Execution, TappedEncoder
-from kd_megatron.schema import EncoderRecipe
+from kd_megatron.recipe import EncoderRecipe
 from kd_megatron.tensors import Batch, Needs
 
 NUM_STEPS = 6

@@ -11,7 +11,7 @@ from tiny_study import tiny_study, write_inputs
 
 from kd_megatron.engine import checkpoint
 from kd_megatron.errors import OutputError
-from kd_megatron.logs import read_metrics
+from kd_megatron.files.records import read_metrics
 from kd_megatron.training import run as runs
 from kd_megatron.training.run import claim, pretrain
 

@@ -11,7 +11,7 @@ from tolerances import FLOPS_RELATIVE, PARITY_FLOAT32_RELATIVE
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd_megatron.engine import flops
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.recipe import StudyRecipe
 from kd_megatron.training.setup import prepare_run
 
 ARM = "together"

@@ -9,7 +9,7 @@ from tolerances import COMPILED_200_STEPS_RELATIVE
 
 from kd_megatron.engine.build import refuse_compile_in_pieces
 from kd_megatron.errors import RecipeError
-from kd_megatron.schema import TrainingRecipe
+from kd_megatron.recipe import TrainingRecipe
 
 NUM_STEPS = 200
 LONG = ("scratch", "vanilla_kd", "tinybert")  # a minute each, most of it in the compiler

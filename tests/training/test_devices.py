@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_megatron.budget import Ledger
 from kd_megatron.kernels import door
+from kd_megatron.ledger import Ledger
 from kd_megatron.models.build import build_student, shape_of
 from kd_megatron.models.taps import TappedEncoder
-from kd_megatron.objectives import registry
-from kd_megatron.schema import EncoderRecipe
+from kd_megatron.objectives import of_arm
+from kd_megatron.recipe import EncoderRecipe
 from kd_megatron.tensors import Batch, Taps
 from kd_megatron.training.step import StudentWithObjective
 from kd_megatron.training.teacher import Teacher
@@ -54,8 +54,8 @@ def models(arm: dict[str, Any]) -> tuple[StudentWithObjective, Teacher | None]:
     sizes = {"num_attention_heads": 4, "intermediate_size": 64}
     student = build_student(EncoderRecipe(hidden_size=32, num_layers=2, **sizes), VOCAB_SIZE, {}, seed=0)
     teacher = build_student(EncoderRecipe(hidden_size=32, num_layers=4, **sizes), VOCAB_SIZE, {}, seed=1)
-    options = registry.parse_options(arm, where="arm")
-    objective = registry.build(options, shape_of(student.config), shape_of(teacher.config))
+    options = of_arm.parse_options(arm, where="arm")
+    objective = of_arm.build(options, shape_of(student.config), shape_of(teacher.config))
     module = StudentWithObjective(TappedEncoder(student, objective.needs_student), objective, Ledger())
     module = module.to(ELSEWHERE, torch.bfloat16)
     if objective.needs_teacher is None:

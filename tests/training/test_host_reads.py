@@ -9,9 +9,9 @@ from deepspeed.accelerator import get_accelerator
 from host_reads import HostReads
 from tiny_study import ARMS, tiny_study, write_inputs
 
-from kd_megatron import dist
 from kd_megatron.data.prefetch import Prefetcher
-from kd_megatron.signals import StopRequest
+from kd_megatron.ranks import dist
+from kd_megatron.ranks.signals import StopRequest
 from kd_megatron.training.loop import charge, one_step
 from kd_megatron.training.setup import Run, prepare_run
 

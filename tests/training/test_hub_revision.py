@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from tiny_study import write_inputs, write_teacher
 
-from kd_megatron import hub
 from kd_megatron.errors import DataError, ModelError, RecipeError
-from kd_megatron.finetune import glue, glue_rows
-from kd_megatron.schema import FinetuneRecipe, SourceRecipe, StudyRecipe, TokenizerRecipe
+from kd_megatron.files import hub
+from kd_megatron.finetune.tasks import glue, glue_rows
+from kd_megatron.recipe import FinetuneRecipe, SourceRecipe, StudyRecipe, TokenizerRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
 OLD, NEW = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
@@ -86,7 +86,7 @@ def test_only_what_may_change_is_warned_of(outcome: dict[str, Any]):
 
 
 def test_a_run_reads_the_pinned_commit_and_records_it(outcome: dict[str, Any]):
-    from kd_megatron.manifest import weights_hash
+    from kd_megatron.files.manifest import weights_hash
 
     assert outcome["teacher"] == outcome["facts"]["teacher_source"] == f"org/tiny@{OLD}"
     assert outcome["facts"]["teacher"] == weights_hash(str(outcome["inputs"] / "teacher"))  # OLD's weights, not NEW's
@@ -106,7 +106,7 @@ def test_a_revision_that_git_cannot_have_is_refused(revision: str):
 
 
 def test_a_revision_belongs_to_something_of_the_hub():
-    from kd_megatron import config
+    from kd_megatron.recipe import config
 
     with pytest.raises(ValueError, match="'revision' belongs to 'load'"):
         TokenizerRecipe.model_validate({"train": {}, "revision": OLD})
@@ -143,7 +143,7 @@ def test_data_sets_are_asked_for_at_their_revision(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", ["paper_6l", "paper_6l_limited", "paper_12l"])
 def test_shipped_recipes_pin_their_teacher(name: str):
-    from kd_megatron import config
+    from kd_megatron.recipe import config
 
     teacher = config.load(ROOT / f"recipes/{name}.yaml", StudyRecipe).teacher
     assert teacher is not None

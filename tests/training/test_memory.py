@@ -14,8 +14,8 @@ from tolerances import MEMORY_RELATIVE
 
 from kd_megatron.engine.memory import predict
 from kd_megatron.engine.simulate import simulate_arm
-from kd_megatron.memory import Living
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.machine.memory import Living
+from kd_megatron.recipe import StudyRecipe
 from kd_megatron.training.run import pretrain
 from kd_megatron.training.setup import prepare_run
 

@@ -7,11 +7,10 @@ import pytest
 from tiny_study import tiny_study, write_inputs
 from transformers import AutoModel, AutoTokenizer
 
-from kd_megatron import config
 from kd_megatron.errors import ModelError, OutputError
-from kd_megatron.finetune.model import content_hash
-from kd_megatron.manifest import weights_hash
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.files.manifest import weights_hash
+from kd_megatron.finetune.cell.model import content_hash
+from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.training.branch import leave
 from kd_megatron.training.fingerprint import FINGERPRINT, INPUTS, going_on
 from kd_megatron.training.run import claim, pretrain

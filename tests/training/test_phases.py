@@ -21,8 +21,8 @@ from kd_megatron.engine import checkpoint
 from kd_megatron.engine.flops import SequenceCost, arm_cost, mean_cost
 from kd_megatron.engine.simulate import simulate_arm
 from kd_megatron.errors import Interrupted, RecipeError
-from kd_megatron.logs import read_metrics
-from kd_megatron.schema import BudgetRecipe, StudyRecipe
+from kd_megatron.files.records import read_metrics
+from kd_megatron.recipe import BudgetRecipe, StudyRecipe
 from kd_megatron.study import calibration
 from kd_megatron.training import loop, setup
 from kd_megatron.training.branch import leave

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny_study import tiny_study, write_inputs
 
-from kd_megatron import locks
+from kd_megatron.files import locks
 
 COMMAND = ["-m", "kd_megatron", "pretrain"]
 NUM_STEPS = 60

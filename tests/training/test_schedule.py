@@ -2,7 +2,7 @@
 
 import pytest
 
-from kd_megatron.schema import TrainingRecipe
+from kd_megatron.recipe import TrainingRecipe
 from kd_megatron.training.schedule import learning_rate
 
 

@@ -9,10 +9,11 @@ from processes import run
 from tiny_study import ARMS, tiny_study, write_inputs
 from tolerances import SOAK_MIB_PER_1000_STEPS, SOAK_OBJECTS_PER_1000_STEPS
 
-from kd_megatron import dist, logs
+from kd_megatron.console import logs
 from kd_megatron.data.prefetch import Prefetcher
-from kd_megatron.process import keep_freed_memory
-from kd_megatron.signals import StopRequest
+from kd_megatron.ranks import dist
+from kd_megatron.ranks.process import keep_freed_memory
+from kd_megatron.ranks.signals import StopRequest
 from kd_megatron.training.loop import charge, one_step
 from kd_megatron.training.progress import Progress
 from kd_megatron.training.setup import prepare_run

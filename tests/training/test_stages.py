@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from tiny_study import ARMS, tiny_study, write_inputs
 from tolerances import PARITY_FLOAT32_RELATIVE
 
-from kd_megatron import dist
+from kd_megatron.ranks import dist
 from kd_megatron.training.run import pretrain
 from kd_megatron.training.setup import prepare_run
 

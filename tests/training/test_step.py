@@ -9,11 +9,11 @@ import torch
 from tiny_study import ARMS, tiny_study, write_inputs
 from tolerances import PARITY_BF16_RELATIVE, PARITY_FLOAT32_RELATIVE
 
-from kd_megatron import dist
 from kd_megatron.engine.batch_split import smaller_than_asked, split
 from kd_megatron.errors import ModelError, NonFiniteError, RecipeError
-from kd_megatron.schema import TrainingRecipe
-from kd_megatron.signals import StopRequest
+from kd_megatron.ranks import dist
+from kd_megatron.ranks.signals import StopRequest
+from kd_megatron.recipe import TrainingRecipe
 from kd_megatron.tensors import IGNORED, Batch
 from kd_megatron.training.loop import charge, one_step
 from kd_megatron.training.setup import Run, prepare_run

@@ -17,10 +17,9 @@ from safetensors.torch import load_file
 from tiny_study import tiny_study, write_inputs, write_teacher
 from tolerances import CACHE_BF16_RELATIVE, CACHE_TOP_ALL_RELATIVE, PARITY_FLOAT32_RELATIVE
 
-from kd_megatron import config
 from kd_megatron.errors import OutputError, RecipeError
-from kd_megatron.schema import StudyRecipe
-from kd_megatron.study.planner.plan import plan
+from kd_megatron.planner.plan import plan
+from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.training.cached_teacher import CachedTeacher
 from kd_megatron.training.setup import prepare_run
 

@@ -13,7 +13,7 @@ from tiny_study import ARMS, tiny_study, write_inputs
 from kd_megatron.engine import checkpoint
 from kd_megatron.engine.flops import arm_cost
 from kd_megatron.errors import OutputError, RecipeError
-from kd_megatron.logs import read_metrics
+from kd_megatron.files.records import read_metrics
 from kd_megatron.training.run import pretrain
 from kd_megatron.training.setup import prepare_run
 

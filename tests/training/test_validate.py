@@ -8,9 +8,9 @@ import torch
 from tiny_study import tiny_study, write_inputs
 from tolerances import FLOAT32_LOSS_RELATIVE
 
-from kd_megatron import dist
 from kd_megatron.models.build import build_student, load_model
 from kd_megatron.models.taps import TappedEncoder
+from kd_megatron.ranks import dist
 from kd_megatron.tensors import IGNORED, Needs
 from kd_megatron.training.validate import Validation, loss_and_hits
 

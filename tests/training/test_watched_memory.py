@@ -5,21 +5,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from kd_megatron import config, marks
 from kd_megatron.engine.simulate import simulate_arm
-from kd_megatron.hardware import resolve_precision
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.machine.precision import resolve_precision
+from kd_megatron.ranks import stages
+from kd_megatron.recipe import StudyRecipe, config
 
 
 @pytest.fixture
-def looks_all_the_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[marks.Place]]:
+def looks_all_the_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[stages.Place]]:
     """A thread that asks where the main thread is, far more often than the watchdog does; what it was told."""
-    monkeypatch.setattr(marks, "QUIET_SECONDS", 0.0)
-    ended, seen = threading.Event(), list[marks.Place]()
+    monkeypatch.setattr(stages, "QUIET_SECONDS", 0.0)
+    ended, seen = threading.Event(), list[stages.Place]()
 
     def look() -> None:
         while not ended.wait(0.001):
-            seen.append(marks.place())
+            seen.append(stages.place())
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -40,12 +40,12 @@ def unwatched() -> tuple[int, int, int]:
     return peaks()
 
 
-def test_looking_keeps_nothing_alive(unwatched: tuple[int, int, int], looks_all_the_time: list[marks.Place]):
+def test_looking_keeps_nothing_alive(unwatched: tuple[int, int, int], looks_all_the_time: list[stages.Place]):
     assert [peaks() for _ in range(3)] == [unwatched] * 3
     assert len({place.where for place in looks_all_the_time}) > 10, "it saw the work at many places"
 
 
 def test_nobody_looks_while_marks_come(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(marks, "_innermost_calls", lambda: pytest.fail("looked"))
-    marks.beat()
-    assert marks.place() == marks.Place("its work", waits=False)
+    monkeypatch.setattr(stages, "_innermost_calls", lambda: pytest.fail("looked"))
+    stages.beat()
+    assert stages.place() == stages.Place("its work", waits=False)

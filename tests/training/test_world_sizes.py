@@ -10,8 +10,8 @@ import yaml
 from tiny_study import tiny_study, write_inputs
 from tolerances import PARITY_FLOAT32_RELATIVE
 
-from kd_megatron.budget import Ledger
-from kd_megatron.schema import StudyRecipe
+from kd_megatron.ledger import Ledger
+from kd_megatron.recipe import StudyRecipe
 from kd_megatron.training.run import pretrain
 
 WORKER = str(Path(__file__).parent / "interrupted_worker.py")

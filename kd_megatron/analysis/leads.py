@@ -1,0 +1,241 @@
+"""An arm's lead over the reference, cell by cell of a grid, and whether it grows: with repetition, with the budget.
+
+A growth is a difference of differences: the lead in one cell less the lead in another, seed by seed, for students of a
+seed begin from the same weights in all cells. Growths of all arms and levels along one axis are one family and are
+corrected together; the answer rests on their mean over the distilled arms, corrected for the two axes asked about.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from kd_megatron.analysis import results
+from kd_megatron.analysis.measure import PROBE, SCORE, Measure
+from kd_megatron.analysis.results import StudyResults
+from kd_megatron.analysis.run_checks import unfair_checks
+from kd_megatron.analysis.statistics import Estimate, Method, estimate, holm, paired_p_value, simultaneous_confidence
+from kd_megatron.recipe import StudyRecipe, config
+from kd_megatron.study import layout
+from kd_megatron.study.cells import Place, cell_directory, cell_recipe, places
+from kd_megatron.study.edits import compare
+
+Axis = Literal["repetition", "budget"]
+AXES: tuple[Axis, ...] = get_args(Axis)
+MORE_OFTEN = 1.5  # times: text that is read less than that much more often is no repetition to speak of
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One study of the grid, begun or finished."""
+
+    place: Place
+    study: StudyResults
+
+    def epochs(self, arm: str) -> float | None:
+        """How often ``arm`` read its text, mean over seeds; None before it has a run."""
+        runs = self.study.runs.get(arm, {}).values()
+        each = [run.summary["tokens"] / max(run.summary["unique_tokens"], 1) for run in runs]
+        return math.fsum(each) / len(each) if each else None
+
+    def leads(self, arm: str, measure: Measure) -> dict[int, float]:
+        """Seed -> how far ``arm`` is ahead of the reference, in the measure's base unit; below zero: behind."""
+        sign = 1.0 if measure.higher_is_better else -1.0
+        own = self.study.by_seed(arm, measure.quantity)
+        reference = self.study.by_seed(self.study.reference, measure.quantity)
+        return {seed: sign * (own[seed] - reference[seed]) for seed in sorted(own.keys() & reference.keys())}
+
+
+@dataclass(frozen=True)
+class GridResults:
+    """Everything a grid has found so far."""
+
+    directory: Path
+    recipe: StudyRecipe
+    cells: list[Cell]  # those that have begun, in the recipe's order
+    missing: list[str] = field(default_factory=list)
+    interval: Method = "t"
+
+    @property
+    def reference(self) -> str:
+        """The arm that the others are compared with."""
+        return StudyResults(self.directory, self.recipe, {}, None).reference
+
+    @property
+    def num_seeds(self) -> list[int]:
+        """How many seeds there are of each arm in each cell, where there are any."""
+        return [len(runs) for cell in self.cells for runs in cell.study.runs.values() if runs]
+
+    @property
+    def arms(self) -> list[str]:
+        """The other arms, in the recipe's order, that have a result in some cell."""
+        found = {arm for cell in self.cells for arm in cell.study.arms}
+        return [arm for arm in self.recipe.arms if arm in found and arm != self.reference]
+
+    @property
+    def distilled(self) -> list[str]:
+        """Those of them that have a teacher."""
+        runs = [run for cell in self.cells for run in cell.study.all_runs()]
+        taught = {run.arm for run in runs if run.summary.get("teacher")}
+        return [arm for arm in self.arms if arm in taught]
+
+    @property
+    def measures(self) -> list[Measure]:
+        """What is known in every cell, in the order in which the answer takes them."""
+        scored = all(cell.study.by_seed(arm, "score") for cell in self.cells for arm in cell.study.arms)
+        return [SCORE, PROBE] if self.cells and scored else [PROBE]
+
+    @property
+    def unfair(self) -> list[str]:
+        """The checks that failed in some cell, with its name."""
+        return [f"{cell.place.name}: {'; '.join(found)}" for cell in self.cells if (found := unfair_checks(cell.study))]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How much a lead grows from one cell to another, over the seeds of both; in the measure's base unit."""
+
+    axis: Axis
+    arms: tuple[str, ...]  # more than one: the mean over them
+    level: str  # what is held fixed, in words
+    low: Estimate  # the lead at the one end
+    high: Estimate
+    epochs: tuple[float, float]  # of the reference, at both ends
+    growth: Estimate
+    corrected: Estimate
+    num_comparisons: int
+    p_value: float | None
+    p_holm: float | None
+    is_fair: bool = True  # whether arms differ in their objective alone in every cell
+
+    @property
+    def verdict(self) -> str:
+        """``"grows"`` or ``"shrinks"`` when the corrected interval excludes zero, else why nothing can be said."""
+        if not self.is_fair:
+            return "unfair: none"
+        if not self.growth.has_interval:
+            return "one seed: no evidence"
+        if self.growth.low == self.growth.high:
+            return "no variation: undecided"
+        if not self.corrected.excludes_zero:
+            return "undecided"
+        return "grows" if self.growth.mean > 0 else "shrinks"
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two cells that differ along one axis."""
+
+    level: str
+    low: Cell
+    high: Cell
+
+
+def load(directory: Path, interval: Method = "t") -> GridResults:
+    """Read a grid's directory, finished or not. Raises `OutputError` when it is no study."""
+    if not (directory / layout.RECIPE_FILE).is_file():
+        raise layout.no_study(directory)
+    recipe = config.load(directory / layout.RECIPE_FILE, StudyRecipe)
+    cells, missing = [], []
+    for place in places(recipe):
+        where = cell_directory(directory, place)
+        if not (where / layout.RECIPE_FILE).is_file():
+            missing.append(f"cell {place.name}")
+            continue
+        wanted = cell_recipe(recipe, place)
+        if edited := compare(config.load(where / layout.RECIPE_FILE, StudyRecipe), wanted).keys:
+            missing.append(f"cell {place.name}, which has runs of another recipe ({'; '.join(edited)})")
+            continue
+        study = results.load(where, interval)
+        cells.append(Cell(place, study))
+        if study.missing:
+            missing.append(f"{len(study.missing)} pieces of cell {place.name}")
+        if added := _students(wanted) - _students(study.recipe):
+            missing.append(f"{len(added)} students of cell {place.name}, which the recipe has gained")
+    return GridResults(directory, recipe, cells, missing, interval)
+
+
+def _students(recipe: StudyRecipe) -> set[tuple[str, int]]:
+    return {(arm, seed) for arm in recipe.arms for seed in recipe.seeds}
+
+
+def contrasts(grid: GridResults, axis: Axis) -> list[Contrast]:
+    """For each budget the pools read least and most often; for each pool the smallest and the largest budget."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in grid.cells:
+        fixed = f"{cell.place.budget:g} x budget" if axis == "repetition" else cell.place.pool_in_words
+        if cell.epochs(grid.reference) is not None:
+            groups.setdefault(fixed, []).append(cell)
+    found = []
+    for level, cells in groups.items():
+        key: Callable[[Cell], float] = _budget if axis == "budget" else lambda cell: cell.epochs(grid.reference) or 0.0
+        low, high = min(cells, key=key), max(cells, key=key)
+        if key(high) >= (MORE_OFTEN if axis == "repetition" else 1.0) * key(low) and high is not low:
+            found.append(Contrast(level, low, high))
+    return found
+
+
+def _budget(cell: Cell) -> float:
+    return cell.place.budget
+
+
+def growths(grid: GridResults, axis: Axis, measure: Measure) -> list[Growth]:
+    """Each arm at each level; one family."""
+    pairs = [((arm,), [contrast]) for arm in grid.arms for contrast in contrasts(grid, axis)]
+    return _family(grid, axis, measure, pairs)
+
+
+def mean_growth(grid: GridResults, axis: Axis, measure: Measure) -> Growth | None:
+    """The mean over the distilled arms and all levels; None without any. Those of both axes are one family."""
+    asked = {one: found for one in AXES if (found := contrasts(grid, one))}
+    if not grid.distilled or axis not in asked:
+        return None
+    family = _family(grid, axis, measure, [(tuple(grid.distilled), asked[axis])], num_comparisons=len(asked))
+    return next(iter(family), None)
+
+
+def _family(
+    grid: GridResults,
+    axis: Axis,
+    measure: Measure,
+    pairs: Sequence[tuple[tuple[str, ...], list[Contrast]]],
+    num_comparisons: int | None = None,
+) -> list[Growth]:
+    """One growth for each pair of arms and contrasts, where they share a seed; means where these are several."""
+    ends = [_ends(arms, found, measure) for arms, found in pairs]
+    known = [(pair, both) for pair, both in zip(pairs, ends, strict=True) if both[0]]
+    values = [[high[seed] - low[seed] for seed in low] for _, (low, high) in known]
+    num = num_comparisons or len(known)
+    p_values = [paired_p_value(growing) for growing in values]
+    adjusted = [min(1.0, p * num / len(known)) for p in holm([1.0 if p is None else p for p in p_values])]
+    growths_found, is_fair = [], not grid.unfair
+    for ((arms, found), (low, high)), growing, p, p_holm in zip(known, values, p_values, adjusted, strict=True):
+        means = [estimate(list(one.values()), method=grid.interval) for one in (low, high)]
+        plain = estimate(growing, method=grid.interval)
+        corrected = estimate(growing, simultaneous_confidence(num), grid.interval)
+        if plain and corrected and means[0] and means[1]:  # None: a value that is not finite
+            level = found[0].level if len(found) == 1 else f"mean over {len(found)}"
+            read = _mean_epochs(grid, [one.low for one in found]), _mean_epochs(grid, [one.high for one in found])
+            sure = (num, p, None if p is None else p_holm, is_fair)
+            growths_found.append(Growth(axis, arms, level, means[0], means[1], read, plain, corrected, *sure))
+    return growths_found
+
+
+def _ends(arms: tuple[str, ...], found: list[Contrast], measure: Measure) -> tuple[dict[int, float], dict[int, float]]:
+    """Seed -> mean lead at the low end, and at the high one, over the seeds that both have."""
+    low = _mean_leads(arms, [contrast.low for contrast in found], measure)
+    high = _mean_leads(arms, [contrast.high for contrast in found], measure)
+    shared = sorted(low.keys() & high.keys())
+    return {seed: low[seed] for seed in shared}, {seed: high[seed] for seed in shared}
+
+
+def _mean_leads(arms: Sequence[str], cells: Sequence[Cell], measure: Measure) -> dict[int, float]:
+    """Seed -> mean lead over arms and cells, of the seeds that all of them have."""
+    each: list[Mapping[int, float]] = [cell.leads(arm, measure) for cell in cells for arm in arms]
+    shared = set.intersection(*(set(one) for one in each)) if each else set()
+    return {seed: math.fsum(one[seed] for one in each) / len(each) for seed in sorted(shared)}
+
+
+def _mean_epochs(grid: GridResults, cells: Sequence[Cell]) -> float:
+    return math.fsum(cell.epochs(grid.reference) or 0.0 for cell in cells) / len(cells)

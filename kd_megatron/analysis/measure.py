@@ -1,0 +1,26 @@
+"""What arms are ranked by: the score of fine-tuning, or the loss that is known of every arm."""
+
+from dataclasses import dataclass
+
+from kd_megatron.analysis.results import StudyResults
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What arms are ranked by."""
+
+    quantity: str  # of StudyResults.by_seed
+    name: str
+    unit: str
+    scale: float
+    digits: int
+    higher_is_better: bool
+
+
+SCORE = Measure("score", "mean score", "points", 100, 1, True)
+PROBE = Measure("probe_loss", "held-out MLM loss (probe)", "nats", 1, 3, False)
+
+
+def measure_of(results: StudyResults) -> Measure:
+    """The fine-tuning score where there is one, else the probe's loss."""
+    return SCORE if any(results.by_seed(arm, "score") for arm in results.arms) else PROBE

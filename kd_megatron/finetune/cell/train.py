@@ -1,0 +1,221 @@
+"""One cell of the grid: fine-tune a model on a task with one learning rate, batch size and seed, and score it.
+
+The optimiser recipe is the same for every model (`optimiser.py`); the last step's weights are scored. Everything
+random is a function of the seed: head, data order and dropout agree between models.
+
+Shapes: N examples, B batch, C classes (1 for a regression).
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kd_megatron.console import logs
+from kd_megatron.finetune.cell.batches import EncodedSplit, EncodedTask, train_batches
+from kd_megatron.finetune.cell.evaluate import autocast, predict, score
+from kd_megatron.finetune.cell.model import load_classifier
+from kd_megatron.finetune.cell.optimiser import build_optimizer, learning_rate_factor
+from kd_megatron.finetune.cell.progress import Progress
+from kd_megatron.finetune.cell.unfinished import Unfinished
+from kd_megatron.finetune.cell.untrained import UntrainedTop, read_untrained_top
+from kd_megatron.finetune.cell.vocabulary import keep_rows
+from kd_megatron.ranks import stages
+from kd_megatron.recipe import FinetuneRecipe
+
+CURVE_POINTS = 20  # of the learning curve; the loss is also checked there, so that no step waits for the device
+SELECTION = "selection"  # name of the slice of train that settings are chosen by, beside the dev and test splits
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one fine-tuning differs in from the others of its task."""
+
+    task: str
+    learning_rate: float
+    batch_size: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.task} lr {self.learning_rate:g} batch {self.batch_size} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a finished cell leaves behind."""
+
+    content: dict[str, Any]  # of its json file: scores, metrics, curves, speed
+    predictions: dict[str, np.ndarray]  # split -> float32 logits [N, C], or values [N] of a regression, in its order
+
+
+def count_steps(num_train: int, cell: Cell, epochs: float) -> int:
+    """Optimizer steps of a cell; the last batch of an epoch may be smaller."""
+    return max(1, round(epochs * math.ceil(num_train / cell.batch_size)))
+
+
+def run_cell(
+    model_path: Path,
+    encoded: EncodedTask,
+    cell: Cell,
+    recipe: FinetuneRecipe,
+    device: torch.device,
+    on_step: Callable[[int], None] = lambda num_examples: None,
+    unfinished: Unfinished | None = None,
+) -> CellResult:
+    """Train and score one cell; ``on_step`` hears the number of examples of each step.
+
+    With ``unfinished`` the cell goes on from that file where it is there, and keeps itself there on its way.
+
+    The recipe's precision is decided already (`machine.precision.resolve_precision`). bf16 is autocast over fp32
+    weights: the optimizer and the outputs are always fp32.
+
+    Raises:
+        ModelError: the model cannot be loaded, or not with the recipe's dropout or ``untrained_top``.
+        NonFiniteError: the loss or an output became NaN or infinite.
+    """
+    top = read_untrained_top(model_path, recipe.untrained_top)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        model = _load(model_path, encoded, cell, recipe, top).to(device)
+        torch.manual_seed(cell.seed)  # of dropout
+        progress = _train(model, encoded, cell, recipe, on_step, unfinished)
+    start = time.perf_counter()
+    splits = {**encoded.devs, **encoded.tests, **({SELECTION: encoded.selection} if encoded.selection else {})}
+    predictions = {name: _predict(model, split, name, cell, recipe) for name, split in splits.items()}
+    content = {
+        **asdict(cell),
+        **_scores(encoded, predictions),
+        "precision": recipe.precision,
+        "untrained_top": top.describe(),
+        "num_steps": count_steps(len(encoded.train), cell, recipe.epochs),
+        "num_examples": progress.num_examples,
+        "examples_per_second": progress.num_examples / progress.train_seconds,
+        "train_seconds": progress.train_seconds,
+        "dev_seconds": progress.dev_seconds + time.perf_counter() - start,
+        "learning_curve": progress.curve,
+        "dev_curve": progress.dev_curve,
+    }
+    return CellResult(content, predictions)
+
+
+def _load(model_path: Path, encoded: EncodedTask, cell: Cell, recipe: FinetuneRecipe, top: UntrainedTop) -> nn.Module:
+    """The model as the cell starts from it, on the CPU."""
+    task = encoded.task
+    num_outputs = max(1, len(task.label_names))
+    model = load_classifier(model_path, num_outputs, task.regression, cell.seed, recipe.dropout, top)
+    if encoded.rows is not None:
+        keep_rows(model, encoded.rows)
+    return model
+
+
+def _train(
+    model: nn.Module,
+    encoded: EncodedTask,
+    cell: Cell,
+    recipe: FinetuneRecipe,
+    on_step: Callable[[int], None],
+    unfinished: Unfinished | None,
+) -> Progress:
+    """Train ``model`` in place."""
+    num_steps = count_steps(len(encoded.train), cell, recipe.epochs)
+    evaluated = _evaluation_steps(num_steps, recipe)
+    optimizer = build_optimizer(model, cell.learning_rate, recipe)
+    progress = Progress(next(model.parameters()).device)
+    kept = unfinished.restore(model, optimizer) if unfinished else None
+    if kept:
+        progress.restore(kept)
+        on_step(progress.num_examples)
+        logs.say(f"{cell}: goes on at step {progress.step} of {num_steps}")
+    model.train()
+    batches = train_batches(encoded.train.lengths, cell.batch_size, cell.seed, num_steps)
+    for indices in itertools.islice(batches, progress.step, None):
+        rate = cell.learning_rate * learning_rate_factor(progress.step, num_steps, recipe)
+        progress.add(_step(model, optimizer, rate, encoded.train, indices, recipe), len(indices))
+        on_step(len(indices))
+        stages.beat()
+        if progress.step * CURVE_POINTS // num_steps > (progress.step - 1) * CURVE_POINTS // num_steps:
+            progress.end_point(str(cell), rate)
+        if progress.step in evaluated:
+            _evaluate(model, encoded, cell, recipe, progress)
+        if unfinished and unfinished.is_due and progress.step < num_steps:
+            unfinished.save(model, optimizer, progress.to_dict())
+    progress.end()
+    return progress
+
+
+def _evaluate(model: nn.Module, encoded: EncodedTask, cell: Cell, recipe: FinetuneRecipe, progress: Progress) -> None:
+    """A point of the dev curve."""
+    start = time.perf_counter()
+    outputs = {name: _predict(model, split, name, cell, recipe) for name, split in encoded.devs.items()}
+    point = {"step": progress.step, "examples": progress.num_examples}
+    progress.dev_curve.append({**point, **_dev_scores(encoded, outputs)[1]})
+    model.train()
+    progress.dev_seconds += time.perf_counter() - start
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    learning_rate: float,
+    split: EncodedSplit,
+    indices: np.ndarray,
+    recipe: FinetuneRecipe,
+) -> Tensor:
+    """One optimizer step on the examples ``indices`` ([B]) of ``split``. Returns their mean loss, detached."""
+    inputs, labels = split.batch(indices, next(model.parameters()).device)
+    with autocast(labels.device, recipe.precision):
+        logits = model(**inputs).logits  # [B, C]
+    loss = loss_of(logits, labels)
+    loss.backward()
+    if recipe.gradient_clipping is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clipping)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def _evaluation_steps(num_steps: int, recipe: FinetuneRecipe) -> set[int]:
+    """The steps after which dev metrics are taken on the way; the last step is scored in any case."""
+    if recipe.evaluate_every_epochs is None:
+        return set()
+    share = recipe.evaluate_every_epochs / recipe.epochs  # of all steps
+    return {max(1, round(share * number * num_steps)) for number in range(1, math.ceil(1 / share))} - {num_steps}
+
+
+def _predict(model: nn.Module, split: EncodedSplit, name: str, cell: Cell, recipe: FinetuneRecipe) -> np.ndarray:
+    return predict(model, split, recipe.precision, f"{cell}: the {name} prediction")
+
+
+def _scores(encoded: EncodedTask, predictions: dict[str, np.ndarray]) -> dict[str, Any]:
+    dev_score, metrics = _dev_scores(encoded, predictions)
+    chosen_by = dev_score
+    if encoded.selection:
+        chosen_by, _ = score(encoded.task, predictions[SELECTION], encoded.selection.labels)
+    return {"score": dev_score, "selection_score": chosen_by, "metrics": metrics}
+
+
+def _dev_scores(encoded: EncodedTask, predictions: dict[str, np.ndarray]) -> tuple[float, dict[str, float]]:
+    """The score of the first dev split, and the metrics of all."""
+    scores: list[float] = []
+    metrics: dict[str, float] = {}
+    for name, split in encoded.devs.items():
+        value, parts = score(encoded.task, predictions[name], split.labels)
+        scores.append(value)
+        metrics |= {f"{name}/{key}" if len(encoded.devs) > 1 else key: part for key, part in parts.items()}
+    return scores[0], metrics
+
+
+def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of ``logits`` [B, C], or mean squared error of [B, 1] when ``labels`` [B] are values; fp32."""
+    if labels.is_floating_point():
+        return functional.mse_loss(logits.float().squeeze(1), labels)
+    return functional.cross_entropy(logits.float(), labels)

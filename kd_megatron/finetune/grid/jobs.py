@@ -1,0 +1,108 @@
+"""The cells of a grid as jobs: their files, their identity and their sizes.
+
+A finished cell is a file whose name and content carry a hash of all that determines its score: the model's files, the
+task's rows, the recipe's settings. An unchanged cell is never done twice, a changed one is never taken for an old one.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_megatron.errors import OutputError, disk_full_is_clear
+from kd_megatron.files import records
+from kd_megatron.finetune.cell.train import Cell, count_steps
+from kd_megatron.finetune.tasks.tasks import Task
+from kd_megatron.ranks import dist
+from kd_megatron.recipe import FinetuneRecipe
+from kd_megatron.recipe.paths import refuse_file_or_links_out
+
+FORMAT = 2  # of a cell: raised when the same inputs would give another score
+NOT_OF_A_CELL = {  # keys of the recipe that a cell's result does not depend on, or whose effect is hashed otherwise
+    *("kind", "tasks", "glue_path", "glue_revision", "preset", "grid", "seeds", "halving", "selection"),
+    *("save_predictions", "tensorboard"),
+}
+OWNER = "model.json"  # whose scores an output directory holds
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell, its file and its size."""
+
+    cell: Cell
+    key: str
+    path: Path
+    num_examples: int  # to be trained on, repeats counted
+    num_characters: int  # of these; tells how long the job takes beside others
+
+
+def list_jobs(task: Task, recipe: FinetuneRecipe, model_hash: str, output: Path) -> list[Job]:
+    """All cells of a task in the order of the grid."""
+    settings = {
+        "format": FORMAT,
+        "model": model_hash,
+        "task": task.content_hash(),
+        **recipe.model_dump(exclude=NOT_OF_A_CELL),
+    }
+    num_characters = sum(map(len, [*task.train.first, *(task.train.second or [])]))
+    jobs = []
+    for learning_rate in dict.fromkeys(recipe.grid.learning_rates):
+        for batch_size in dict.fromkeys(recipe.grid.batch_sizes):
+            for seed in recipe.seeds:
+                cell = Cell(task.name, learning_rate, batch_size, seed)
+                described = json.dumps({**settings, "cell": asdict(cell)}, sort_keys=True)
+                key = hashlib.sha256(described.encode()).hexdigest()[:12]
+                num_examples = count_steps(len(task.train), cell, recipe.epochs) * batch_size
+                seen_characters = num_characters * num_examples // len(task.train)
+                jobs.append(Job(cell, key, cell_path(output, cell, key), num_examples, seen_characters))
+    return jobs
+
+
+def cell_path(output: Path, cell: Cell, key: str) -> Path:
+    """The file of a finished cell; its outputs lie beside it (`kd_megatron.finetune.grid.outputs`)."""
+    name = f"lr_{cell.learning_rate:g}-batch_{cell.batch_size}-seed_{cell.seed}-{key}.json"
+    return output / cell.task / "cells" / name
+
+
+def read_cell(job: Job) -> dict[str, Any] | None:
+    """The content of the job's file, or None when it is not done."""
+    try:
+        content = json.loads(job.path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return content if isinstance(content, dict) and content.get("key") == job.key else None
+
+
+def write_cell(job: Job, content: dict[str, Any]) -> None:
+    """Publish the content of a finished cell, all or nothing."""
+    with disk_full_is_clear(job.path):
+        job.path.parent.mkdir(parents=True, exist_ok=True)
+        records.write_json(job.path, {"key": job.key, **content})
+
+
+def claim(output: Path, model_path: Path, model_hash: str) -> None:
+    """Mark ``output`` as this model's. Raises `OutputError` when it is another's: scores are never mixed."""
+    refuse_file_or_links_out(output)
+    owner = output / OWNER
+    if owner.is_file():
+        found = json.loads(owner.read_text(encoding="utf-8"))
+        if found["model_hash"] != model_hash:
+            raise OutputError(
+                given=f"{output} holds the scores of another model: {found['model']} ({found['model_hash']})",
+                expected=f"an output of its own for {model_path} ({model_hash})",
+                fix="choose another --output, or remove the directory if its scores are no longer wanted",
+            )
+        return
+    foreign = [name for name in (SUMMARY, "config.json", "recipe.yaml") if (output / name).exists()]
+    if foreign:
+        raise OutputError(
+            given=f"{output} holds something else: {', '.join(foreign)}",
+            expected="a new directory, or one that fine-tuning wrote",
+            fix="choose another --output",
+        )
+    if dist.is_main():
+        with disk_full_is_clear(output):
+            output.mkdir(parents=True, exist_ok=True)
+            records.write_json(owner, {"model": str(model_path), "model_hash": model_hash})

@@ -1,0 +1,184 @@
+"""Reading labelled texts from rows of named fields: JSONL, Parquet, and data sets of the Hugging Face hub.
+
+Fields have types there: a text must be a string; a label may be a string, a number or a boolean, and is told as text.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kd_megatron.console import logs
+from kd_megatron.errors import DataError
+from kd_megatron.files import hub
+from kd_megatron.finetune.tasks.tables import (
+    Columns,
+    Row,
+    check_columns,
+    make_row,
+    read_csv,
+    read_text,
+    read_tsv,
+    require_file,
+    some,
+)
+from kd_megatron.recipe import paths
+
+PARQUET_BATCH = 10_000  # rows that become Python objects at a time
+
+
+def read_file(path: Path, columns: Columns) -> list[Row]:
+    """The rows of a file of any kind we read, told by its suffix."""
+    readers = {".tsv": read_tsv, ".csv": read_csv, ".jsonl": read_jsonl, ".parquet": read_parquet}
+    if path.suffix in readers:
+        return readers[path.suffix](path, columns)
+    raise DataError(
+        given=f"{path} is of the unknown kind {path.suffix or 'without a suffix'!r}",
+        expected=f"a file that ends in {', '.join(readers)}",
+        fix="convert the file, or correct its name (of a data set of the hub: 'dataset' names it, 'train' its split)",
+    )
+
+
+def read_jsonl(path: Path, columns: Columns) -> list[Row]:
+    """The rows of a file with one JSON object per line."""
+    rows = []
+    for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), start=1):
+        place = f"{path}:{number}"
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, and 100,000 brackets
+            raise DataError(given=f"{place} is not valid JSON: {error}", expected="one object per line") from error
+        if not isinstance(fields, dict):
+            raise DataError(given=f"{place} holds {type(fields).__name__}", expected="a JSON object")
+        rows.append(row_from_fields(place, fields, columns))
+    return some(path, rows)
+
+
+def read_parquet(path: Path, columns: Columns) -> list[Row]:
+    """The rows of a Parquet file, numbered from 1."""
+    import pyarrow
+    from pyarrow import parquet
+
+    require_file(path)
+    rows: list[Row] = []
+    try:
+        file = parquet.ParquetFile(path)
+        check_columns(str(path), file.schema_arrow.names, columns.names)
+        for batch in file.iter_batches(PARQUET_BATCH, columns=columns.names):
+            for fields in batch.to_pylist():
+                rows.append(row_from_fields(f"{path}:row {len(rows) + 1}", fields, columns))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            given=f"{path} is not a whole Parquet file: {error}",
+            expected="a Parquet file",
+            fix="write or copy it again",
+        ) from error
+    return some(path, rows)
+
+
+def read_dataset(name: str, subset: str | None, revision: str | None, split: str, columns: Columns) -> list[Row]:
+    """The rows of one split of a data set; no code of it is ever run.
+
+    Args:
+        name: an id of the hub, or a local directory in a layout that the `datasets` library reads.
+        subset: what the hub calls the configuration.
+        revision: a commit, tag or branch of the hub's data set.
+        split: its name, or a part such as ``train[:90%]``.
+        columns: which of them to read.
+
+    Raises:
+        DataError: it cannot be reached, has no such split or column, or a row cannot be used.
+    """
+    found = load_dataset(name, subset, revision, split)
+    place = f"data set {name}" + (f" ({subset})" if subset else "") + f", {split}"
+    check_columns(place, found.column_names, columns.names)
+    class_names = getattr(found.features[columns.label], "names", None) if columns.label is not None else None
+    rows = enumerate(found.select_columns(columns.names), start=1)
+    return some(place, [row_from_fields(f"{place}:row {number}", row, columns, class_names) for number, row in rows])
+
+
+def load_dataset(name: str, subset: str | None, revision: str | None, split: str | None) -> Any:
+    """A split, or all of them (None), as the `datasets` library has them; `DataError` when they cannot be had."""
+    import datasets
+
+    try:
+        found = datasets.load_dataset(paths.expand(name), subset, revision=revision, split=split)
+    except Exception as error:  # the library raises dozens of classes, from its own, requests', httpx' and pyarrow's
+        local = hub.is_local(name)
+        raise DataError(
+            given=f"{name}{f' ({subset})' if subset else ''} could not be loaded"
+            f"{'' if local else ' from the hub'}: {error}",
+            expected="a data set of files (no loading script)"
+            + ("" if local else ", and a connection to huggingface.co or its cached copy"),
+            fix="check its name, subset and splits"
+            + ("" if local else "; connect, or download it and name its files or directory"),
+        ) from error
+    _check_commit(name, revision, found if split else next(iter(found.values())))
+    return found
+
+
+def _check_commit(name: str, revision: str | None, found: Any) -> None:
+    """Without a connection the library takes the newest cached copy, whichever revision was asked for."""
+    files = found.cache_files
+    commit = Path(files[0]["filename"]).parent.name if files else None  # of the hub's data sets
+    if hub.is_commit(revision) and hub.is_commit(commit) and commit != revision:
+        raise DataError(
+            given=f"huggingface.co is out of reach, and the cached copy of {name} is of commit {commit}",
+            expected=f"commit {revision}",
+            fix="connect once, or give the cached commit as the revision",
+        )
+
+
+def row_from_fields(
+    place: str, fields: Mapping[str, Any], columns: Columns, class_names: list[str] | None = None
+) -> Row:
+    """One row from a mapping of column names to values.
+
+    Args:
+        place: for messages.
+        fields: the values.
+        columns: which of them to read.
+        class_names: of the integers in the label column, where the file says them.
+    """
+    check_columns(place, list(fields), columns.names)
+    texts = [fields[name] for name in columns.text]
+    if not all(isinstance(value, str) for value in texts):
+        raise DataError(given=f"{place}: {' and '.join(columns.text)} hold {texts!r}", expected="strings")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            given=f"{place} is not a text: {error.reason}", expected="whole characters", fix="write the file again"
+        ) from error
+    if columns.label is None:
+        return make_row(place, texts, None)
+    label = fields[columns.label]
+    no_number = isinstance(label, float) and not math.isfinite(label)
+    if no_number or not isinstance(label, str | int | float):
+        raise DataError(
+            given=f"{place}: {columns.label} holds {label!r}",
+            expected="a string or a number",
+            fix="correct or remove the row",
+        )
+    if class_names is not None and isinstance(label, int):
+        if not 0 <= label < len(class_names):
+            raise DataError(
+                given=f"{place} has the unknown label index {label}", expected=f"0 to {len(class_names) - 1}"
+            )
+        label = class_names[label]
+    return make_row(place, texts, str(label))
+
+
+def check_revision(name: str, revision: str | None) -> None:
+    """Raise `DataError` for a local data set with a revision; warn of a hub's without a commit."""
+    if hub.is_local(name):
+        if revision is not None:
+            raise DataError(
+                given=f"revision {revision!r} of the local data set {name}",
+                expected="a revision with a hub id: a local directory has none",
+                fix="remove 'revision', or give the data set's hub id",
+            )
+    elif not hub.is_commit(revision):
+        at = revision or "its newest revision"
+        logs.warn(f"data set {name}: what the hub has at {at} may change. To pin it: give its commit as 'revision'")

@@ -1,0 +1,183 @@
+"""What a whole study costs beside the training of one student: teacher, validations, fine-tuning.
+
+Counted by hand like the training itself (`engine.flops`). Fine-tuning is an upper bound: every batch is taken to be
+padded to ``max_length``, while the real ones end with their longest row.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from kd_megatron.engine.flops import ArmCost, arm_cost, encoder_flops, head_flops, num_masked_positions
+from kd_megatron.finetune.grid import halving
+from kd_megatron.finetune.tasks.embedded import NUM_DEV, NUM_TRAIN
+from kd_megatron.finetune.tasks.glue import GLUE
+from kd_megatron.models.build import student_config
+from kd_megatron.planner.plan_arms import ArmPlan, Means, plan_arm
+from kd_megatron.recipe import FinetuneRecipe, StudyRecipe, TaskRecipe, TuningRecipe
+from kd_megatron.tensors import Needs
+from kd_megatron.training.validate import PROBE_BATCH_SIZE
+
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One part of a study's cost. None: not known."""
+
+    what: str
+    flops: float | None
+    hours: float | None
+    note: str = ""
+
+
+def before_students(
+    recipe: StudyRecipe,
+    resolved: Mapping[str, StudyRecipe],
+    costs: Mapping[str, ArmCost],
+    vocab_size: int,
+    means: Means,
+) -> list[Item]:
+    """What is done once, whatever the number of cells: the teacher, and the trials of tuning at most.
+
+    Both are validated: the teacher where students are, a trial at its end.
+    """
+    found, validations, notes = [], [], []
+    if recipe.teacher and recipe.teacher.train:
+        alone = _teachers_recipe(recipe)
+        cost, places = arm_cost(alone, TEACHER, vocab_size), _num_validations(alone)
+        planned = plan_arm(alone, TEACHER, cost, cost, means)
+        found.append(Item(TEACHER, planned.flops, planned.hours, "trained first"))
+        validations.append(places * _validation_flops(alone, cost, vocab_size))
+        notes.append(f"{places} of the teacher")
+    if recipe.tuning is not None:
+        numbers = {arm: recipe.tuning.num_trials(arm) for arm in costs}
+        found.append(_tuning(recipe.tuning, resolved, costs, numbers, means))
+        once = {arm: _validation_flops(resolved[arm], cost, vocab_size) for arm, cost in costs.items()}
+        validations += [number * once[arm] for arm, number in numbers.items()]
+        notes.append(f"{sum(numbers.values())} of trials")
+    if validations:
+        found.append(_item("validations before", math.fsum(validations), ", ".join(notes), means))
+    return found
+
+
+def _tuning(
+    tuning: TuningRecipe,
+    resolved: Mapping[str, StudyRecipe],
+    costs: Mapping[str, ArmCost],
+    numbers: Mapping[str, int],
+    means: Means,
+) -> Item:
+    """The trials' training, ``numbers`` of them for each arm."""
+    flops, hours = [], []
+    for arm, cost in costs.items():
+        alone = resolved[arm].model_copy(update={"budget": tuning.budget})
+        trial = plan_arm(alone, arm, cost, cost, means)
+        flops.append(_times(numbers[arm], trial.flops))
+        hours.append(_times(numbers[arm], trial.hours))
+    return Item("tuning", _all_of(flops), _all_of(hours), f"{sum(numbers.values())} trials")
+
+
+def of_students(
+    recipe: StudyRecipe, resolved: Mapping[str, StudyRecipe], arms: Sequence[ArmPlan], vocab_size: int, means: Means
+) -> list[Item]:
+    """What students cost, all arms and seeds of one study or cell together; ``resolved`` are the arms' own recipes."""
+    num_seeds = len(recipe.seeds)
+    num_students = len(arms) * num_seeds
+    flops, hours = (_all_of([getattr(entry, kind) for entry in arms], num_seeds) for kind in ("flops", "hours"))
+    found = [Item("students", flops, hours, f"{num_students} runs")]
+    branches = recipe.markers.branches if recipe.markers else []
+    if recipe.markers and branches:
+        more = sum(fraction - recipe.markers.start(fraction) for fraction in branches)
+        note = f"{len(branches)} a student, from its checkpoints"
+        found.append(Item("branches", _times(more, flops), _times(more, hours), note))
+    once = [_validation_flops(resolved[entry.arm], entry.cost, vocab_size) for entry in arms]
+    places = _num_validations(recipe) + len(branches)
+    found.append(_item("validations", num_seeds * places * sum(once), f"{places} a student", means))
+    if recipe.finetune:
+        tuned = 1 + len(branches) * bool(recipe.markers and recipe.markers.finetune)
+        grid, unknown = finetune_flops(recipe.finetune, student_config(recipe.student, vocab_size))
+        missing = f"; without {', '.join(unknown)}, of unknown size" if unknown else ""
+        note = f"at most: rows of max_length{missing}"
+        found.append(_item("fine-tuning", num_students * tuned * grid, note, means))
+    return found
+
+
+def joined(cells: Sequence[Sequence[Item]]) -> list[Item]:
+    """The items of all cells, those of one kind added up."""
+    if len(cells) == 1:
+        return list(cells[0])
+    found = []
+    for same in zip(*cells, strict=True):
+        flops, hours = (_all_of([getattr(item, kind) for item in same]) for kind in ("flops", "hours"))
+        found.append(Item(same[0].what, flops, hours, f"{len(same)} cells, each: {same[0].note}"))
+    return found
+
+
+def _item(what: str, flops: float, note: str, means: Means) -> Item:
+    return Item(what, flops, None if means.speed is None else means.speed.hours(flops), note)
+
+
+def _times(number: float, amount: float | None) -> float | None:
+    return None if amount is None else number * amount
+
+
+def _all_of(parts: Sequence[float | None], times: int = 1) -> float | None:
+    known = [part for part in parts if part is not None]
+    return times * math.fsum(known) if len(known) == len(parts) else None
+
+
+def _num_validations(recipe: StudyRecipe) -> int:
+    """Of one run, which always ends with one."""
+    return len({*recipe.validation.at, 1.0})
+
+
+def _teachers_recipe(recipe: StudyRecipe) -> StudyRecipe:
+    """What the study's own teacher is trained by: the scratch objective."""
+    assert recipe.teacher is not None
+    section = recipe.teacher.train
+    assert section is not None
+    update = {"student": section.encoder, "teacher": None, "budget": section.budget, "seeds": [section.seed]}
+    return recipe.model_copy(update={**update, "arms": {TEACHER: {"objective": "scratch"}}})
+
+
+def _validation_flops(recipe: StudyRecipe, cost: ArmCost, vocab_size: int) -> float:
+    """One validation: the probe's training on the frozen student, then the held-out samples."""
+    config, trains_head = student_config(recipe.student, vocab_size), cost.student_head_flops_per_token > 0
+    length, num_masked = recipe.data.sequence_length, num_masked_positions(recipe)
+    forward = _whole(config, length)
+    head = head_flops(config, num_masked)
+    probe = recipe.validation.probe_steps * PROBE_BATCH_SIZE * (forward + 3.0 * head)
+    return probe + recipe.validation.num_samples * (forward + head * (2 if trains_head else 1))
+
+
+def finetune_flops(recipe: FinetuneRecipe, config: PretrainedConfig) -> tuple[float, list[str]]:
+    """(FLOPs of one student's grid at most, tasks whose size is not known and not in it)."""
+    num_settings, num_seeds = recipe.grid.num_settings, len(recipe.seeds)
+    num_runs = halving.num_runs(num_settings, num_seeds) if recipe.halving else num_settings * num_seeds
+    forward = _whole(config, recipe.max_length)
+    total, unknown = 0.0, []
+    for task in recipe.tasks:
+        sizes = task_sizes(task)
+        if sizes is None:
+            unknown.append(task.name)
+            continue
+        num_train, num_dev = sizes
+        total += num_runs * forward * (3.0 * recipe.epochs * num_train + num_dev)
+    return total, unknown
+
+
+def task_sizes(task: TaskRecipe) -> tuple[int, int] | None:
+    """(training rows, dev rows) after the recipe's caps; None for own data, whose files are not read."""
+    known = GLUE.get(task.name) if task.is_glue else None
+    if known is None and not task.is_embedded:
+        return None
+    num_train, num_dev = (known.num_train[0], sum(known.num_dev.values())) if known else (NUM_TRAIN, NUM_DEV)
+    return min(num_train, task.max_train_examples or num_train), min(num_dev, task.max_dev_examples or num_dev)
+
+
+def _whole(config: PretrainedConfig, length: int) -> float:
+    """All layers, forward."""
+    return encoder_flops(config, Needs(hidden=(config.num_hidden_layers,)), length)

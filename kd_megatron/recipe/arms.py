@@ -1,0 +1,116 @@
+"""What an arm of a study really runs: its overrides applied, and what is not the same in all arms."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from kd_megatron.errors import RecipeError, nearest
+from kd_megatron.recipe import StudyRecipe, config
+from kd_megatron.recipe.config import BUDGET_UNITS
+
+STUDY_ONLY = frozenset(
+    {"kind", "name", "description", "arms", "seeds", "allow_difference", "output", "notes", "tuning", "markers", "grid"}
+)
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One key of the resolved recipe that is not the same in all arms."""
+
+    key: str
+    values: dict[str, Any]  # arm -> value
+
+
+def split_arm(raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An arm as written -> (options of its objective, dotted overrides of the study)."""
+    options = {key: value for key, value in raw.items() if "." not in key}
+    overrides = {key: value for key, value in raw.items() if "." in key}
+    return options, overrides
+
+
+def resolve_arm(study: StudyRecipe, arm: str) -> StudyRecipe:
+    """The recipe that ``arm`` really runs: its overrides applied, and no other arm in it.
+
+    Raises:
+        RecipeError: there is no such arm, an override is not allowed, or it does not validate.
+    """
+    if arm not in study.arms:
+        raise RecipeError(
+            given=f"study {study.name} has no arm {arm!r}; {nearest(arm, study.arms)}", fix="name one of its arms"
+        )
+    options, overrides = split_arm(study.arms[arm])
+    raw = study.model_dump(mode="json")
+    raw["arms"], raw["tuning"] = {arm: options}, None  # what tuning chose is an override like any other
+    for key, value in overrides.items():
+        _refuse_unless_allowed(study, arm, key)
+        _set(raw, key, value)
+    return config.validate(StudyRecipe, raw, where=f"study {study.name}, arm {arm}")
+
+
+def by_arm(study: StudyRecipe, read: Callable[[StudyRecipe], Value]) -> dict[str, Value]:
+    """Arm -> what ``read`` finds in the recipe that it really runs (`resolve_arm`)."""
+    return {arm: read(resolve_arm(study, arm)) for arm in study.arms}
+
+
+def begins_from_teacher(study: StudyRecipe, arm: str) -> bool:
+    """Whether the first weights of an arm's students are layers of the teacher; without one they could not exist."""
+    return resolve_arm(study, arm).student.initialise.method == "teacher_layers"
+
+
+def differences(resolved: dict[str, StudyRecipe]) -> list[Difference]:
+    """Every key outside ``arms`` whose value is not the same in all resolved recipes."""
+    flat = {arm: flatten(recipe.model_dump(mode="json", exclude={"arms"})) for arm, recipe in resolved.items()}
+    keys = sorted({key for values in flat.values() for key in values})
+    found = (Difference(key, {arm: values.get(key) for arm, values in flat.items()}) for key in keys)
+    return [difference for difference in found if not _all_equal(list(difference.values.values()))]
+
+
+def flatten(raw: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys; lists stay values."""
+    if not isinstance(raw, dict) or not raw:
+        return {prefix: raw}
+    return {
+        key: value
+        for name, part in raw.items()
+        for key, value in flatten(part, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def _all_equal(values: list[Any]) -> bool:
+    return all(value == values[0] for value in values)
+
+
+def _refuse_unless_allowed(study: StudyRecipe, arm: str, key: str) -> None:
+    if key.split(".")[0] in STUDY_ONLY:
+        raise RecipeError(
+            given=f"study {study.name}: arm {arm} overrides {key}, which belongs to the whole study",
+            expected="overrides of data, student, teacher, budget, training, validation or finetune",
+            fix=f"remove {key} from the arm",
+        )
+    if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in study.allow_difference):
+        raise RecipeError(
+            given=f"study {study.name}: arm {arm} overrides {key}",
+            expected="arms that differ in their objective's options alone, so that the comparison is fair",
+            fix=f"set {key} for the whole study, or add {key!r} to allow_difference: the report will then name it",
+        )
+
+
+def _set(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key. One unit of a budget replaces the other units, as on the command line."""
+    *parents, leaf = key.split(".")
+    section = raw
+    for parent in parents:
+        if section.get(parent) is None:
+            section[parent] = {}
+        section = section[parent]
+        if not isinstance(section, dict):
+            raise RecipeError(given=f"override {key}: {parent} is not a section", fix="correct the key")
+    if parents[-1:] == ["budget"] and leaf in BUDGET_UNITS:
+        section.update(dict.fromkeys(BUDGET_UNITS))
+    section[leaf] = value
+
+
+def owes_the_teacher(recipe: StudyRecipe, arm: str) -> bool:
+    """Whether a run has its first weights or its targets from the teacher."""
+    return resolve_arm(recipe, arm).owes_the_teacher(arm)

@@ -1,0 +1,107 @@
+"""What ends a run, and what is charged to it."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from kd_megatron.recipe.config import BUDGET_UNITS, TIME_UNITS, Strict
+from kd_megatron.recipe.types import Count, Positive
+
+
+def _not_a_bare_number(value: Any) -> Any:
+    if isinstance(value, int | float):
+        raise ValueError(f"a budget needs a unit: write budget.UNIT, UNIT one of {', '.join(BUDGET_UNITS)}")
+    return value
+
+
+Account = Literal[
+    "student", "teacher", "loss", "data_wait", "validation", "checkpoint", "set_up", "teacher_for_others"
+]  # the last: filling a teacher cache, beyond this run's own share of it
+
+
+TRAINING_ACCOUNTS: set[Account] = {"student", "teacher", "loss", "data_wait"}  # of a step
+NEVER_CHARGED: set[Account] = {"validation", "checkpoint", "set_up"}  # they go on when a budget is used up
+
+
+class CalibrateRecipe(Strict):
+    """Measure every arm's speed before training, in turn on the machine at hand, and fix its steps by it."""
+
+    rounds: Annotated[int, Field(ge=2, le=10_000)] = 5  # every arm has its turn in each
+    steps: Count = 4  # training steps of an arm's turn
+
+
+class CalibratedSteps(Strict):
+    """What a calibration made of a budget in time for one run. Written by `study`, never by hand."""
+
+    steps: Count
+    tokens_per_second: Positive  # the median that they were computed with
+
+
+class BudgetRecipe(Strict):
+    """What ends a run (exactly one unit) and which accounts of the ledger count towards it."""
+
+    hours: Positive | None = None
+    gpu_hours: Positive | None = None
+    flops: Positive | None = None
+    tokens: Positive | None = None
+    charge: list[Account] = ["student", "teacher", "loss", "data_wait"]
+    calibrate: CalibrateRecipe | None = None  # of a study's budget in time: noise does not choose the winner
+    calibrated: CalibratedSteps | None = None
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        given = [unit for unit in BUDGET_UNITS if getattr(self, unit) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a budget has exactly one unit of {', '.join(BUDGET_UNITS)}; given: {given or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _charges_what_ends_with_the_budget(self) -> Self:
+        if wrong := sorted(NEVER_CHARGED & set(self.charge)):
+            raise ValueError(
+                f"{', '.join(wrong)} cannot be charged: the last of it comes when the budget is used up, so arms would "
+                "spend more than it; leave it out of charge (the report shows it all the same)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _flops_are_counted_where_they_are_charged(self) -> Self:
+        if self.unit == "flops" and (uncounted := sorted(set(self.charge) - TRAINING_ACCOUNTS)):
+            raise ValueError(
+                f"FLOPs are counted in training steps alone, {', '.join(uncounted)} would be charged none: leave it "
+                "out of charge, or give the budget in hours"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _calibration_measures_what_is_charged(self) -> Self:
+        if self.calibrate is None:
+            return self
+        if not self.is_time:
+            raise ValueError(f"calibrate is for budgets in hours or gpu_hours; {self.unit} are counted, not measured")
+        if unmeasured := sorted(set(self.charge) - TRAINING_ACCOUNTS):
+            raise ValueError(f"calibrate times training steps alone, but {', '.join(unmeasured)} is charged as well")
+        return self
+
+    @property
+    def is_time(self) -> bool:
+        """Whether a clock measures it."""
+        return self.unit in TIME_UNITS
+
+    @property
+    def unit(self) -> str:
+        """``"hours"``, ``"gpu_hours"``, ``"flops"`` or ``"tokens"``."""
+        return next(unit for unit in BUDGET_UNITS if getattr(self, unit) is not None)
+
+    @property
+    def splits_training_time(self) -> bool:
+        """Whether it is time and some accounts of a training step count while others do not."""
+        return self.is_time and len(TRAINING_ACCOUNTS & set(self.charge)) in (1, 2, 3)
+
+    @property
+    def limit(self) -> float:
+        """The amount, in `unit`."""
+        return float(getattr(self, self.unit))
+
+
+Budget = Annotated[BudgetRecipe, BeforeValidator(_not_a_bare_number)]

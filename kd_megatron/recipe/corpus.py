@@ -1,0 +1,82 @@
+"""A corpus to prepare: sources, which documents are kept, tokenizer, shards."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kd_megatron.recipe.config import Strict
+from kd_megatron.recipe.paths import PathPart, PathText, Revision
+from kd_megatron.recipe.types import Count, Fraction
+
+
+class SourceRecipe(Strict):
+    """One source of documents."""
+
+    type: Literal["installed_docs", "files", "huggingface"]
+    paths: list[str] = []  # files: files, directories or globs
+    text_key: str = "text"  # the field of a .jsonl/.parquet row or of a hub data set that holds the text
+    packages: list[str] | None = None  # installed_docs: only these; None takes all that are installed
+    dataset: str | None = None  # huggingface: the data set's id
+    revision: Revision | None = None  # huggingface: the data set's commit; None: its newest, with a warning
+    subset: str | None = None
+    split: str = "train"
+    skip_documents: Annotated[int, Field(ge=0)] = 0  # at its beginning: two corpora of one source without a shared text
+    max_documents: Count | None = None  # after those
+    licence: str = "not stated"  # copied to the manifest
+
+    @model_validator(mode="after")
+    def _has_what_its_type_needs(self) -> Self:
+        if self.type == "files" and not self.paths:
+            raise ValueError("a source of type 'files' needs 'paths'")
+        if self.type == "huggingface" and not self.dataset:
+            raise ValueError("a source of type 'huggingface' needs 'dataset'")
+        return self
+
+
+class CleanRecipe(Strict):
+    """Which documents are kept, after unicode normalisation (NFKC) and white-space clean-up."""
+
+    min_characters: Annotated[int, Field(ge=0)] = 200
+    max_characters: Count = 1_000_000
+    min_letter_fraction: Fraction = 0.6  # letters among the characters that are not white space
+    min_english_fraction: Fraction = 0.05  # of words that are among the commonest English ones; 0 switches it off
+    deduplicate: bool = True  # exact, by document hash
+
+
+class TrainTokenizerRecipe(Strict):
+    """Train a WordPiece vocabulary on the corpus itself."""
+
+    vocab_size: Count = 30_522
+    lowercase: bool = True
+    max_documents: Count = 100_000
+
+
+class TokenizerRecipe(Strict):
+    """Either load a tokenizer (local directory, vocab.txt or hub id) or train one."""
+
+    load: str | None = None
+    revision: Revision | None = None  # of a hub id, best a full commit
+    train: TrainTokenizerRecipe | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.load is None) == (self.train is None):
+            raise ValueError("give exactly one of 'load' and 'train'")
+        if self.train is not None and self.revision is not None:
+            raise ValueError("'revision' belongs to 'load'")
+        return self
+
+
+class CorpusRecipe(Strict):
+    """A corpus to prepare: sources -> clean -> tokenizer -> shards."""
+
+    kind: Literal["corpus"]
+    name: PathPart
+    output: PathText  # directory of the shard set, anywhere
+    sources: Annotated[list[SourceRecipe], Field(min_length=1)]
+    clean: CleanRecipe = CleanRecipe()
+    tokenizer: TokenizerRecipe
+    valid_fraction: Fraction = 0.01  # of documents, chosen by their hash
+    num_shards: Count = 8
+    num_workers: Count | None = None  # None: one per core
+    description: str = ""

@@ -1,0 +1,126 @@
+"""The separate stage: tasks, grid, and one optimiser recipe for all models."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kd_megatron.recipe.config import Strict
+from kd_megatron.recipe.paths import PathPart, Revision
+from kd_megatron.recipe.presets import STUDY, fill_in
+from kd_megatron.recipe.types import Count, Fraction, Positive, Precision, Seed
+
+
+class TaskRecipe(Strict):
+    """A GLUE task by name, or own data: files, or splits of a data set of the Hugging Face hub."""
+
+    name: PathPart
+    train: str | None = None  # .tsv, .csv, .jsonl or .parquet; with 'dataset' its split ('train'); or 'embedded'
+    dev: str | None = None  # with 'dataset': its split ('validation')
+    test: str | None = None  # rows without labels, only predicted
+    dataset: str | None = None  # an id of the hub, or a directory in a layout that its library reads
+    subset: str | None = None  # of the data set: what the hub calls its configuration
+    revision: Revision | None = None  # the data set's commit; None: its newest, with a warning
+    text: str | list[str] = "text"  # column, or two columns for pairs
+    label: str = "label"
+    type: Literal["classification", "regression"] = "classification"
+    metric: str | None = None  # None: GLUE's metric for the task, accuracy otherwise
+    max_train_examples: Count | None = None  # a fixed random subset, stated in every table
+    max_dev_examples: Count | None = None
+
+    @property
+    def is_glue(self) -> bool:
+        """Whether the name is all there is: a task of GLUE, whose files and columns are known."""
+        return self.train is None and self.dataset is None
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is one of the tasks that are made from the installed packages."""
+        return self.train == "embedded" and self.dataset is None
+
+    @model_validator(mode="after")
+    def _of_a_data_set(self) -> Self:
+        lone = [key for key in ("subset", "revision") if getattr(self, key) is not None and self.dataset is None]
+        if lone:
+            raise ValueError(f"{' and '.join(lone)} belong to 'dataset', which is not given")
+        return self
+
+    @model_validator(mode="after")
+    def _of_own_data(self) -> Self:
+        fields = type(self).model_fields
+        own = [key for key in ("dev", "test", "text", "label", "type") if getattr(self, key) != fields[key].default]
+        if self.is_glue and own:
+            raise ValueError(f"{', '.join(own)}: of own data, which needs 'train' or 'dataset' too")
+        if self.is_embedded and own:
+            raise ValueError(f"{', '.join(own)}: of own data, but an embedded task brings all of its own")
+        return self
+
+
+class GridRecipe(Strict):
+    """Every learning rate x batch size is one setting; the best one is the score, and the report says so."""
+
+    learning_rates: Annotated[list[Positive], Field(min_length=1)] = STUDY["grid"]["learning_rates"]
+    batch_sizes: Annotated[list[Count], Field(min_length=1)] = STUDY["grid"]["batch_sizes"]
+
+    @property
+    def num_settings(self) -> int:
+        """Different settings: a value given twice is one."""
+        return len(set(self.learning_rates)) * len(set(self.batch_sizes))
+
+
+class SelectionRecipe(Strict):
+    """The rows on which the best setting is chosen."""
+
+    on: Literal["dev", "train_slice"] = "dev"  # dev: the rows the score is read from; train_slice: rows not trained on
+    fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1  # of the training rows, taken away from them
+
+
+class FinetuneRecipe(Strict):
+    """The separate stage. Stand-alone (``glue.yaml``) or as the section ``finetune`` of a study.
+
+    Defaults are those of the preset ``study``; another preset fills in what the recipe does not give itself.
+    """
+
+    kind: Literal["finetune"] = "finetune"
+    tasks: Annotated[list[TaskRecipe], Field(min_length=1)]
+    glue_path: str | None = None  # directory with TASK/train.tsv; None: nyu-mll/glue from the hub
+    glue_revision: Revision | None = None  # of nyu-mll/glue; None: the commit in finetune/tasks/glue.py
+    preset: Literal["study", "sane"] | None = None  # kd_megatron/recipe/presets.py
+    grid: GridRecipe = GridRecipe()
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
+    halving: bool = False  # after each seed, the worse half of a task's settings is given up
+    selection: SelectionRecipe = SelectionRecipe()
+    epochs: Positive = STUDY["epochs"]
+    max_length: Count = STUDY["max_length"]
+    schedule: Literal["polynomial", "cosine", "constant"] = STUDY["schedule"]  # after the warm-up
+    decay_power: Positive = STUDY["decay_power"]  # of the polynomial schedule; 1: linear
+    warmup_fraction: Fraction = STUDY["warmup_fraction"]
+    weight_decay: Annotated[float, Field(ge=0.0)] = STUDY["weight_decay"]
+    betas: Annotated[list[Annotated[float, Field(ge=0.0, lt=1.0)]], Field(min_length=2, max_length=2)] = STUDY["betas"]
+    epsilon: Positive = STUDY["epsilon"]
+    gradient_clipping: Positive | None = STUDY["gradient_clipping"]  # norm of the whole gradient; None: unclipped
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = STUDY["dropout"]  # None: what the model's config says
+    untrained_top: Literal["keep", "drop", "reinitialise"] = "keep"  # what the model's card says was never trained
+    evaluate_every_epochs: Positive | None = None  # dev metrics on the way; None: at the end alone
+    precision: Precision = "auto"
+    save_predictions: bool = True
+    tensorboard: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_preset(cls, raw: Any) -> Any:
+        return fill_in(raw) if isinstance(raw, dict) else raw
+
+    @model_validator(mode="after")
+    def _one_source_of_glue(self) -> Self:
+        if self.glue_path is not None and self.glue_revision is not None:
+            raise ValueError("glue_revision is of the hub's copy, and glue_path names a local one: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Self:
+        lists: dict[str, list[Any]] = {"seeds": self.seeds, "tasks": [task.name for task in self.tasks]}
+        for what, values in lists.items():
+            repeated = sorted({value for value in values if values.count(value) > 1}, key=str)
+            if repeated:
+                raise ValueError(f"{what} are given twice: {repeated}")
+        return self

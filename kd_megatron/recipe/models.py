@@ -1,0 +1,96 @@
+"""Student and teacher: sizes, first weights, where a teacher comes from and what is kept of it."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from kd_megatron.recipe.budget import Budget
+from kd_megatron.recipe.config import Strict
+from kd_megatron.recipe.paths import PathText, Revision
+from kd_megatron.recipe.types import Count, Fraction, Positive, Seed
+
+
+class InitialiseRecipe(Strict):
+    """Where the student's first weights come from."""
+
+    method: Literal["random", "teacher_layers", "checkpoint"] = "random"
+    # 1-based layers of the teacher or the checkpoint, one per student layer; None: evenly spread
+    layers: list[Count] | None = None
+    path: str | None = None  # checkpoint: an encoder in Hugging Face format, with or without MLM head, or a hub id
+    revision: Revision | None = None  # of a hub id, best a full commit
+
+
+class EncoderRecipe(Strict):
+    """A Hugging Face encoder by its size. The vocabulary size comes from the shards' tokenizer."""
+
+    architecture: Literal["bert", "roberta"] = "bert"
+    hidden_size: Count
+    num_layers: Count
+    num_attention_heads: Count
+    intermediate_size: Count
+    max_positions: Count = 512
+    hidden_dropout: Fraction = 0.0
+    attention_dropout: Fraction = 0.0
+    initialise: InitialiseRecipe = InitialiseRecipe()
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        return self
+
+
+class TeacherTrainingRecipe(Strict):
+    """Train the teacher first, by the scratch objective, on the study's own data; its cost enters the ledger."""
+
+    encoder: EncoderRecipe
+    budget: Budget
+    seed: Seed = 0
+    learning_rate: Positive | None = None  # None: the study's
+
+    @model_validator(mode="after")
+    def _is_not_calibrated(self) -> Self:
+        if self.budget.calibrate is not None:
+            raise ValueError("calibrate belongs to the study's budget: there is one teacher, compared with nothing")
+        return self
+
+
+class TeacherCacheRecipe(Strict):
+    """Keep what objectives need of the teacher, window by window, so that no window is put through it twice."""
+
+    path: PathText  # directory; students that share it share the teacher's work
+    max_gib: Positive = 50.0  # of all that one run may store
+    top_k: Count = 64  # logits kept of each masked position, for vanilla_kd
+    num_students: Count = 1  # a window's teacher pass is charged to each run that uses it, divided by this number
+
+
+class TeacherRecipe(Strict):
+    """The frozen teacher: given (local directory or hub id, safetensors only) or trained first."""
+
+    path: str | None = None
+    revision: Revision | None = None  # of a hub id, best a full commit
+    train: TeacherTrainingRecipe | None = None
+    precision: Literal["auto", "bf16", "fp32", "fp8"] = "auto"  # fp8: matrix products of a bf16 teacher, on Hopper
+    partition: bool = False  # each process holds a part of its weights, and gathers a layer's when it runs
+    cache: TeacherCacheRecipe | None = None
+    cost_flops: Positive | None = None  # what its own training cost, when it is given
+    cost_source: str = ""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.path is None) == (self.train is None):
+            raise ValueError("give exactly one of 'path' and 'train'")
+        if self.train is not None and self.revision is not None:
+            raise ValueError("'revision' belongs to 'path'")
+        return self
+
+    @model_validator(mode="after")
+    def _pieces_are_not_float8(self) -> Self:
+        if self.partition and self.precision == "fp8":
+            raise ValueError(
+                "partition does not go with precision 'fp8', whose weights ZeRO cannot partition; set precision to "
+                "'bf16', or partition to false"
+            )
+        return self

@@ -1,0 +1,154 @@
+"""A study: arms x seeds under one budget. A run is a study with one arm."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kd_megatron.recipe.budget import Budget
+from kd_megatron.recipe.config import Strict
+from kd_megatron.recipe.finetune import FinetuneRecipe
+from kd_megatron.recipe.models import EncoderRecipe, TeacherRecipe
+from kd_megatron.recipe.paths import PathPart, PathText
+from kd_megatron.recipe.training import MarkersRecipe, TrainingRecipe, TuningRecipe, ValidationRecipe
+from kd_megatron.recipe.types import Count, Positive, Seed
+
+
+class ShardsRecipe(Strict):
+    """One prepared shard set and its share of the samples."""
+
+    path: PathText
+    weight: Positive = 1.0
+
+
+class DataRecipe(Strict):
+    """What the students read."""
+
+    shards: Annotated[list[ShardsRecipe], Field(min_length=1)]
+    corpus: str | None = None  # corpus recipe: `study` and `pretrain` prepare it when the shards are not there
+    sequence_length: Annotated[int, Field(ge=8)] = 128
+    unique_tokens: Count | None = None  # cap on the pool; subsets are nested; epochs repeat it
+    mask_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.15
+    seed: Seed = 1234  # of the pool's nesting; order and masks follow the run's own seed
+    mask_seed: Seed | None = None  # given: a window keeps one mask, in all epochs and runs; a teacher cache needs it
+
+
+class StudyGridRecipe(Strict):
+    """Makes the recipe a grid of studies: each budget with each pool of text is a cell, a whole study of its own."""
+
+    budgets: Annotated[list[Positive], Field(min_length=1)] = [1.0]  # multiples of the study's budget
+    unique_tokens: Annotated[list[Count | None], Field(min_length=1)]  # null: all there is
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Self:
+        axes: dict[str, list[Any]] = {"budgets": self.budgets, "unique_tokens": self.unique_tokens}
+        for what, values in axes.items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"{what} names a value twice: {values}")
+        return self
+
+
+class StudyRecipe(Strict):
+    """Arms x seeds under one budget, then fine-tuning and a report."""
+
+    kind: Literal["study"]
+    name: PathPart
+    description: str = ""
+    data: DataRecipe
+    student: EncoderRecipe
+    teacher: TeacherRecipe | None = None  # may be absent when no arm distils
+    arms: Annotated[dict[PathPart, dict[str, Any]], Field(min_length=1)]  # name -> objective and its options
+    budget: Budget
+    training: TrainingRecipe = TrainingRecipe()
+    validation: ValidationRecipe = ValidationRecipe()
+    tuning: TuningRecipe | None = None
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
+    finetune: FinetuneRecipe | None = None
+    markers: MarkersRecipe | None = None
+    grid: StudyGridRecipe | None = None  # None: one study
+    allow_difference: list[str] = []  # dotted keys that arms may override beside their objective's options
+    output: PathText | None = None  # anywhere; None: studies/NAME
+    notes: list[str] = []  # printed in the report, such as licences and caveats
+
+    def owes_the_teacher(self, arm: str) -> bool:
+        """Whether a run of ``arm``, with its overrides applied, has targets or first weights from the teacher."""
+        return self.arms[arm].get("objective") != "scratch" or self.student.initialise.method == "teacher_layers"
+
+    @model_validator(mode="after")
+    def _pieces_are_not_compiled(self) -> Self:
+        if self.teacher and self.teacher.partition and self.training.compile:
+            raise ValueError(
+                "teacher.partition does not go with training.compile: weights are gathered in hooks around modules, "
+                "which compiled code goes round; set one of them to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _branches_leave_after_the_warm_up(self) -> Self:
+        warmup = self.training.warmup_fraction
+        if self.markers is None:
+            return self
+        if self.training.schedule == "constant" and self.markers.decay > 0:
+            raise ValueError(
+                "with training.schedule constant the last student's learning rate never comes down, and that of "
+                "branches would. To fix: take another schedule, or markers.decay 0"
+            )
+        early = [at for at in self.markers.branches if self.markers.start(at) < warmup]
+        if early:
+            raise ValueError(
+                f"markers.at {early[0]:g}: its branch would leave at {self.markers.start(early[0]):g} of the budget, "
+                f"within the warm-up ({warmup:g}), where the learning rate has not come up. To fix: take larger "
+                "fractions, or a smaller markers.decay or training.warmup_fraction"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_grid_names_its_pools(self) -> Self:
+        if self.grid and self.data.unique_tokens is not None:
+            raise ValueError("data.unique_tokens and grid.unique_tokens both say how much text there is: give one")
+        return self
+
+    @model_validator(mode="after")
+    def _masks_of_a_cache_are_fixed(self) -> Self:
+        if self.teacher and self.teacher.cache and self.data.mask_seed is None:
+            raise ValueError(
+                "teacher.cache needs data.mask_seed: what a teacher says of a window is kept for one mask of it. To "
+                "fix: write data.mask_seed: 1 (any whole number; all arms then see each window with one mask)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_cache_is_not_calibrated(self) -> Self:
+        if self.teacher and self.teacher.cache and self.budget.calibrate is not None:
+            raise ValueError(
+                "budget.calibrate does not go with teacher.cache: a window's first visit costs more than its later "
+                "ones, and a few steps cannot tell how many there will be of each; remove one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _arms_are_tuned_alike(self) -> Self:
+        tuning = self.tuning
+        if tuning is None:
+            return self
+        if unknown := sorted(tuning.weights.keys() - self.arms.keys()):
+            raise ValueError(f"tuning.weights names {', '.join(unknown)}, which is no arm of {', '.join(self.arms)}")
+        numbers = {arm: tuning.num_trials(arm) for arm in self.arms}
+        if len(set(numbers.values())) > 1:
+            listed = ", ".join(f"{arm} {number}" for arm, number in numbers.items())
+            raise ValueError(
+                f"tuning gives arms unequal numbers of trials ({listed}). To fix: give every arm in tuning.weights as "
+                f"many values, and {max(numbers.values())} learning rates in tuning.learning_rates_alone to arms "
+                "without a weight; null in place of a value is a trial that an arm gives up"
+            )
+        if tuning.seed in self.seeds:
+            raise ValueError(
+                f"tuning.seed {tuning.seed} is one of seeds: what is chosen on a run must not be reported of it"
+            )
+        if tuning.charged and (tuning.budget.unit, tuning.budget.charge) != (self.budget.unit, self.budget.charge):
+            raise ValueError(
+                "tuning.charged takes trials off the budget, so both have one unit and charge the same accounts; "
+                f"given: {tuning.budget.unit} {tuning.budget.charge} and {self.budget.unit} {self.budget.charge}"
+            )
+        if tuning.charged and tuning.budget.limit * max(numbers.values()) >= self.budget.limit:
+            raise ValueError("tuning.charged: the trials would use up the whole budget; make tuning.budget smaller")
+        return self

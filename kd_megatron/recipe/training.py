@@ -1,0 +1,107 @@
+"""How students are trained, validated, tuned, and left on the way."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kd_megatron.recipe.budget import Budget
+from kd_megatron.recipe.config import Strict
+from kd_megatron.recipe.paths import PathPart
+from kd_megatron.recipe.types import Count, Fraction, Positive, Precision, Seed
+
+
+class TrainingRecipe(Strict):
+    """Optimisation and bookkeeping of pretraining, the same for all arms."""
+
+    global_batch_size: Count = 256  # sequences per optimizer step
+    micro_batch_size: Count = 32  # sequences per forward pass and process, at most
+    learning_rate: Positive = 1e-3  # peak
+    warmup_fraction: Fraction = 0.06  # of the budget
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01  # not on biases and layer norms
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: Positive = 1e-6
+    gradient_clipping: Annotated[float, Field(ge=0.0)] = 1.0  # global norm; 0 is off
+    precision: Precision = "auto"
+    stop_at_last_tap: bool = True  # the student computes nothing above what its objective reads, in training
+    attention: Literal["sdpa", "flash"] = "sdpa"  # of student and teacher; flash: the optional package flash-attn
+    compile: bool = False  # student and teacher by torch.compile: minutes at the start of each run
+    activation_checkpointing: bool = False  # keep a student layer's input alone and run it again in the backward pass
+    ds_config: PathPart = "zero0"  # a file of ds_configs/
+    log_every_steps: Count = 10
+    checkpoint_every_steps: Count = 200
+    keep_checkpoints: Count = 2  # the newest ones; those below are kept beside them, for good
+    keep_every_steps: Count | None = None  # a checkpoint at each multiple of this
+    keep_at: list[Fraction] = []  # fractions of the budget: a checkpoint at the first step at or after each
+    tensorboard: bool = True
+
+
+class ValidationRecipe(Strict):
+    """Held-out masked-language-model loss, the same for all arms (docs/fairness.md)."""
+
+    at: list[Fraction] = [0.25, 0.5, 0.75, 1.0]  # fractions of the budget
+    num_samples: Count = 256
+    probe_steps: Annotated[int, Field(ge=0, le=10**9)] = 100  # steps of the probe head on the frozen student
+    probe_learning_rate: Positive = 1e-3
+
+
+class TuningRecipe(Strict):
+    """Trials before training, as many for every arm at the same small budget (docs/fairness.md, clause 16).
+
+    A trial is a learning rate, with a value of one option of the objective where the arm has a list of those. In lists
+    that may hold it, null stands for a trial that an arm gives up.
+    """
+
+    learning_rates: Annotated[list[Positive], Field(min_length=1)]
+    weights: dict[
+        PathPart, dict[str, Annotated[list[float | None], Field(min_length=1)]]
+    ] = {}  # arm -> option -> values
+    learning_rates_alone: list[Positive | None] | None = None  # of arms without a weight, where other arms have one
+    budget: Budget  # of each trial
+    seed: Seed = 1000  # of all trials, and of no run that is reported
+    measure: Literal["probe_mlm_loss"] = "probe_mlm_loss"  # held out; the lowest is chosen
+    charged: bool = False  # whether what an arm's trials spent is taken off that arm's budget
+
+    def num_trials(self, arm: str) -> int:
+        """How many trials ``arm`` is given, those it gives up included."""
+        if arm in self.weights:
+            return len(self.learning_rates) * len(next(iter(self.weights[arm].values())))
+        return len(self.learning_rates if self.learning_rates_alone is None else self.learning_rates_alone)
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Self:
+        for arm, options in self.weights.items():
+            if len(options) != 1:
+                raise ValueError(
+                    f"weights.{arm} names {len(options)} options: one for each arm, so that effort is equal"
+                )
+        if self.budget.calibrate is not None:
+            raise ValueError("calibrate belongs to the study's budget, and then holds for the trials as well")
+        return self
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Self:
+        lists: list[list[Any]] = [self.learning_rates, self.learning_rates_alone or []]
+        lists += [values for options in self.weights.values() for values in options.values()]
+        for values in lists:
+            given = [value for value in values if value is not None]
+            if len(set(given)) != len(given) or (values and not given):
+                raise ValueError(f"{values}: different values, at least one (null stands for a trial that is given up)")
+        return self
+
+
+class MarkersRecipe(Strict):
+    """Students of smaller budgets out of one run: at each fraction a branch leaves it and brings its rate down."""
+
+    at: Annotated[list[Annotated[float, Field(gt=0.0, le=1.0)]], Field(min_length=1)] = [0.2, 0.4, 0.6, 0.8]
+    decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1  # of a branch's own budget; 0: none, the student as it is
+    finetune: bool = True  # with the study's section 'finetune', like the last student
+
+    @property
+    def branches(self) -> list[float]:
+        """The fractions that need a branch, in order: 1.0 is the end of the run itself."""
+        return sorted({fraction for fraction in self.at if fraction < 1.0})
+
+    def start(self, fraction: float) -> float:
+        """The fraction of the budget at which the branch of ``fraction`` leaves the run."""
+        return round(fraction * (1.0 - self.decay), 12)

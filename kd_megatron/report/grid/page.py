@@ -1,0 +1,244 @@
+"""The report over a grid of studies: does an arm's lead over the reference grow when text repeats, or with the budget?
+
+Each cell has a report of its own; this one compares leads across cells (`study.leads`), no stronger than the seeds
+allow.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from kd_megatron import __version__
+from kd_megatron.analysis import leads, run_checks
+from kd_megatron.analysis.leads import AXES, Axis, GridResults, Growth
+from kd_megatron.analysis.measure import Measure
+from kd_megatron.analysis.statistics import Estimate, Method
+from kd_megatron.console import units
+from kd_megatron.console.units import budget_in_words, num_seeds, seeds_of
+from kd_megatron.files import records
+from kd_megatron.objectives.words import of_arm_in_words
+from kd_megatron.recipe import recipe_yaml
+from kd_megatron.report.grid import figures as grid_figures
+from kd_megatron.report.grid.tables import FIXED, all_tables, cells_table, growth_table, leads_table
+from kd_megatron.report.page import drawing, latex, words
+from kd_megatron.report.page.document import (
+    Block,
+    Bullets,
+    Details,
+    FigureBlock,
+    Heading,
+    Paragraph,
+    TableBlock,
+    to_html,
+    to_markdown,
+)
+from kd_megatron.report.page.table import Table
+from kd_megatron.study import fairness, layout
+
+CAPTIONS = {
+    "lead_against_repetition": "Lead over the reference against how often the reference read its text, one panel for "
+    "each budget; bars: 95 % intervals over seeds, not corrected. Above the line: ahead.",
+    "lead_against_budget": "Lead over the reference against the budget, one panel for each pool of text; bars: 95 % "
+    "intervals over seeds, not corrected. Above the line: ahead.",
+}
+
+
+def write_files(directory: Path, target: Path, interval: Method = "t") -> None:
+    """Write the report's files to ``target``, a new directory; errors as of `report.write_files`."""
+    grid = leads.load(directory, interval)
+    for part in ("figures", "tables"):
+        (target / part).mkdir(parents=True)
+    draw: dict[str, Callable[[], Figure | None]] = {
+        "lead_against_repetition": partial(grid_figures.lead_against_repetition, grid),
+        "lead_against_budget": partial(grid_figures.lead_against_budget, grid),
+    }
+    drawn = drawing.write(target / "figures", draw)
+    found = all_tables(grid)
+    for table in found:
+        table.write_csv(target / "tables")
+        latex.write(table, target / "tables")
+    records.write_json(target / "results.json", as_data(grid, found))
+    title, blocks = f"Grid of studies {grid.recipe.name}", content(grid, drawn)
+    (target / "report.md").write_text(to_markdown(title, _subtitle(grid), blocks, target), encoding="utf-8")
+    (target / "index.html").write_text(to_html(title, _subtitle(grid), blocks), encoding="utf-8")
+
+
+def _subtitle(grid: GridResults) -> str:
+    recipe = grid.recipe
+    assert recipe.grid is not None
+    cells = f"{len(recipe.grid.budgets)} budgets x {len(recipe.grid.unique_tokens)} pools of text"
+    seeds = seeds_of(grid.num_seeds) if grid.num_seeds else f"{num_seeds(len(recipe.seeds))} planned"
+    return f"{cells}, {len(recipe.arms)} arms, {seeds} each. kd_megatron {__version__}."
+
+
+def answer(grid: GridResults) -> str:
+    """What repetition does to the lead of the distilled arms, and what the budget does."""
+    if not grid.cells:
+        return "No cell has begun: there is no answer."
+    if grid.unfair:
+        return f"Nothing is concluded: arms with the same seed differ in more than their objective ({grid.unfair[0]})."
+    if not grid.distilled:
+        return f"No arm with a teacher has a result beside {grid.reference}: there is no answer yet."
+    said = [_axis_answer(grid, axis) for axis in AXES]
+    return " ".join(sentence for sentence in said if sentence)
+
+
+def _axis_answer(grid: GridResults, axis: Axis) -> str:
+    """The question, and what each measure says of it."""
+    growths = [(measure, leads.mean_growth(grid, axis, measure)) for measure in grid.measures]
+    found = [_growth_answer(growth, measure) for measure, growth in growths if growth is not None]
+    if not found and leads.contrasts(grid, axis):
+        return _no_mean(grid, axis)
+    if not found:
+        return _no_contrast(grid) if axis == "repetition" else ""
+    question = f"Does the lead of distillation over {grid.reference} grow"
+    reached = "when its text repeats" if axis == "repetition" else "with the budget"
+    return f"{question} {reached}? {' '.join(found)}"
+
+
+def _growth_answer(growth: Growth, measure: Measure) -> str:
+    openings = {"grows": "Yes, as far as these seeds tell", "shrinks": "No, it shrinks"}
+    if _is_behind(growth):
+        openings = {
+            "grows": "It has none, and falls behind by less, as far as these seeds tell",
+            "shrinks": "No, it has none and falls behind by more",
+        }
+    opening = openings.get(growth.verdict, "These seeds cannot tell")
+    return f"{opening}: {growth_in_words(growth, measure)}."
+
+
+def _is_behind(growth: Growth) -> bool:
+    """Whether the lead is one in name alone: below zero at both ends."""
+    return growth.low.mean < 0 and growth.high.mean < 0
+
+
+def _no_mean(grid: GridResults, axis: Axis) -> str:
+    """Why there is no mean over the distilled arms where cells can be compared."""
+    cells = [cell for contrast in leads.contrasts(grid, axis) for cell in (contrast.low, contrast.high)]
+    absent = [arm for arm in grid.distilled if not all(cell.leads(arm, grid.measures[0]) for cell in cells)]
+    has = "has" if len(absent) == 1 else "have"
+    why = f"{', '.join(absent)} {has} no result in one of them" if absent else "they share no seed"
+    of = "repetition" if axis == "repetition" else "the budget"
+    return f"Nothing is said of {of} as a mean over the distilled arms: in the cells that are compared, {why}."
+
+
+def _no_contrast(grid: GridResults) -> str:
+    often = [epochs for cell in grid.cells if (epochs := cell.epochs(grid.reference)) is not None]
+    most = f"{max(often):.1f} times at most" if often else "not at all yet"
+    return (
+        f"Nothing can be said of repetition: no two finished cells with one budget differ by a factor of "
+        f"{leads.MORE_OFTEN:g} in how often {grid.reference} read its text ({most})."
+    )
+
+
+def growth_in_words(growth: Growth, measure: Measure) -> str:
+    """The leads at both ends, the growth and its interval."""
+    leads_by, sign = ("is behind by", -1) if _is_behind(growth) else ("leads by", 1)
+    low, high = (
+        units.signed(sign * measure.scale * end.mean, measure.digits).removeprefix("+" * (sign < 0))
+        for end in (growth.low, growth.high)
+    )
+    if growth.axis == "repetition":
+        ends = f"{low} where text is read {growth.epochs[0]:.1f} times and {high} at {growth.epochs[1]:.1f} times"
+    else:
+        ends = f"{low} at the smallest budget and {high} at the largest"
+    varies = not growth.growth.has_interval or growth.growth.low != growth.growth.high
+    size = words.difference(growth.corrected, measure.scale, measure.digits)
+    size = size if varies else units.signed(measure.scale * growth.growth.mean, measure.digits)
+    arms = growth.arms[0] if len(growth.arms) == 1 else f"the mean of {', '.join(growth.arms)}"
+    over = "" if not growth.level.startswith("mean") else f", {growth.level} levels of {FIXED[growth.axis]}"
+    what = "mean score" if measure.quantity == "score" else measure.name
+    said = f"by {what}, {arms} {leads_by} {ends}{over}, a growth of {size} {measure.unit}"
+    if not growth.growth.has_interval:
+        return f"{said}: one observation and no evidence"
+    if not varies:
+        return f"{said}, the same in {num_seeds(growth.growth.n)}: no variation, which is no evidence"
+    zero = "excludes" if growth.corrected.excludes_zero else "includes"
+    both = ", corrected for the two questions asked," if growth.num_comparisons > 1 else ""
+    return f"{said} (95 % interval{both} over {num_seeds(growth.growth.n)}, which {zero} zero)"
+
+
+# --- the page ---------------------------------------------------------------------------------------------
+
+
+def content(grid: GridResults, drawn: dict[str, Path]) -> list[Block]:
+    """The report, top to bottom: answer, leads, growths, caveats, method."""
+    blocks: list[Block] = [Paragraph(answer(grid), lead=True)]
+    if grid.recipe.description:
+        blocks.append(Paragraph(grid.recipe.description))
+    if grid.cells:
+        blocks += [TableBlock(leads_table(grid))]
+        for axis in AXES:
+            name = f"lead_against_{axis}"
+            blocks += [FigureBlock(drawn[name], CAPTIONS[name])] if name in drawn else []
+            blocks += [TableBlock(table)] if (table := growth_table(grid, axis)) else []
+        blocks.append(Details("Every cell", [TableBlock(cells_table(grid))]))
+    return [*blocks, Heading("Caveats"), Bullets(caveats(grid)), Heading("Method"), Bullets(_method(grid))]
+
+
+def caveats(grid: GridResults) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    said = [f"Not finished: {'; '.join(grid.missing)}."] if grid.missing else []
+    said += [f"Arms with the same seed differ in more than their objective in {found}." for found in grid.unfair]
+    said += [f"Not all runs recorded the same {key}: {found}." for key, found in _recorded_differently(grid).items()]
+    said += [
+        "One seed: no interval can be given, and a growth may be chance."
+        if max(grid.num_seeds, default=1) == 1
+        else f"Intervals are over {seeds_of(grid.num_seeds)}, about new seeds of this corpus, teacher and size alone.",
+        "Small pools are parts of the large ones, drawn once: how much the choice of a pool matters is in no interval.",
+        "Repetition and the size of the pool go together here: a small pool is both read more often and less varied.",
+        "The probe's loss favours arms that train masked-language modelling.",
+        *_allowed(grid),
+        *grid.recipe.notes,
+    ]
+    return said
+
+
+def _recorded_differently(grid: GridResults) -> dict[str, str]:
+    """Entry of the fingerprints -> which cells recorded what; the hash of the data includes the pool."""
+    found = run_checks.differences_between({cell.place.name: cell.study for cell in grid.cells})
+    found.pop("data", None)
+    for pool in dict.fromkeys(cell.place.unique_tokens for cell in grid.cells):
+        alike = {cell.place.name: cell.study for cell in grid.cells if cell.place.unique_tokens == pool}
+        found |= {key: said for key, said in run_checks.differences_between(alike).items() if key == "data"}
+    return found
+
+
+def _allowed(grid: GridResults) -> list[str]:
+    allowed = fairness.check(grid.cells[0].study.recipe) if grid.cells else []
+    keys = ", ".join(difference.key for difference in allowed)
+    return [f"The recipe lets arms differ in {keys} beside their objective: see the reports of the cells."] * bool(keys)
+
+
+def _method(grid: GridResults) -> list[str]:
+    recipe = grid.recipe
+    arms = ", ".join(f"{arm}: {of_arm_in_words(recipe, arm)}" for arm in recipe.arms)
+    return [
+        f"Arms: {arms}. Lead is taken over {grid.reference}.",
+        f"Budget of factor 1: {budget_in_words(recipe.budget)} for each student.",
+        f"Seeds: {', '.join(map(str, recipe.seeds))}; students of one seed begin from the same weights in all cells.",
+        "Data, teacher and what tuning chose are the same in all cells. A growth is a difference of differences, "
+        "paired by seed; families are corrected by Bonferroni (intervals) and Holm (p): docs/statistics.md.",
+    ]
+
+
+def as_data(grid: GridResults, found: list[Table]) -> dict[str, Any]:
+    """``results.json``: everything the report says, as numbers in base units (scores in [0, 1], nats)."""
+    return {
+        "study": grid.recipe.name,
+        "answer": answer(grid),
+        "ranked_by": grid.measures[0].quantity,
+        "reference": grid.reference,
+        "missing": grid.missing,
+        "tables": {table.name: [_plain(row) for row in table.rows] for table in found},
+        "caveats": caveats(grid),
+        "recipe": recipe_yaml.read((grid.directory / layout.RECIPE_FILE).read_text(encoding="utf-8")),
+    }
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: asdict(value) if isinstance(value, Estimate) else value for key, value in row.items()}

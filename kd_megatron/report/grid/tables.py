@@ -1,0 +1,129 @@
+"""The tables over a grid of studies: leads in each cell, their growth along an axis, and what each cell measured."""
+
+import math
+from functools import partial
+from typing import Any
+
+from kd_megatron.analysis import leads
+from kd_megatron.analysis.leads import AXES, Axis, Cell, GridResults, Growth
+from kd_megatron.analysis.measure import Measure
+from kd_megatron.analysis.statistics import Estimate
+from kd_megatron.console import units
+from kd_megatron.report.page import words
+from kd_megatron.report.page.table import Column, Table
+
+FIXED = {"repetition": "budget", "budget": "pool of text"}
+
+
+def all_tables(grid: GridResults) -> list[Table]:
+    """Every table, for csv."""
+    return [leads_table(grid), *(table for axis in AXES if (table := growth_table(grid, axis))), cells_table(grid)]
+
+
+def leads_table(grid: GridResults) -> Table:
+    """Each arm's lead in each cell."""
+    columns = [
+        Column("budget", "budget (x)", lambda value: f"{value:g}"),
+        Column("pool", "pool of text", is_text=True),
+        Column("arm", "arm", is_text=True),
+        Column("epochs_reference", f"epochs, {grid.reference}", units.ratio),
+        Column("epochs", "epochs, arm", units.ratio),
+    ]
+    columns += [Column(f"lead_{m.quantity}", f"lead, {m.name} ({m.unit})", partial(_shown, m)) for m in grid.measures]
+    rows = [_lead_row(grid, cell, arm) for cell in grid.cells for arm in grid.arms if arm in cell.study.arms]
+    note = (
+        f"Lead: how far an arm is ahead of {grid.reference} in the same cell, mean over seeds with its 95 % interval, "
+        "paired by seed, not corrected; in the probe's loss too, above zero is better. Epochs: tokens seen per "
+        "distinct token. At equal budgets the cheaper arm reads more, and so repeats a small pool more often."
+    )
+    return Table("leads", "How far each arm is ahead", columns, rows, note)
+
+
+def _shown(measure: Measure, value: Estimate | None) -> str:
+    return words.difference(value, measure.scale, measure.digits)
+
+
+def _lead_row(grid: GridResults, cell: Cell, arm: str) -> dict[str, Any]:
+    found = {m.quantity: list(cell.leads(arm, m).values()) for m in grid.measures}
+    return {
+        "cell": cell.place.name,
+        "budget": cell.place.budget,
+        "pool": cell.place.pool_in_words,
+        "unique_tokens": cell.place.unique_tokens,
+        "arm": arm,
+        "epochs_reference": cell.epochs(grid.reference),
+        "epochs": cell.epochs(arm),
+        **{f"lead_{name}": leads.estimate(values, method=grid.interval) for name, values in found.items()},
+    }
+
+
+def growth_table(grid: GridResults, axis: Axis) -> Table | None:
+    """How leads differ between the ends of an axis; None where the grid has no two such cells."""
+    rows = []
+    for measure in grid.measures:
+        mean = leads.mean_growth(grid, axis, measure)
+        found = leads.growths(grid, axis, measure)
+        rows += [_growth_row(one, measure) for one in [*([mean] if mean and len(found) > 1 else []), *found]]
+    if not rows:
+        return None
+    columns = [
+        Column("arm", "arm", is_text=True),
+        Column("level", FIXED[axis], is_text=True),
+        Column("measure", "measured by", is_text=True),
+        Column("epochs", "epochs of the reference", is_text=True),
+        Column("shown", "growth of the lead", is_text=True),
+        Column("corrected", "corrected interval", is_text=True),
+        Column("p_holm", "p (Holm)", lambda value: units.NOTHING if value is None else f"{value:.3f}"),
+        Column("verdict", "the lead", is_text=True),
+    ]
+    ends = "the pool read most often less the one read least often" if axis == "repetition" else (
+        "the largest budget less the smallest"
+    )  # fmt: skip
+    note = (
+        f"Growth: the lead with {ends}, seed by seed, with its 95 % interval. The corrected intervals and p hold "
+        "together for all arms and levels of one measure, those of means over distilled arms for "
+        "the axes asked about. Points, or nats of the probe's loss, where above zero is better."
+    )
+    title = "Does the lead grow when text repeats?" if axis == "repetition" else "Does the lead grow with the budget?"
+    return Table(f"growth_with_{axis}", title, columns, rows, note)
+
+
+def _growth_row(growth: Growth, measure: Measure) -> dict[str, Any]:
+    corrected = growth.corrected
+    shown = words.difference(corrected, measure.scale, measure.digits) if corrected.has_interval else None
+    return {
+        "arm": growth.arms[0] if len(growth.arms) == 1 else f"mean of {len(growth.arms)} distilled",
+        "level": growth.level,
+        "measure": measure.name,
+        "epochs": f"{growth.epochs[0]:.1f} to {growth.epochs[1]:.1f}",
+        "shown": words.difference(growth.growth, measure.scale, measure.digits),
+        "growth": growth.growth,
+        "corrected": units.NOTHING if shown is None else shown[shown.index("[") :],
+        "num_comparisons": growth.num_comparisons,
+        "p_value": growth.p_value,
+        "p_holm": growth.p_holm,
+        "verdict": growth.verdict,
+    }
+
+
+def cells_table(grid: GridResults) -> Table:
+    """Each arm in each cell: what it read and what it scores."""
+    columns = [
+        Column("cell", "cell", is_text=True),
+        Column("arm", "arm", is_text=True),
+        Column("seeds", "seeds"),
+        Column("tokens", "tokens seen", units.count),
+        Column("unique_tokens", "unique tokens", units.count),
+        Column("score", "average score", words.score),
+        Column("probe_loss", "held-out MLM loss (probe)", words.loss),
+    ]
+    rows = [_cell_row(cell, arm) for cell in grid.cells for arm in cell.study.arms]
+    note = "Means over seeds ± half of the 95 % interval. Each cell's own report is in cells/CELL/report."
+    return Table("cells", "", columns, rows, note)
+
+
+def _cell_row(cell: Cell, arm: str) -> dict[str, Any]:
+    runs = list(cell.study.runs[arm].values())
+    mean = {key: math.fsum(run.summary[key] for run in runs) / len(runs) for key in ("tokens", "unique_tokens")}
+    scores = {quantity: cell.study.mean(arm, quantity) for quantity in ("score", "probe_loss")}
+    return {"cell": cell.place.name, "arm": arm, "seeds": len(runs), **mean, **scores}

@@ -1,0 +1,67 @@
+"""What all figures share: colours, markers and lines of arms, axes, interval bars, and writing a figure."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+from kd_megatron.analysis.results import StudyResults
+from kd_megatron.analysis.statistics import Estimate
+from kd_megatron.report.page.style import DOTS_PER_INCH
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D3B")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "savefig.dpi": DOTS_PER_INCH,
+    "savefig.bbox": "tight",
+    "figure.constrained_layout.use": True,
+    "hatch.linewidth": 0.5,
+}
+
+
+def write(directory: Path, draws: dict[str, Callable[[], Figure | None]]) -> dict[str, Path]:
+    """Draw what there is data for: name -> PNG file."""
+    written = {}
+    for name, draw in draws.items():
+        with matplotlib.rc_context(STYLE):
+            figure = draw()
+            if figure is not None:
+                written[name] = directory / f"{name}.png"
+                figure.savefig(written[name])
+                pyplot.close(figure)
+    return written
+
+
+def interval_bars(estimates: Sequence[Estimate], scale: float) -> list[list[float]]:
+    """How far intervals reach below their means and above them, as error bars are given; 0 without an interval."""
+    below = [0.0 if one.low is None else scale * (one.mean - one.low) for one in estimates]
+    above = [0.0 if one.high is None else scale * (one.high - one.mean) for one in estimates]
+    return [below, above]
+
+
+def power_unit(flops: float) -> tuple[float, str]:
+    """(a power of ten near ``flops``, its name for an axis)."""
+    power = math.floor(math.log10(flops)) if flops > 0 else 0
+    return 10.0**power, rf"$10^{{{power}}}$ FLOPs"
+
+
+def look(results: StudyResults, arm: str) -> tuple[str, str, object]:
+    """(colour, marker, dash) of an arm: by its place in the recipe, so that it is the same in every figure."""
+    place = list(results.recipe.arms).index(arm)
+    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], DASHES[place % len(DASHES)]

@@ -1,0 +1,55 @@
+"""A table as data: columns that know how to write a value, and rows."""
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_megatron.analysis.statistics import Estimate
+from kd_megatron.console import units
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: the key of its values in the rows, its heading, and how a value is shown."""
+
+    key: str
+    heading: str
+    show: Callable[[Any], str] = units.plain
+    is_text: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of raw values under columns. ``name`` is the csv's."""
+
+    name: str
+    title: str
+    columns: list[Column]
+    rows: list[dict[str, Any]]
+    note: str = ""
+    strong: frozenset[tuple[int, str]] = frozenset()  # (row, column's key) of cells in bold: winners beyond doubt
+
+    def shown(self) -> list[list[str]]:
+        """The cells as text."""
+        return [[column.show(row.get(column.key)) for column in self.columns] for row in self.rows]
+
+    def write_csv(self, directory: Path) -> None:
+        """Write raw values; an estimate takes four columns: the mean, ``_low``, ``_high`` and ``_n``."""
+        flat = [_flat(row) for row in self.rows]
+        names = list(dict.fromkeys(key for row in flat for key in row))
+        with (directory / f"{self.name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(flat)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, Estimate):
+            flat |= {key: value.mean, f"{key}_low": value.low, f"{key}_high": value.high, f"{key}_n": value.n}
+        else:
+            flat[key] = value
+    return flat

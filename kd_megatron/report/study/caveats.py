@@ -1,0 +1,162 @@
+"""What a reader must know before believing the numbers. Written from the data, so that none is forgotten."""
+
+from typing import Any
+
+from kd_megatron.analysis import break_even
+from kd_megatron.analysis.measure import PROBE, measure_of
+from kd_megatron.analysis.results import StudyResults
+from kd_megatron.analysis.run_checks import Finding
+from kd_megatron.console import units
+from kd_megatron.console.units import num_seeds, seeds_of
+from kd_megatron.recipe import arms
+from kd_megatron.recipe.arms import Difference
+from kd_megatron.report.study import branch_caveats, tables
+from kd_megatron.report.study.certainty_tables import INTERVALS
+from kd_megatron.report.study.tuning_tables import calibration_caveats, tuning_caveats
+
+TOPS = {  # what fine-tuning does with an untrained top
+    "keep": "starts from their initial values",
+    "drop": "leaves out the encoder's layers that they are in",
+    "reinitialise": "draws those of the encoder anew, from its own seed",
+}
+FEW_SEEDS = 3
+
+
+def caveats(results: StudyResults, findings: list[Finding], allowed: list[Difference]) -> list[str]:
+    """One sentence or two per caveat, the gravest first."""
+    return [
+        *_unfinished(results),
+        *_unfair(findings, allowed),
+        *_seeds(results),
+        *_finetuning(results),
+        *_repetition(results),
+        *branch_caveats.caveats(results),
+        *_fixed_masks(results),
+        *_untrained(results),
+        *_untuned(results),
+        *tuning_caveats(results),
+        *calibration_caveats(results),
+        *_teacher(results),
+        *results.recipe.notes,
+    ]
+
+
+def _unfinished(results: StudyResults) -> list[str]:
+    if not results.missing:
+        return []
+    return [f"The study is not finished. Missing: {'; '.join(results.missing)}. Means are over what there is."]
+
+
+def _unfair(findings: list[Finding], allowed: list[Difference]) -> list[str]:
+    failed = [finding.check for finding in findings if not finding.passed]
+    said = [f"The runs differ in: {'; '.join(failed)} (see the fairness check)."] if failed else []
+    if allowed:
+        keys = ", ".join(difference.key for difference in allowed)
+        said.append(f"The recipe lets arms differ in {keys} beside their objective (see the table of differences).")
+    return said
+
+
+def _seeds(results: StudyResults) -> list[str]:
+    counts = {arm: len(results.runs[arm]) for arm in results.arms}
+    several = [num for num in counts.values() if num > 1]
+    single = [arm for arm, num in counts.items() if num == 1]
+    if not several:
+        return ["One seed: no interval can be given, and a difference between arms may be chance."] if single else []
+    said = f"Intervals are {INTERVALS[results.interval]} over {seeds_of(several)}"
+    said += ", which makes them wide." if min(several) <= FEW_SEEDS else "."
+    if single:
+        said += f" One seed of {', '.join(single)}: there no interval can be given, and a difference may be chance."
+    if len(results.arms) > 2:
+        said += (
+            f" Those of single numbers are not corrected for picking the best of {len(results.arms)} arms; what is "
+            "claimed of a difference is."
+        )
+    said += " Pretraining seeds are what is counted: a student's score is the mean over its fine-tuning seeds."
+    return [said]
+
+
+def _finetuning(results: StudyResults) -> list[str]:
+    recipe = results.recipe.finetune
+    if measure_of(results) is PROBE:
+        yet = "" if recipe is None else " yet"
+        return [
+            f"No fine-tuning{yet}: arms are ranked by the probe's held-out loss, which favours arms that train MLM."
+        ]
+    assert recipe is not None  # there are scores
+    num_cells = recipe.grid.num_settings
+    seeds = f"with {'up to ' if recipe.halving and num_cells > 1 else ''}{num_seeds(len(recipe.seeds))} of fine-tuning"
+    selected = f"The best of {num_cells} fine-tuning settings is selected on"
+    if num_cells == 1:
+        said = [f"Scores are on the dev split, {seeds}."]
+    elif recipe.selection.on == "dev":
+        alike = f"alike for all arms, {seeds} per setting"
+        said = [f"{selected} the dev split that is also reported, {alike}: absolute scores are optimistic."]
+    else:
+        share = f"{recipe.selection.fraction:.0%} of the training rows, which no arm trains on"
+        said = [f"{selected} {share}, {seeds} per setting; scores are on the dev split."]
+    for task, note in tables.partial_tasks(results).items():
+        said.append(f"{task} is scored on a partial or substitute split{f': {note}' if note else ''}.")
+    return said
+
+
+def _repetition(results: StudyResults) -> list[str]:
+    epochs = {
+        arm: max(run.summary["tokens"] / max(run.summary["unique_tokens"], 1) for run in results.runs[arm].values())
+        for arm in results.arms
+    }
+    repeated = [f"{arm} {value:.1f} times" for arm, value in epochs.items() if value > 1.05]
+    return [f"Data is repeated: {', '.join(repeated)} on average."] if repeated else []
+
+
+def _fixed_masks(results: StudyResults) -> list[str]:
+    seed = results.recipe.data.mask_seed
+    if seed is None:
+        return []
+    said = [f"Masks are fixed (data.mask_seed {seed}): all arms, seeds and epochs see a window with the same mask."]
+    for facts in _caches(results):
+        shared = f", divided by {facts['num_students']} students" if facts["num_students"] > 1 else ""
+        said.append(
+            f"Kept of the teacher in {facts['path']}: {facts['kept']}, {units.count(facts['bytes_per_token'])} bytes "
+            f"per token, {facts['gib_on_disk']:.2g} GiB; {units.count(facts['rows_filled'])} windows written, "
+            f"{units.count(facts['rows_read'])} read. A student is charged for a window at its first visit{shared}."
+        )
+    return said
+
+
+def _caches(results: StudyResults) -> list[dict[str, Any]]:
+    """What was cached, one entry for each directory: as the last run left it, with the uses of all runs."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in results.all_runs():
+        facts = (run.summary.get("teacher") or {}).get("cache")
+        if facts:
+            before = found.get(facts["path"], {"rows_filled": 0, "rows_read": 0})
+            uses = {key: facts[key] + before[key] for key in ("rows_filled", "rows_read")}
+            found[facts["path"]] = {**facts, **uses}
+    return list(found.values())
+
+
+def _untrained(results: StudyResults) -> list[str]:
+    said = []
+    for arm in results.arms:
+        names = next(iter(results.runs[arm].values())).summary.get("untrained_parameters") or []
+        if names:
+            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            said.append(
+                f"{arm} gives no gradient to {len(names)} parameter tensor{'s' if len(names) > 1 else ''} ({shown}): "
+                f"fine-tuning {TOPS[results.recipe.finetune.untrained_top if results.recipe.finetune else 'keep']}."
+            )
+    return said
+
+
+def _untuned(results: StudyResults) -> list[str]:
+    rates = set(arms.by_arm(results.recipe, lambda arm: arm.training.learning_rate).values())
+    if results.tuning is not None or len(rates) > 1:  # tuning may choose the same one for all
+        return []
+    return [f"All arms use one learning rate ({rates.pop():g}) and untuned weights; an arm may do better with its own."]
+
+
+def _teacher(results: StudyResults) -> list[str]:
+    cost, source = break_even.teacher_flops(results)
+    if cost is None or not break_even.num_sharing(results):
+        return []
+    return [f"The budget does not include the teacher's own training ({units.flops(cost)} FLOPs; {source})."]

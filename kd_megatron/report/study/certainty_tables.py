@@ -1,0 +1,119 @@
+"""The report's tables of what the seeds can tell: differences with corrections, and where the noise comes from."""
+
+from typing import Any
+
+from kd_megatron.analysis import comparisons
+from kd_megatron.analysis.comparisons import Comparison
+from kd_megatron.analysis.results import StudyResults
+from kd_megatron.analysis.statistics import CONFIDENCE
+from kd_megatron.console import units
+from kd_megatron.report.page import words
+from kd_megatron.report.page.table import Column, Table
+
+INTERVALS = {"t": "Student's t", "bootstrap": "BCa bootstrap over seeds"}
+
+
+def differences(results: StudyResults) -> list[Table]:
+    """Every arm against the reference: overall, then task by task; from three arms on, overall for every pair.
+
+    Empty where no interval can be given; `comparisons.missing_seeds` says why.
+    """
+    if comparisons.missing_seeds(results):
+        return []
+    overall = [one for quantity in comparisons.OVERALL for one in comparisons.overall(results, quantity)]
+    by_task = [one for arm in results.arms for one in comparisons.by_task(results, arm)]
+    found = [_differences(results, "differences", "", overall)] if overall else []
+    if by_task:
+        found.append(_differences(results, "differences_by_task", "The same, task by task", by_task))
+    if len(results.arms) > 2:
+        pairs = [one for quantity in comparisons.OVERALL for one in comparisons.every_pair(results, quantity)]
+        found.append(_differences(results, "differences_of_pairs", "The same for every pair of arms", pairs))
+    return found
+
+
+def _differences(results: StudyResults, name: str, title: str, found: list[Comparison]) -> Table:
+    are_pairs = any(one.other != results.reference for one in found)
+    columns = [
+        Column("arm", "arm", is_text=True),
+        *([Column("other", "minus", is_text=True)] if are_pairs else []),
+        Column("quantity", "in", is_text=True),
+        Column("seeds", "seeds"),
+        Column("shown", "difference [95 %]" if are_pairs else f"difference to {results.reference} [95 %]", units.plain),
+        Column("shown_corrected", "corrected interval"),
+        Column("comparisons", "corrected for"),
+        Column("p_holm", "p (Holm)", p_value),
+        Column(
+            "effect_size", "effect size g", lambda value: units.NOTHING if value is None else units.signed(value, 2)
+        ),
+        Column("verdict", "verdict", is_text=True),
+    ]
+    note = (
+        f"Scores in points, losses in nats (lower is better); paired by seed; intervals: {INTERVALS[results.interval]}"
+        ". Corrected intervals hold together at 95 % (Bonferroni) over the tasks within an arm, or in an average over "
+        f"the {'pairs of arms' if are_pairs else 'arms'}; p: paired t-test, corrected by Holm over the same families. "
+        "g: mean of the differences over their deviation, with Hedges' correction, from three seeds on. A verdict, and "
+        "bold, need a corrected interval without zero. n counts students: a student's score is the mean over its "
+        "fine-tuning seeds."
+    )
+    rows = [_difference_row(one) for one in found]
+    strong = {(row, "shown") for row, one in enumerate(found) if one.verdict == "better"}
+    return Table(name, title, columns, rows, note, frozenset(strong))
+
+
+def p_value(value: float | None) -> str:
+    """``"0.012"``, ``"< 0.001"``."""
+    if value is None:
+        return units.NOTHING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _difference_row(one: Comparison) -> dict[str, Any]:
+    scale, digits = (1, 3) if one.quantity == "probe_loss" else (100, 1)
+    low, high = one.corrected.low, one.corrected.high
+    corrected = None
+    if low is not None and high is not None:
+        corrected = f"[{units.signed(scale * low, digits)}, {units.signed(scale * high, digits)}]"
+    return {
+        "arm": one.arm,
+        "other": one.other,
+        "quantity": one.title,
+        "seeds": one.difference.n,
+        "difference": one.difference,
+        "corrected": one.corrected,
+        "shown": words.difference(one.difference, scale, digits),
+        "shown_corrected": corrected,
+        "comparisons": one.num_comparisons,
+        "p": one.p_value,
+        "p_holm": one.p_holm,
+        "effect_size": one.effect_size,
+        "verdict": one.verdict,
+    }
+
+
+def variance(results: StudyResults) -> Table | None:
+    """How far students and fine-tunings scatter; None unless students were fine-tuned with several seeds."""
+    rows = []
+    for arm in results.arms:
+        for task in (None, *results.tasks):
+            found = comparisons.variance(results, arm, task)
+            if found:
+                row = {"arm": arm, "quantity": task or comparisons.TITLES["score"], "students": found.num_students}
+                row |= {"pretraining": found.pretraining, "finetuning": found.finetuning, "scores": found.num_scores}
+                rows.append(row)
+    if not rows:
+        return None
+    columns = [
+        Column("arm", "arm", is_text=True),
+        Column("quantity", "in", is_text=True),
+        Column("students", "pretraining seeds"),
+        Column("scores", "scores"),
+        Column("pretraining", "deviation of pretraining", units.points),
+        Column("finetuning", "deviation of fine-tuning", units.points),
+    ]
+    note = (
+        "Standard deviations in points, by one-way random-effects analysis of variance: of students beyond what "
+        "fine-tuning explains (0.0 where that is nothing), and of the fine-tuning seeds of one student. More "
+        "fine-tuning seeds make the second smaller in a student's mean; only more pretraining seeds make the first "
+        f"smaller in an arm's. Both are rough below ten seeds, and the intervals at {CONFIDENCE:.0%} hold both."
+    )
+    return Table("variance", "Where the scores' noise comes from", columns, rows, note)

@@ -1,0 +1,228 @@
+"""What a study's report says, top to bottom: its blocks for the page, and every table for csv."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kd_megatron import __version__
+from kd_megatron.analysis import comparisons
+from kd_megatron.analysis.break_even import BreakEven, common_cost
+from kd_megatron.analysis.laws import Laws
+from kd_megatron.analysis.results import StudyResults
+from kd_megatron.analysis.run_checks import Finding
+from kd_megatron.analysis.scaling import Refusal
+from kd_megatron.console.units import budget_in_words, num_seeds
+from kd_megatron.inputs.catalogue import catalogue, needed
+from kd_megatron.recipe.arms import Difference, flatten
+from kd_megatron.report.page.document import Block, Bullets, Details, FigureBlock, Heading, Paragraph, TableBlock
+from kd_megatron.report.page.table import Column, Table
+from kd_megatron.report.study import (
+    break_even_table,
+    certainty_tables,
+    published,
+    run_details,
+    scaling_table,
+    tables,
+    tuning_tables,
+)
+from kd_megatron.report.study.answer import answer
+from kd_megatron.report.study.caveats import caveats
+
+CAPTIONS = {
+    "scores": "Score of each arm. Filled marker: mean over seeds, with its 95 % interval from two seeds on; open "
+    "circles: single seeds; dashed line: mean of the reference arm.",
+    "scores_by_task": "The same for each task.",
+    "loss": "Held-out masked-language-model loss of the same probe head for all arms, against tokens seen (left) and "
+    "against the budget (right). Thin lines: single seeds; thick lines: their mean.",
+    "score_against_tokens": "Score against the tokens that each arm saw within the budget. Open: single seeds; filled: "
+    "their mean.",
+    "score_against_budget": "Score at each marker of the budget, of a branch that ended there, and at the end. Thin "
+    "lines: single seeds; thick lines: their mean.",
+    "loss_against_budget": "Held-out loss of the same probe head, of branches and at the end, against the budget.",
+    "cola_against_tokens": "CoLA against the tokens seen, of branches that ended at the markers, and at the end.",
+    "scaling": "Held-out loss against tokens, and the laws through it with their 95 % bands. Pale, if any: students of "
+    "other sizes than this study's, which the laws are drawn for.",
+    "break_even": "How many students must share the teacher before an arm, teacher's training included, is the cheaper "
+    "way to what the reference reaches with a budget. Bars at the right: 95 % intervals over seeds at the full budget; "
+    "one that leaves the figure includes never. Dashed: the students of this study.",
+    "ledger": "Where the time (left) and the FLOPs (right) of one student went, mean over seeds.",
+}
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is worked out once, for text, tables and figures alike."""
+
+    findings: list[Finding]
+    allowed: list[Difference]
+    laws: Laws
+    break_evens: list[BreakEven]
+
+
+def all_tables(study: StudyResults, analysis: Analysis) -> list[Table]:
+    """Every table, for csv."""
+    found = [tables.scores(study), tables.spending(study), tables.runs(study), run_details.losses(study)]
+    found += [tables.ledger(study, unit) for unit in ("seconds", "flops")]
+    optional = (
+        *certainty_tables.differences(study),
+        certainty_tables.variance(study),
+        published.rows(study),
+        tables.teacher_cost(study),
+        break_even_table.table(study, analysis.break_evens, analysis.laws.of_own_size),
+        scaling_table.table(study, analysis.laws),
+        tuning_tables.tuning(study),
+        tuning_tables.calibration(study),
+    )
+    found += [table for table in optional if table]
+    found.append(tables.fairness_checks(analysis.findings))
+    return [*found, tables.allowed_differences(analysis.allowed, list(study.recipe.arms))]
+
+
+def content(study: StudyResults, found: Analysis, drawn: dict[str, Path]) -> list[Block]:
+    """The report, top to bottom: answer, tables, figures, teacher's cost, caveats, method."""
+    blocks: list[Block] = [Paragraph(answer(study), lead=True)]
+    if study.missing:
+        blocks.append(Paragraph(f"Not finished: {len(study.missing)} pieces are missing, listed under the caveats."))
+    if study.recipe.description:
+        blocks.append(Paragraph(study.recipe.description))
+    if study.arms:
+        blocks += [TableBlock(tables.scores(study)), *_figures(drawn, "scores", "scores_by_task")]
+        blocks += _certainty(study)
+        if there := published.beside(study):
+            blocks += [Heading("Beside the published study"), *there]
+        blocks += [Heading("What the budget bought"), TableBlock(tables.spending(study))]
+        blocks += _figures(drawn, "loss", "score_against_tokens")
+        blocks += _figures(drawn, "score_against_budget", "loss_against_budget", "cola_against_tokens")
+        blocks += [Heading("Where the budget went"), *_figures(drawn, "ledger")]
+        ledgers: list[Block] = [TableBlock(tables.ledger(study, unit)) for unit in ("seconds", "flops")]
+        blocks.append(Details("The same in numbers", ledgers))
+        if table := tables.teacher_cost(study):
+            blocks += [Heading("With the teacher's own training counted"), TableBlock(table)]
+            blocks += [*_paid_back(study, found), *_figures(drawn, "break_even")]
+        blocks += [Heading("More text, more budget"), *_laws(study, found.laws), *_figures(drawn, "scaling")]
+    blocks += tuning_tables.blocks(study)
+    blocks += [Heading("Caveats"), Bullets(caveats(study, found.findings, found.allowed))]
+    return [*blocks, Heading("Method"), *_method(study, found.findings, found.allowed)]
+
+
+def _paid_back(study: StudyResults, found: Analysis) -> list[Block]:
+    """What pays the teacher back, or that the reference owes it too."""
+    if why_not := common_cost(study):
+        return [Paragraph(why_not)]
+    table = break_even_table.table(study, found.break_evens, found.laws.of_own_size)
+    return [TableBlock(table)] if table else []
+
+
+def _laws(study: StudyResults, laws: Laws) -> list[Block]:
+    """The laws and what the data cannot say, or why there is none."""
+    refused: dict[str, list[str]] = {}
+    for arm, law in laws.fits.items():
+        if isinstance(law, Refusal):
+            refused.setdefault(law.reason, []).append(arm)
+    said = [f"{', '.join(arms)}: {reason}." for reason, arms in refused.items()]
+    table = scaling_table.table(study, laws)
+    blocks: list[Block] = [TableBlock(table)] if table else []
+    return blocks + ([Bullets(laws.warnings + said)] if table else [Paragraph(sentence) for sentence in said])
+
+
+def _certainty(study: StudyResults) -> list[Block]:
+    """How sure the differences are, or why that cannot be said."""
+    heading = Heading("How sure the differences are")
+    if why_not := comparisons.missing_seeds(study):
+        return [heading, Paragraph(why_not)]
+    found = certainty_tables.differences(study)
+    if not found:
+        return []
+    scatter = certainty_tables.variance(study)
+    folded = found[1:] + ([scatter] if scatter else [])
+    details = [Details(table.title, [TableBlock(replace(table, title=""))]) for table in folded]
+    return [heading, TableBlock(found[0]), *details]
+
+
+def _figures(drawn: dict[str, Path], *names: str) -> list[Block]:
+    return [FigureBlock(drawn[name], CAPTIONS[name]) for name in names if name in drawn]
+
+
+def _method(study: StudyResults, findings: list[Finding], allowed: list[Difference]) -> list[Block]:
+    recipe = study.recipe
+    student = recipe.student
+    facts = [
+        f"Student: {student.architecture}, {student.num_layers} layers, hidden size {student.hidden_size}, "
+        f"{student.num_attention_heads} attention heads; {_parameters(study)}; weights at first: "
+        f"{published.by_arm(study, published.first_weights)}.",
+        f"Teacher: {_teacher(study)}.",
+        f"Budget: {budget_in_words(recipe.budget)} for each student; charged: {', '.join(recipe.budget.charge)}.",
+        f"Data: {', '.join(shards.path for shards in recipe.data.shards)}; sequence length "
+        f"{recipe.data.sequence_length}, {100 * recipe.data.mask_fraction:g} % masked"
+        + (f", pool capped at {recipe.data.unique_tokens:,} unique tokens." if recipe.data.unique_tokens else "."),
+        *_inputs(study),
+        f"Optimisation: {_optimisation(study)}.",
+        f"Seeds: {', '.join(map(str, recipe.seeds))}. Arms with the same seed see the same batches, masked alike.",
+        f"Statistics: means over seeds with intervals at 95 % ({certainty_tables.INTERVALS[study.interval]}); "
+        "differences are taken seed by seed, corrected as their table says (docs/statistics.md).",
+    ]
+    blocks: list[Block] = [Bullets(facts)]
+    if findings:
+        blocks.append(TableBlock(tables.fairness_checks(findings)))
+    if allowed:
+        blocks.append(TableBlock(tables.allowed_differences(allowed, list(recipe.arms))))
+    else:
+        blocks.append(Paragraph("Allowed differences between arms beside the objective: none."))
+    if study.arms:
+        blocks.append(Details("Every run", [TableBlock(tables.runs(study)), *run_details.run_details(study)]))
+        blocks.append(Details("Commit, versions, hardware, data", [TableBlock(_fingerprint(study))]))
+    return blocks
+
+
+def _inputs(study: StudyResults) -> list[str]:
+    """What the study read that is not in the repository, and where it is to be had."""
+    known = catalogue().inputs
+    read = [name for name in needed(study.recipe.model_dump(mode="json")) if name in known]
+    if not read:
+        return []
+    listed = "; ".join(
+        f"{name} ({known[name].bytes / 1e6:,.1f} MB, {known[name].licence}, {known[name].origin})" for name in read
+    )
+    return [f"Inputs that are not in the repository (./launch.sh inputs RECIPE says how to get each): {listed}."]
+
+
+def _optimisation(study: StudyResults) -> str:
+    """What the arms really train with: tuning and overrides included."""
+    return ", ".join(
+        [
+            f"batch {published.by_arm(study, lambda arm: str(arm.training.global_batch_size))} sequences",
+            f"learning rate {published.by_arm(study, lambda arm: f'{arm.training.learning_rate:g}')}",
+            f"{published.by_arm(study, lambda arm: arm.training.schedule)} schedule over the budget",
+            f"warm-up {published.by_arm(study, lambda arm: f'{100 * arm.training.warmup_fraction:g} %')}",
+            published.by_arm(study, lambda arm: arm.training.precision),
+            f"DeepSpeed {published.by_arm(study, lambda arm: arm.training.ds_config)}",
+        ]
+    )
+
+
+def _parameters(study: StudyResults) -> str:
+    counts = sorted({run.summary["parameters"] for run in study.all_runs()})
+    return f"{' or '.join(f'{number:,}' for number in counts) or 'not yet known number of'} parameters"
+
+
+def _teacher(study: StudyResults) -> str:
+    recipe = study.recipe.teacher
+    if recipe is None:
+        return "none"
+    taught = next((run.summary["teacher"] for run in study.all_runs() if run.summary.get("teacher")), None)
+    size = f", {taught['parameters']:,} parameters" if taught else ""
+    return f"{recipe.path or 'trained first by this study, on the same data'}{size}, frozen, {recipe.precision}"
+
+
+def _fingerprint(study: StudyResults) -> Table:
+    run = study.all_runs()[0]
+    flat = flatten(run.summary.get("fingerprint") or {})
+    columns = [Column("key", "entry", is_text=True), Column("value", "value", is_text=True)]
+    title = f"Recorded by {run.arm}, seed {run.seed}; the fairness check compares it with the others"
+    return Table("fingerprint", title, columns, [{"key": key, "value": value} for key, value in flat.items()])
+
+
+def subtitle(study: StudyResults) -> str:
+    """One line below the title: how much was compared."""
+    arms, seeds = len(study.recipe.arms), num_seeds(len(study.recipe.seeds))
+    budget = budget_in_words(study.recipe.budget)
+    return f"{arms} arms, {seeds}, {budget} for each student. kd_megatron {__version__}."

@@ -1,0 +1,156 @@
+"""Figures of quality along the budget: scores at markers, the laws, and what pays the teacher back.
+
+Each returns None where the study has no data for it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from kd_megatron.analysis import curves
+from kd_megatron.analysis.break_even import BreakEven, num_sharing
+from kd_megatron.analysis.curves import Reading
+from kd_megatron.analysis.laws import Laws
+from kd_megatron.analysis.results import StudyResults
+from kd_megatron.report.page.drawing import look, power_unit
+
+COLA = "CoLA"
+MOST_STUDENTS = 1e6  # at the top of the axis
+
+
+def score_against_budget(results: StudyResults) -> Figure | None:
+    """Average score of the branches and of the last student, against the fraction of the budget."""
+    return _scores(results, None, lambda reading: reading.fraction, "fraction of the budget spent")
+
+
+def cola_against_tokens(results: StudyResults) -> Figure | None:
+    """CoLA, which gains most from text, against the tokens seen."""
+    if COLA not in results.tasks:
+        return None
+    return _scores(results, COLA, lambda reading: reading.tokens, "tokens seen")
+
+
+def loss_against_budget(results: StudyResults) -> Figure | None:
+    """Held-out loss of the branches and of the last student, against the fraction of the budget."""
+    if not any(run.markers for run in results.all_runs()):
+        return None
+    figure, axes = pyplot.subplots(figsize=(4.8, 3.2))
+    for arm in results.arms:
+        found = [curves.readings(results, run, "probe_loss") for run in results.runs[arm].values()]
+        _mean_curve(axes, results, arm, [([r.fraction for r in one], [r.value for r in one]) for one in found])
+    axes.set_xlabel("fraction of the budget spent")
+    axes.set_ylabel("held-out MLM loss, probe head (nats)")
+    axes.set_xlim(left=0)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
+    return figure
+
+
+def _scores(results: StudyResults, task: str | None, place: Callable[[Reading], float], label: str) -> Figure | None:
+    by_arm = {
+        arm: [curves.score_readings(results, run, task) for run in results.runs[arm].values()] for arm in results.arms
+    }
+    by_arm = {arm: [readings for readings in found if len(readings) > 1] for arm, found in by_arm.items()}
+    if not any(by_arm.values()):
+        return None
+    figure, axes = pyplot.subplots(figsize=(4.8, 3.2))
+    for arm, found in by_arm.items():
+        _mean_curve(axes, results, arm, [([place(r) for r in one], [100 * r.value for r in one]) for one in found])
+    axes.set_xlabel(label)
+    axes.set_ylabel(f"{task or 'average score'} (points)")
+    if label.startswith("tokens"):
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlim(left=0)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
+    return figure
+
+
+def _mean_curve(axes: Axes, results: StudyResults, arm: str, found: list[tuple[list[float], list[float]]]) -> None:
+    """Thin lines for seeds, a thick one for their mean as far as all go."""
+    if not found:
+        return
+    colour, marker, dash = look(results, arm)
+    for x, y in found if len(found) > 1 else []:
+        axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.5)
+    length = min(len(x) for x, _ in found)
+    x, y = (numpy.mean([one[axis][:length] for one in found], axis=0) for axis in (0, 1))
+    axes.plot(x, y, color=colour, linestyle=dash, marker=marker, markersize=4.5, label=arm)
+
+
+def scaling(results: StudyResults, laws: Laws) -> Figure | None:
+    """Losses and the laws through them, with their 95 % bands, up to ten times the most text.
+
+    With students of several sizes the laws are those of this study's size, and points of other sizes are pale.
+    """
+    if not laws.fitted:
+        return None
+    figure, axes = pyplot.subplots(figsize=(5.4, 3.4))
+    for arm, law in laws.of_own_size.items():
+        colour, marker, dash = look(results, arm)
+        fewest, most = law.token_range
+        tokens = numpy.geomspace(fewest, 10 * most, 120)
+        low, high = numpy.percentile(law.predict(tokens, draws=True), [2.5, 97.5], axis=0)
+        axes.fill_between(tokens, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(tokens, law.predict(tokens), color=colour, linestyle=dash, label=arm)
+        for is_own, opacity in ((True, 1.0), (False, 0.35)):
+            shown = [point for point in law.points if (point.parameters == laws.sizes[arm]) == is_own]
+            x, y = [point.tokens for point in shown], [point.loss for point in shown]
+            axes.plot(x, y, marker, color=colour, mfc="none", markersize=4, linestyle="none", alpha=opacity)
+    axes.axvline(max(law.token_range[1] for law in laws.fitted.values()), color="#777777", linewidth=0.9)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_formatter("{x:.3g}")
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    axes.set_xlabel("tokens seen (beyond the grey line: extrapolated)")
+    axes.set_ylabel("held-out MLM loss, probe head (nats)")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
+    return figure
+
+
+def _intervals(axes: Axes, results: StudyResults, found: Sequence[BreakEven], scale: float) -> None:
+    """Bars of the break-even n at the full budget, side by side; "never" ends above the figure."""
+    known = [(one, one.interval) for one in found if one.interval]
+    for place, (one, (low, high)) in enumerate(known, start=1):
+        if math.isfinite(low):
+            where = one.budget * (1 + 0.02 * place) / scale
+            axes.vlines(where, low, min(high, 10 * MOST_STUDENTS), color=look(results, one.arm)[0], linewidth=1.4)
+
+
+def break_even(results: StudyResults, found: Sequence[BreakEven]) -> Figure | None:
+    """Against the budget, the number of students that must share the teacher before an arm is the cheaper way."""
+    shown = [
+        (one, [(budget, one.teacher_flops / saved) for budget, saved in one.curve if saved > 0])
+        for one in found
+        if one.teacher_flops is not None
+    ]
+    shown = [(one, curve) for one, curve in shown if curve]
+    if not shown:
+        return None
+    figure, axes = pyplot.subplots(figsize=(5.2, 3.2))
+    scale, unit = power_unit(max(budget for _, curve in shown for budget, _ in curve))
+    for one, curve in shown:
+        colour, marker, dash = look(results, one.arm)
+        quality = "score" if one.quantity == "score" else "held-out loss"
+        axes.plot(
+            [budget / scale for budget, _ in curve],
+            [students for _, students in curve],
+            color=colour,
+            linestyle=dash if one.quantity == "score" else ":",
+            marker=marker,
+            markevery=max(1, len(curve) // 6),
+            markersize=4.5,
+            label=f"{one.arm}, by {quality}" + ("" if one.is_ahead else "\n(lead undecided)"),
+        )
+    axes.axhline(num_sharing(results), color="#777777", linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set_yscale("log")
+    ends = [end for one, _ in shown for end in one.interval or () if math.isfinite(end)]
+    axes.set_ylim(top=min(max([axes.get_ylim()[1], *(1.5 * end for end in ends)]), MOST_STUDENTS))
+    _intervals(axes, results, [one for one, _ in shown], scale)
+    axes.set_xlabel(f"budget of {results.reference} for each student ({unit})")
+    axes.set_ylabel("students that must share the teacher")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
+    return figure

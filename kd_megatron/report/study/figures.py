@@ -1,0 +1,193 @@
+"""The report's figures, for a paper's column: units on every axis, readable in grey (marker and dash beside colour).
+
+Colours are Okabe and Ito's (2008), which people with colour-blindness can tell apart.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+
+from kd_megatron.report.page.drawing import interval_bars, look, power_unit, write
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from kd_megatron.analysis.measure import Measure, measure_of
+from kd_megatron.analysis.results import StudyResults
+from kd_megatron.report.study import tables
+from kd_megatron.report.study.tables import activity_in_words
+
+ACTIVITY_STYLE = {
+    "student": ("#0072B2", ""),
+    "teacher": ("#E69F00", "///"),
+    "loss": ("#009E73", "..."),
+    "data_wait": ("#D55E00", "xxx"),
+    "other": ("#BBBBBB", ""),
+}
+
+
+def write_figures(
+    results: StudyResults, directory: Path, more: dict[str, Callable[[], Figure | None]] | None = None
+) -> dict[str, Path]:
+    """Draw what the study has data for, and ``more``: name -> PNG file."""
+    own: dict[str, Callable[[], Figure | None]] = {
+        draw.__name__: partial(draw, results) for draw in (scores, scores_by_task, loss, score_against_tokens, ledger)
+    }
+    return write(directory, {**own, **(more or {})})
+
+
+def scores(results: StudyResults) -> Figure | None:
+    """Score per arm: seeds as points, mean and 95 % interval beside them; probe loss when nothing is fine-tuned."""
+    measure = measure_of(results)
+    if not any(results.by_seed(arm, measure.quantity) for arm in results.arms):
+        return None
+    figure, axes = pyplot.subplots(figsize=(5.2, 0.9 + 0.48 * len(results.arms)))
+    _dots(axes, results, measure, None)
+    direction = "" if measure.higher_is_better else ", lower is better"
+    name = "average score" if measure.quantity == "score" else measure.name
+    axes.set_xlabel(f"{name} ({measure.unit}{direction})")
+    return figure
+
+
+def scores_by_task(results: StudyResults) -> Figure | None:
+    """The same, one panel per task."""
+    tasks = [task for task in results.tasks if any(results.by_seed(arm, "task", task) for arm in results.arms)]
+    if len(tasks) < 2:
+        return None
+    num_columns = min(len(tasks), 3)
+    num_rows = -(-len(tasks) // num_columns)
+    size = (2.2 + 1.9 * (num_columns - 1) + 0.6, num_rows * (0.85 + 0.36 * len(results.arms)))
+    figure, grid = pyplot.subplots(num_rows, num_columns, figsize=size, sharey=True, squeeze=False)
+    for axes, task in zip(grid.flat, tasks, strict=False):
+        _dots(axes, results, Measure("task", task, "points", 100, 1, True), task)
+        axes.set_title(tables.task_heading(results, task))
+    for axes in list(grid.flat)[len(tasks) :]:
+        axes.set_visible(False)
+    figure.supxlabel("score (points)", fontsize=9)
+    return figure
+
+
+def _dots(axes: Axes, results: StudyResults, measure: Measure, task: str | None) -> None:
+    reference = results.mean(results.reference, measure.quantity, task)
+    if reference:
+        axes.axvline(measure.scale * reference.mean, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    for row, arm in enumerate(results.arms):
+        values = list(results.by_seed(arm, measure.quantity, task).values())
+        mean = results.mean(arm, measure.quantity, task)
+        if mean is None:
+            continue
+        colour, marker, _ = look(results, arm)
+        if mean.has_interval:
+            axes.errorbar(
+                measure.scale * mean.mean,
+                row,
+                xerr=interval_bars([mean], measure.scale),
+                color=colour,
+                capsize=3.5,
+                linewidth=1.8,
+                zorder=2,
+            )
+        axes.plot(measure.scale * mean.mean, row, marker=marker, color=colour, markersize=7.5, zorder=4)
+        seeds = [measure.scale * value for value in values]
+        axes.plot(seeds, [row + 0.22] * len(seeds), "o", mfc="white", mec=colour, markersize=4, zorder=3)
+    axes.set_yticks(range(len(results.arms)), results.arms)
+    axes.set_ylim(len(results.arms) - 0.45, -0.55)
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.08)
+
+
+def loss(results: StudyResults) -> Figure | None:
+    """Probe MLM loss against tokens and against the budget: thin lines are seeds, thick ones their mean."""
+    metric = "validation/probe_mlm_loss"
+    if not any(run.curve(metric, "tokens")[0] for run in results.all_runs()):
+        return None
+    figure, panels = pyplot.subplots(1, 2, figsize=(7.2, 3.0), sharey=True)
+    for axes, against in zip(panels, ("tokens", "budget_fraction"), strict=True):
+        for arm in results.arms:
+            _curves(axes, results, arm, metric, against)
+    panels[0].set_ylabel("held-out MLM loss, probe head (nats)")
+    panels[0].set_xlabel("tokens seen")
+    panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
+    panels[1].set_xlabel("fraction of the budget spent")
+    panels[0].set_xlim(left=0)
+    panels[1].set_xlim(0, 1.04)
+    panels[1].legend(*panels[0].get_legend_handles_labels(), handlelength=3)
+    return figure
+
+
+def _curves(axes: Axes, results: StudyResults, arm: str, metric: str, against: str) -> None:
+    colour, marker, dash = look(results, arm)
+    curves = [run.curve(metric, against) for run in results.runs[arm].values()]
+    curves = [curve for curve in curves if curve[0]]
+    if not curves:
+        return
+    if len(curves) > 1:
+        for x, y in curves:
+            axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.5)
+    length = min(len(x) for x, _ in curves)
+    x = [sum(curve[0][i] for curve in curves) / len(curves) for i in range(length)]
+    y = [sum(curve[1][i] for curve in curves) / len(curves) for i in range(length)]
+    axes.plot(x, y, color=colour, linestyle=dash, marker=marker, markersize=4.5, label=arm)
+
+
+def score_against_tokens(results: StudyResults) -> Figure | None:
+    """One open point per run, one filled point per arm's mean."""
+    if not any(run.score is not None for run in results.all_runs()):
+        return None
+    figure, axes = pyplot.subplots(figsize=(4.8, 3.2))
+    for arm in results.arms:
+        scored = [run for run in results.runs[arm].values() if run.score is not None]
+        mean = results.mean(arm, "score")
+        if mean is None:
+            continue
+        colour, marker, _ = look(results, arm)
+        tokens = [float(run.summary["tokens"]) for run in scored]
+        values = [100 * run.score for run in scored if run.score is not None]
+        axes.plot(tokens, values, marker, mfc="none", mec=colour, markersize=4.5, linestyle="none")
+        centre = sum(tokens) / len(tokens)
+        axes.plot(centre, 100 * mean.mean, marker, color=colour, markersize=8, label=arm)
+    axes.set_xlabel("tokens seen within the budget")
+    axes.set_ylabel("average score (points)")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.margins(x=0.12)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def ledger(results: StudyResults) -> Figure | None:
+    """Stacked bars: what the seconds and the FLOPs were spent on, mean over seeds."""
+    if not results.arms:
+        return None
+    figure, panels = pyplot.subplots(1, 2, figsize=(7.2, 1.15 + 0.38 * len(results.arms)), sharey=True)
+    for axes, unit in zip(panels, ("seconds", "flops"), strict=True):
+        spent = {arm: tables.activities(list(results.runs[arm].values()), unit) for arm in results.arms}
+        longest = max(sum(parts.values()) for parts in spent.values())
+        scale, name = _clock_unit(longest) if unit == "seconds" else power_unit(longest)
+        left = [0.0] * len(results.arms)
+        for activity, (colour, hatch) in ACTIVITY_STYLE.items():
+            widths = [spent[arm][activity] / scale for arm in results.arms]
+            label = activity_in_words(results, activity)
+            rows = range(len(results.arms))
+            axes.barh(
+                rows, widths, 0.66, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.4, label=label
+            )
+            left = [start + width for start, width in zip(left, widths, strict=True)]
+        axes.set_xlabel(name)
+        axes.grid(axis="y", visible=False)
+    panels[0].set_yticks(range(len(results.arms)), results.arms)
+    panels[0].set_ylim(len(results.arms) - 0.5, -0.5)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    return figure
+
+
+def _clock_unit(seconds: float) -> tuple[float, str]:
+    if seconds < 180:
+        return 1.0, "seconds"
+    return (60.0, "minutes") if seconds < 3 * 3600 else (3600.0, "hours")

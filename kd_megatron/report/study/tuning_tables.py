@@ -1,0 +1,178 @@
+"""What a report says of what came before training: the trials of every arm, and the calibrated steps."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from kd_megatron.analysis.results import StudyResults
+from kd_megatron.console import units
+from kd_megatron.report.page.document import Block, Heading, TableBlock
+from kd_megatron.report.page.table import Column, Table
+from kd_megatron.study.effective import LEARNING_RATE
+from kd_megatron.study.tuning import setting_in_words
+
+
+def blocks(results: StudyResults) -> list[Block]:
+    """The report's section on what came before training; empty where nothing did."""
+    found = [table for table in (tuning(results), calibration(results)) if table]
+    return [Heading("Before training"), *map(TableBlock, found)] if found else []
+
+
+def tuning(results: StudyResults) -> Table | None:
+    """Every trial of every arm, the chosen ones marked; None where nothing was tuned."""
+    found = results.tuning
+    if found is None:
+        return None
+    rows = []
+    for arm, trials in found["trials"].items():
+        for trial in trials:
+            option = next((path for path in trial["setting"] if path != LEARNING_RATE), None)
+            rows.append(
+                {
+                    "arm": arm,
+                    "trial": trial["trial"],
+                    "learning_rate": trial["setting"][LEARNING_RATE],
+                    "weight": option,
+                    "weight_value": trial["setting"].get(option),
+                    "probe_mlm_loss": trial["probe_mlm_loss"],
+                    "tokens": trial["tokens"],
+                    "outcome": _outcome(found, arm, trial),
+                }
+            )
+    columns = [
+        Column("arm", "arm", is_text=True),
+        Column("trial", "trial"),
+        Column("learning_rate", "learning rate", lambda value: f"{value:g}"),
+        Column("weight", "weight", is_text=True),
+        Column("weight_value", "its value", lambda value: units.NOTHING if value is None else f"{value:g}"),
+        Column("probe_mlm_loss", "held-out loss (probe), nats", _loss),
+        Column("tokens", "tokens seen", units.count),
+        Column("outcome", "outcome", is_text=True),
+    ]
+    return Table("tuning", "What was tried before training", columns, rows, _note(found))
+
+
+def _outcome(found: dict[str, Any], arm: str, trial: dict[str, Any]) -> str:
+    if not trial["is_finite"]:
+        return "not finite: counts as the worst"
+    return "chosen" if trial["setting"] == found["chosen"][arm] else ""
+
+
+def _loss(value: float | None) -> str:
+    return units.NOTHING if value is None else f"{value:.3f}"
+
+
+def _note(found: dict[str, Any]) -> str:
+    budget = found["budget"]
+    paid = "taken off the arm's budget" if found["charged"] else "not charged to the arm's budget"
+    return (
+        f"{found['num_trials']} trials for every arm, {budget['limit']:g} {budget['unit'].replace('_', ' ')} each, "
+        f"seed {found['seed']}; {paid}. The lowest held-out loss is chosen."
+    )
+
+
+def show(results: StudyResults) -> None:
+    """Print the trials, narrow enough for a terminal."""
+    found = results.tuning
+    if found is None:
+        return
+    title = "What was tried before training"
+    shown = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("arm", "setting"):
+        shown.add_column(heading)
+    shown.add_column("held-out loss", justify="right", no_wrap=True)
+    shown.add_column("outcome")
+    for arm, trials in found["trials"].items():
+        for trial in trials:
+            cells = (setting_in_words(trial["setting"]), _loss(trial["probe_mlm_loss"]), _outcome(found, arm, trial))
+            shown.add_row(arm, *cells)
+    console = Console(soft_wrap=False)
+    console.print(shown)
+    console.print(_note(found), style="dim")
+
+
+def tuning_caveats(results: StudyResults) -> list[str]:
+    """What was given up, where a better value may lie beyond those tried, and what the choice was made on."""
+    found = results.tuning
+    if found is None:
+        return []
+    said = [
+        f"Before training every arm had {found['num_trials']} trials at {found['budget']['limit']:g} "
+        f"{found['budget']['unit'].replace('_', ' ')} each; the setting with the lowest held-out loss was kept. It was "
+        "measured on the split whose loss is reported: losses of tuned arms are slightly optimistic, alike for all."
+    ]
+    tried = results.recipe.tuning.weights if results.recipe.tuning else {}
+    distilling = [arm for arm, options in results.recipe.arms.items() if options["objective"] != "scratch"]
+    if untried := [arm for arm in distilling if arm not in tried]:
+        said.append(f"Learning rates were tried, weights of the objective were not, in {', '.join(untried)}.")
+    edges = {arm: paths for arm, paths in found["at_edge"].items() if paths}
+    if edges:
+        listed = "; ".join(
+            f"{arm} {setting_in_words({path: found['chosen'][arm][path] for path in paths})}"
+            for arm, paths in edges.items()
+        )
+        said.append(f"The best value is at the edge of those tried, and a better one may lie beyond: {listed}.")
+    given_up = {arm: found["num_trials"] - len(rows) for arm, rows in found["trials"].items()}
+    if any(given_up.values()):
+        listed = ", ".join(f"{arm} {number}" for arm, number in given_up.items() if number)
+        said.append(f"The recipe gives trials up: {listed} of {found['num_trials']}.")
+    if found["charged"]:
+        spent = ", ".join(f"{arm} {amount:.4g}" for arm, amount in found["charged"].items())
+        said.append(f"What the trials spent is taken off each arm's budget ({found['budget']['unit']}): {spent}.")
+    return said
+
+
+def calibration(results: StudyResults) -> Table | None:
+    """Per arm: its speed before training and the steps it fixed; None where nothing was calibrated."""
+    found = results.calibration
+    if found is None:
+        return None
+    rows = []
+    for arm, entry in found["arms"].items():
+        runs = list(results.runs.get(arm, {}).values())
+        fixed = next((run.summary["budget"]["calibrated"] for run in runs), None) or {"steps": None}
+        hours = [run.summary["hours"] for run in runs]
+        rows.append(
+            {
+                "arm": arm,
+                **{key: entry["tokens_per_second"][key] for key in ("p50", "p20", "p80")},
+                "steps": fixed["steps"],
+                "least_hours": min(hours, default=None),
+                "most_hours": max(hours, default=None),
+            }
+        )
+    columns = [
+        Column("arm", "arm", is_text=True),
+        Column("p50", "tokens/s", units.count),
+        Column("p20", "p20", units.count),
+        Column("p80", "p80", units.count),
+        Column("steps", "steps fixed", units.plain),
+        Column("least_hours", "hours taken, least", units.hours),
+        Column("most_hours", "most", units.hours),
+    ]
+    note = (
+        f"Measured before training in {found['rounds']} rounds of {found['steps']} steps, arms in turn, on "
+        f"{found['hardware']['device']}. Hours are those that the charged accounts took."
+    )
+    return Table("calibration", "How the budget in time became steps", columns, rows, note)
+
+
+def calibration_caveats(results: StudyResults) -> list[str]:
+    """That steps were fixed before training, and how far the clock then was from the budget."""
+    found = results.calibration
+    if found is None:
+        return []
+    budget = results.recipe.budget
+    said = (
+        f"The budget of {budget.limit:g} {budget.unit.replace('_', ' ')} became steps before training, by each arm's "
+        f"median speed in {found['rounds']} rounds in turn on {found['hardware']['device']}: the clock ended no run"
+    )
+    shares = [run.summary["budget"]["spent"] / run.summary["budget"]["limit"] for run in results.all_runs()]
+    if shares:
+        said += f". By the clock the runs took {min(shares):.0%} to {max(shares):.0%} of it"
+    scaled = [arm for arm, entry in found["arms"].items() if "scaled_by" in entry]
+    if scaled:
+        said += f"; {', '.join(scaled)} came later and was brought to the speed of that day by the other arms'"
+    return [f"{said}."]
