@@ -21,7 +21,6 @@ class IndexedWriter:
     """Writes ``NAME.bin`` as documents come and ``NAME.idx`` when they are all there. A context manager.
 
     Args:
-        bin_path: where the ids go.
         dtype: ``"uint16"`` or ``"int32"``. Ids that do not fit would wrap in silence: the caller checks them.
     """
 

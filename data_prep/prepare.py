@@ -36,7 +36,6 @@ def prepare(recipe: CorpusRecipe, workers: int | None = None) -> Path:
     """Prepare the corpus, or return at once when its output holds exactly this recipe's shard set.
 
     Args:
-        recipe: the corpus.
         workers: processes; ``None`` takes ``recipe.num_workers``, or one per core this process may use. The bytes
             written do not depend on it.
 

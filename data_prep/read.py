@@ -15,7 +15,6 @@ from typing import Any
 from data_prep import files, installed_docs
 from data_prep.files import field
 from data_prep.installed_docs import Module, module_text
-from kd_megatron.console import logs
 from kd_megatron.errors import DataError, KdError
 from kd_megatron.files import hub
 from kd_megatron.recipe import SourceRecipe, paths
@@ -135,7 +134,7 @@ def _hub_documents(source: SourceRecipe) -> Iterator[str]:
     import datasets
 
     name = f"data set {source.dataset}" + (f" ({source.subset})" if source.subset else "")
-    _check_revision(source)
+    hub.check_data_revision(str(source.dataset), source.revision, describe(source))
     try:
         rows = datasets.load_dataset(
             paths.expand(str(source.dataset)),
@@ -155,22 +154,6 @@ def _hub_documents(source: SourceRecipe) -> Iterator[str]:
             fix="check dataset, subset and split, and that this machine reaches huggingface.co "
             "(or download it elsewhere and use a source of type 'files')",
         ) from error
-
-
-def _check_revision(source: SourceRecipe) -> None:
-    """Raise `DataError` for a local data set with a revision; warn of a hub's without a commit."""
-    if not hub.is_local(str(source.dataset)):
-        if not hub.is_commit(source.revision):
-            at = source.revision or "its newest revision"
-            logs.warn(
-                f"{describe(source)}: what the hub has at {at} may change. To pin it: give its commit as 'revision'"
-            )
-    elif source.revision is not None:
-        raise DataError(
-            given=f"revision {source.revision!r} of the local data set {source.dataset}",
-            expected="a revision with a hub id: a local directory has none",
-            fix="remove 'revision', or give the data set's hub id",
-        )
 
 
 def tokenizer_fingerprint(load: str | None) -> list[tuple[str, int, int]]:

@@ -25,7 +25,7 @@ from kd_megatron.files.manifest import (
     vocabulary_hash,
 )
 
-_HEADER_BYTES = 34  # magic 9, version 8, dtype code 1, number of sequences 8, number of document bounds 8
+HEADER_BYTES = 34  # magic 9, version 8, dtype code 1, number of sequences 8, number of document bounds 8
 _CHUNK_TOKENS = 1 << 24
 _CHUNK_DOCUMENTS = 1 << 20
 
@@ -44,7 +44,6 @@ def verify(directory: Path | str, full: bool = True) -> Manifest:
     """Check every shard and the tokenizer of a shard set against its manifest.
 
     Args:
-        directory: the shard set.
         full: read everything (sha256 of each file, every id below the vocabulary's size); otherwise sizes, counts
             and the structure of each index.
 
@@ -76,23 +75,29 @@ def check_tokenizer(directory: Path, manifest: Manifest) -> None:
         ) from error
     if vocabulary_hash(vocabulary) != manifest.tokenizer_sha256:
         raise _mismatch(path, "the vocabulary's hash", vocabulary_hash(vocabulary), manifest.tokenizer_sha256)
-    _require(path, "the vocabulary's size", max(vocabulary.values(), default=-1) + 1, manifest.vocab_size)
+    require(path, "the vocabulary's size", max(vocabulary.values(), default=-1) + 1, manifest.vocab_size)
 
 
-def check_shard(directory: Path, entry: ShardEntry, dtype: str, vocab_size: int, full: bool) -> None:
-    """One shard's two files against its entry. Raises `DataError`."""
+def files_of(directory: Path, entry: ShardEntry) -> tuple[Path, Path]:
+    """The ``.bin`` and the ``.idx`` of a shard. Raises `DataError` where one is missing."""
     bin_path, idx_path = directory / f"{entry.name}.bin", directory / f"{entry.name}.idx"
     for path in (bin_path, idx_path):
         if not path.is_file():
             raise DataError(
                 given=f"{path} is missing", expected="the file its manifest lists", fix="copy or prepare the set again"
             )
+    return bin_path, idx_path
+
+
+def check_shard(directory: Path, entry: ShardEntry, dtype: str, vocab_size: int, full: bool) -> None:
+    """One shard's two files against its entry. Raises `DataError`."""
+    bin_path, idx_path = files_of(directory, entry)
     try:
-        _require(bin_path, "bytes", bin_path.stat().st_size, entry.bin_bytes)
+        require(bin_path, "bytes", bin_path.stat().st_size, entry.bin_bytes)
         require_plausible_size(idx_path, most_index_bytes(entry))
         if full:
-            _require(idx_path, "sha256", file_sha256(idx_path), entry.idx_sha256)
-            _require(bin_path, "sha256", file_sha256(bin_path), entry.bin_sha256)
+            require(idx_path, "sha256", file_sha256(idx_path), entry.idx_sha256)
+            require(bin_path, "sha256", file_sha256(bin_path), entry.bin_sha256)
         _check_index(idx_path, entry, dtype)
         if full:
             _check_ids(bin_path, dtype, vocab_size)
@@ -107,14 +112,14 @@ def check_shard(directory: Path, entry: ShardEntry, dtype: str, vocab_size: int,
 def _check_index(path: Path, entry: ShardEntry, dtype: str) -> None:
     """In pieces: an index of any length takes the same memory."""
     dtype_code, num_sequences, num_bounds = _read_header(path)
-    _require(path, "the dtype code", dtype_code, DTYPE_CODES[dtype])
-    _require(path, "documents", num_sequences, entry.documents)
-    _require(path, "document bounds", num_bounds, entry.documents + 1)
+    require(path, "the dtype code", dtype_code, DTYPE_CODES[dtype])
+    require(path, "documents", num_sequences, entry.documents)
+    require(path, "document bounds", num_bounds, entry.documents + 1)
     num_tokens = 0
     for first in range(0, entry.documents + 1, _CHUNK_DOCUMENTS):
         count = min(_CHUNK_DOCUMENTS, entry.documents - first)
-        lengths = np.fromfile(path, np.int32, count, offset=_HEADER_BYTES + 4 * first)
-        pointers = np.fromfile(path, np.int64, count, offset=_HEADER_BYTES + 4 * num_sequences + 8 * first)
+        lengths = np.fromfile(path, np.int32, count, offset=HEADER_BYTES + 4 * first)
+        pointers = np.fromfile(path, np.int64, count, offset=HEADER_BYTES + 4 * num_sequences + 8 * first)
         if (lengths < 0).any():
             raise _mismatch(path, "a length", str(lengths.min()), "0 or more")
         ends = num_tokens + np.cumsum(lengths, dtype=np.int64)
@@ -122,31 +127,31 @@ def _check_index(path: Path, entry: ShardEntry, dtype: str) -> None:
             raise _mismatch(path, "the pointers", "others", "the cumulative lengths")
         num_tokens = int(ends[-1]) if count else num_tokens
         count = min(_CHUNK_DOCUMENTS, num_bounds - first)
-        bounds = np.fromfile(path, np.int64, count, offset=_HEADER_BYTES + 12 * num_sequences + 8 * first)
+        bounds = np.fromfile(path, np.int64, count, offset=HEADER_BYTES + 12 * num_sequences + 8 * first)
         if not np.array_equal(bounds, np.arange(first, first + count)):
             raise _mismatch(path, "the document bounds", "others", "one sequence for each document")
-    _require(path, "tokens", num_tokens, entry.tokens)
-    _require(path, "the end of the last document, in bytes", num_tokens * np.dtype(dtype).itemsize, entry.bin_bytes)
+    require(path, "tokens", num_tokens, entry.tokens)
+    require(path, "the end of the last document, in bytes", num_tokens * np.dtype(dtype).itemsize, entry.bin_bytes)
 
 
 def read_index(path: Path) -> ShardIndex:
     """Parse a ``.idx`` file. Raises `DataError` when it is not one, or not complete."""
     dtype_code, num_sequences, num_bounds = _read_header(path)
     content = path.read_bytes()
-    lengths = np.frombuffer(content, np.int32, num_sequences, _HEADER_BYTES)
-    pointers = np.frombuffer(content, np.int64, num_sequences, _HEADER_BYTES + 4 * num_sequences)
-    bounds = np.frombuffer(content, np.int64, num_bounds, _HEADER_BYTES + 12 * num_sequences)
+    lengths = np.frombuffer(content, np.int32, num_sequences, HEADER_BYTES)
+    pointers = np.frombuffer(content, np.int64, num_sequences, HEADER_BYTES + 4 * num_sequences)
+    bounds = np.frombuffer(content, np.int64, num_bounds, HEADER_BYTES + 12 * num_sequences)
     return ShardIndex(dtype_code, lengths, pointers, bounds)
 
 
 def _read_header(path: Path) -> tuple[int, int, int]:
     """The code of the dtype, the numbers of sequences and of document bounds, which fit the file's size."""
     with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES)
-    if len(header) < _HEADER_BYTES or not header.startswith(HEADER):
+        header = file.read(HEADER_BYTES)
+    if len(header) < HEADER_BYTES or not header.startswith(HEADER):
         raise _mismatch(path, "the header", repr(header[:9]), repr(HEADER))
     version, dtype_code, num_sequences, num_bounds = struct.unpack_from("<QBQQ", header, len(HEADER))
-    num_bytes, expected = path.stat().st_size, _HEADER_BYTES + 12 * num_sequences + 8 * num_bounds
+    num_bytes, expected = path.stat().st_size, HEADER_BYTES + 12 * num_sequences + 8 * num_bounds
     if version != VERSION or num_bytes != expected:
         raise _mismatch(path, "bytes", str(num_bytes), f"{expected} by its own header (version {version})")
     return dtype_code, num_sequences, num_bounds
@@ -160,7 +165,8 @@ def _check_ids(path: Path, dtype: str, vocab_size: int) -> None:
             raise _mismatch(path, "an id", f"{chunk.min()} ... {chunk.max()}", f"0 ... {vocab_size - 1}")
 
 
-def _require(path: Path, what: str, given: object, expected: object) -> None:
+def require(path: Path, what: str, given: object, expected: object) -> None:
+    """Raise `DataError` where ``given`` is not what the manifest says it is."""
     if given != expected:
         raise _mismatch(path, what, str(given), str(expected))
 

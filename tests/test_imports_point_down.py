@@ -10,7 +10,7 @@ SOURCES = sorted(imports.modules().values())
 # Libraries that only some files may import.
 ONLY = {
     "deepspeed": ("kd_megatron/engine/*.py",),
-    "megatron": ("kd_megatron/data/index.py", "data_prep/megatron_way.py"),
+    "megatron": ("kd_megatron/data/index.py", "benchmarks/data/megatron_way.py"),
     "triton": ("kd_megatron/kernels/triton_*.py", "kd_megatron/kernels/*/triton_*.py", "benchmarks/**/*.py"),
 }
 # Libraries that a package may never import: objectives see tensors and taps, never a model class.

@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 
 from benchmarks.data.in_turn import Case
-from data_prep.megatron_way import MaskedSamples
+from benchmarks.data.megatron_way import MaskedSamples
 from kd_megatron.data.dataset import WindowDataset
 from kd_megatron.data.loader import Loader
 from kd_megatron.data.masking import Masker

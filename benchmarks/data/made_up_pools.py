@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.made_up import write_made_up
+from benchmarks.data.made_up import write_made_up
 from kd_megatron.console import logs
 from kd_megatron.errors import OutputError
 from kd_megatron.files import atomic

@@ -1,10 +1,13 @@
 """Do the contenders of `bench finetune` end with the same score? Their dev scores, beside the first contender's."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from scipy import stats
+
 from benchmarks.rows import Row, markdown_table
-from kd_megatron.analysis.statistics import Estimate, estimate, unpaired_difference
+from kd_megatron.analysis.statistics import CONFIDENCE, Estimate, deviation, estimate
 from kd_megatron.console import units
 from kd_megatron.report.page import words
 
@@ -32,6 +35,23 @@ def score_lines(rows: Sequence[Row], record: dict[str, Any]) -> list[tuple[str, 
 def as_markdown(lines: Sequence[tuple[str, ...]]) -> str:
     """The lines as a table, and what they mean."""
     return markdown_table(HEADS, NUM_TEXT_COLUMNS, lines, NOTE)
+
+
+def unpaired_difference(
+    own: Sequence[float], reference: Sequence[float], confidence: float = CONFIDENCE
+) -> Estimate | None:
+    """Mean of ``own`` minus that of ``reference``, at least two values each that share nothing (Welch 1947).
+
+    Returns:
+        ``n`` is the smaller number. Without an interval where neither varies; None where a value is not finite.
+    """
+    if not all(math.isfinite(value) for value in (*own, *reference)):
+        return None
+    num, mean = min(len(own), len(reference)), math.fsum(own) / len(own) - math.fsum(reference) / len(reference)
+    if deviation(own) == 0 and deviation(reference) == 0:
+        return Estimate(num, mean)
+    found = stats.ttest_ind(own, reference, equal_var=False).confidence_interval(confidence)
+    return Estimate(num, mean, float(found.low), float(found.high))
 
 
 def _mean(found: Estimate | None) -> str:

@@ -25,10 +25,9 @@ from benchmarks.gpu.report import Report
 from benchmarks.kernels.correctness import Check
 from benchmarks.rows import Row, cells
 from benchmarks.steps import throughput
+from benchmarks.steps.variants import TimedRun
 from benchmarks.timing import time_round
 from kd_megatron.recipe import StudyRecipe
-from kd_megatron.study import timed_arms
-from kd_megatron.training.timed_run import TimedRun
 
 SCRATCH = "scratch"
 FEWEST_ROUNDS = 3
@@ -88,7 +87,7 @@ class PlaceSteps:
         if not self._agrees(arm, lever, losses):
             run.close()
             return
-        self.runs[timed_arms.key(run.variant)] = run
+        self.runs[run.variant.key] = run
         self._closing.callback(run.close)
         self.report.say(f"{name}: {time.perf_counter() - start:.1f} s; losses {_in_words(losses)}")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from benchmarks.steps.levers import WHOLE, WHOLE_LEVERS, Levers, carried_out
 from benchmarks.steps.made_up_inputs import MADE_UP
+from benchmarks.steps.variants import Variant
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.study.effective import run_recipe
-from kd_megatron.training.timed_run import Variant
 
 GLOBAL_BATCHES = 2  # in the pool: the teacher cache is warm from the third step on
 

@@ -2,11 +2,24 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.timing import synchronize
+from kd_megatron.machine import facts
+
+
+def free_bytes(device: torch.device) -> int:
+    """What can still be allocated on ``device``."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return facts.memory_bytes() // 2
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:

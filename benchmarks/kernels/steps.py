@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.kernels import memory
 from benchmarks.kernels.case import Case, Inputs
 from kd_megatron.kernels.arithmetic import accumulation_dtype
-from kd_megatron.machine import facts
 
 REFERENCE = "reference"  # the doors' name of what the rows call eager
 EAGER = "eager"
@@ -83,7 +83,7 @@ def obstacle(case: Case, backend: str, device: torch.device) -> str | None:
         return "liger-kernel is not installed"
     if backend == "liger" and device.type != "cuda":
         return "needs a GPU"
-    free_bytes = facts.free_memory_bytes(device)
+    free_bytes = memory.free_bytes(device)
     if backend in (EAGER, COMPILED) and case.eager_bytes > LARGEST_SHARE_OF_MEMORY * free_bytes:
         allowed = LARGEST_SHARE_OF_MEMORY * free_bytes / 2**30
         return f"needs about {case.eager_bytes / 2**30:.0f} GiB, of which {allowed:.0f} may be used"

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.steps.levers import WHOLE, WHOLE_LEVERS, Levers, carried_out
+from benchmarks.steps.variants import Variant
 from kd_megatron.objectives import of_arm
 from kd_megatron.recipe import StudyRecipe
-from kd_megatron.training.timed_run import Variant
 
 WITHOUT_RUNGS = ("scratch", "combined", "schedule")  # no teacher, or kernels of several objectives
 POOL_STEPS = 4  # after so many steps the cached rung has met every window

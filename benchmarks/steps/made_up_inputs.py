@@ -53,7 +53,7 @@ def _with_shards(recipe: StudyRecipe, directory: Path) -> StudyRecipe:
         return recipe
     path = directory / MADE_UP
     if dist.is_main():
-        from data_prep.made_up import write_made_up
+        from benchmarks.data.made_up import write_made_up
 
         write_made_up(path, MADE_UP_TOKENS, valid_tokens=64 * recipe.data.sequence_length)
     dist.barrier()

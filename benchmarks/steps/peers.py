@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.steps.variants import batch_shape
 from kd_megatron.console.logs import say
 from kd_megatron.data.loader import Loader
 from kd_megatron.errors import EnvironmentFault
@@ -29,7 +30,6 @@ from kd_megatron.objectives.minilm import MiniLmOptions
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.study.effective import run_recipe
 from kd_megatron.training.setup import special_ids
-from kd_megatron.training.timed_run import batch_shape
 
 PROGRAMS = facts.ROOT / "benchmarks/peers"
 NUM_WINDOWS = 4096

@@ -13,13 +13,12 @@ import torch
 from benchmarks.rows import Row, percentile, timing_figures
 from benchmarks.steps.ladder import rungs
 from benchmarks.steps.peers import Peer
+from benchmarks.steps.variants import TimedRun, arm_variant, built
 from benchmarks.timing import Steps, time_round
 from kd_megatron.console.logs import progress_bar, say
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.study.effective import run_recipe
-from kd_megatron.study.timed_arms import arm_variant, built, key
-from kd_megatron.training.timed_run import TimedRun
 
 SEARCH_STEPS = 3  # of each micro-batch size, when the best one is looked for
 
@@ -51,7 +50,7 @@ def time_ladder(recipe: StudyRecipe, num_steps: int, teacher_path: str | None) -
             with built([reference, *variants], teacher_path) as runs:
                 steps = {name: run.step for name, run in runs.items()}
                 rounds = _time(steps, next(iter(runs.values())).run.device, num_steps)
-                found = [run_row(run, rounds, runs, key(reference)) for run in runs.values()]
+                found = [run_row(run, rounds, runs, reference.key) for run in runs.values()]
             rows += found if not rows else found[1:]
     return rows
 
@@ -110,7 +109,7 @@ def _time(steps: Steps, device: torch.device, num_rounds: int) -> Rounds:
 
 def run_row(run: TimedRun, rounds: Rounds, runs: Mapping[str, TimedRun], reference: str) -> Row:
     """The figures of ``run``, relative to the one named ``reference``."""
-    variant, name = run.variant, key(run.variant)
+    variant, name = run.variant, run.variant.key
     figures = timing_figures(
         [seconds[name] for seconds in rounds],
         [seconds[reference] for seconds in rounds],

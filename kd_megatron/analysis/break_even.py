@@ -118,7 +118,6 @@ def flops_to_reach(readings: Sequence[Reading], target: float, sign: float) -> f
     """FLOPs from which a run is at least as good as ``target`` up to its end; None when its end is not.
 
     Args:
-        readings: of the run, in order.
         target: times ``sign``.
         sign: 1 when higher values are better, -1 when lower ones are.
     """

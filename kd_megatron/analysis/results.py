@@ -32,7 +32,6 @@ def finetuned(directory: Path, student: dict[str, Any]) -> dict[str, Any] | None
     """The summary of the fine-tuning in ``directory``; None when there is none yet, or it is of another student.
 
     Args:
-        directory: of the fine-tuning.
         student: the summary of its run. Earlier versions recorded no hash of the export: they are taken at their word.
     """
     summary = read_summary(directory)
@@ -155,9 +154,7 @@ class StudyResults:
         """Seed -> value, of the runs of ``arm`` that have it.
 
         Args:
-            arm: name of the arm.
             quantity: ``"score"`` (average over tasks), ``"probe_loss"``, or ``"task"`` (score of ``task``).
-            task: name of the task.
         """
         values = {seed: _read(run, quantity, task) for seed, run in self.runs.get(arm, {}).items()}
         return {seed: float(value) for seed, value in values.items() if value is not None}

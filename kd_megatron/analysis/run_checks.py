@@ -140,11 +140,7 @@ def fingerprint_differences(results: StudyResults) -> dict[str, dict[str, Any]]:
 
 
 def differences_between(studies: Mapping[str, StudyResults]) -> dict[str, str]:
-    """Entry -> in words, which of several studies recorded what, such as the cells of a grid; those that differ.
-
-    Args:
-        studies: by name.
-    """
+    """Entry -> in words, which of several studies recorded what, such as the cells of a grid; those that differ."""
     recorded = {name: _recorded(study) for name, study in studies.items()}
     said = {}
     for key in sorted({key for entries in recorded.values() for key in entries}):

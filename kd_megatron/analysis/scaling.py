@@ -1,8 +1,8 @@
 """A power law with a floor through losses at several amounts of text: L(D) = E + A D^-alpha (+ B N^-beta).
 
 The form is that of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.3): E what no amount of text removes, D tokens
-seen, N parameters. Fitted by least squares on log L, errors counting as shares of the loss; ``loss="huber"`` weighs
-outliers less, as they do. What a fit can say, and when it is refused: docs/statistics.md.
+seen, N parameters. Fitted by least squares on log L, errors counting as shares of the loss. What a fit can say, and
+when it is refused: docs/statistics.md.
 """
 
 import math
@@ -28,7 +28,6 @@ NUM_DRAWS = 400
 LARGEST_EXPONENT = 5.0  # a steeper curve is a step
 MOST_LOG_TOKENS = 300.0  # beyond it: never
 MOST_STEPS = 60  # of the optimizer; a law that the points tell takes about ten
-HUBER_DELTA = 1e-3  # of log L; Hoffmann et al. 2022
 STARTS = [(floor, alpha) for floor in (0.05, 0.5, 0.9) for alpha in (0.1, 0.4, 1.0)]  # floor: share of the lowest loss
 DRAW_SEED = 20_240_619
 
@@ -133,19 +132,14 @@ class Fit:
 def fit(
     points: Sequence[Point],
     with_sizes: bool = False,
-    loss: Literal["linear", "huber"] = "linear",
     unit: Unit = "points",
     num_draws: int = NUM_DRAWS,
 ) -> Fit | Refusal:
     """Fit the law and its bootstrap.
 
     Args:
-        points: measured losses of one arm.
-        with_sizes: whether to fit B N^-beta too.
-        loss: of a residual of log L.
         unit: ``"points"``: residuals are resampled around the law, which takes points for independent; ``"seeds"``:
             whole seeds are resampled, for points that share a run.
-        num_draws: of the bootstrap.
 
     Returns:
         The fit; a refusal when the points cannot tell the law's parameters.
@@ -158,11 +152,11 @@ def fit(
     )
     centre = (float(x.mean()), float(z.mean()))
     x, z = x - centre[0], z - centre[1]
-    best = min((_solve(x, z, y, start, loss) for start in _starts(y, with_sizes)), key=lambda found: found[1])[0]
+    best = min((_solve(x, z, y, start) for start in _starts(y, with_sizes)), key=lambda found: found[1])[0]
     residuals = y - _log_law(best, x, z)
     spare = len(points) - len(best)
     widening = math.sqrt(len(points) / spare) * float(stats.t.ppf(0.975, spare) / stats.norm.ppf(0.975))
-    draws = _draws(best, x, z, y, residuals * widening, loss, points, unit, num_draws)
+    draws = _draws(best, x, z, y, residuals * widening, points, unit, num_draws)
     deviation = math.sqrt(float(residuals @ residuals) / spare)
     return Fit(_natural(best[None])[0], _natural(draws), centre, tuple(points), unit, deviation)
 
@@ -215,7 +209,7 @@ def _starts(y: Array, with_sizes: bool) -> list[Array]:
     return starts
 
 
-def _solve(x: Array, z: Array, y: Array, start: Array, loss: str) -> tuple[Array, float]:
+def _solve(x: Array, z: Array, y: Array, start: Array) -> tuple[Array, float]:
     """(inner parameters, cost) of the least squares from ``start``."""
     upper = numpy.array([float(y.min()), numpy.inf, math.log(LARGEST_EXPONENT), numpy.inf, math.log(LARGEST_EXPONENT)])
     lower = numpy.full(5, -12.0)  # e^-12: nothing
@@ -227,8 +221,6 @@ def _solve(x: Array, z: Array, y: Array, start: Array, loss: str) -> tuple[Array
         start,
         lambda theta: _gradient(theta, x, z),
         bounds=bounds,
-        loss=loss,
-        f_scale=HUBER_DELTA,
         max_nfev=MOST_STEPS,
     )
     return found.x, float(found.cost)
@@ -262,7 +254,6 @@ def _draws(
     z: Array,
     y: Array,
     residuals: Array,
-    loss: str,
     points: Sequence[Point],
     unit: Unit,
     num_draws: int,
@@ -280,10 +271,10 @@ def _draws(
     for _ in range(num_draws):
         if unit == "points":
             drawn = law + generator.choice(residuals - residuals.mean(), len(y))
-            found.append(_solve(x, z, drawn, best, loss)[0])
+            found.append(_solve(x, z, drawn, best)[0])
         else:
             chosen = numpy.concatenate([groups[i] for i in generator.integers(len(groups), size=len(groups))])
-            found.append(_solve(x[chosen], z[chosen], y[chosen], best, loss)[0])
+            found.append(_solve(x[chosen], z[chosen], y[chosen], best)[0])
     drawn_parameters = numpy.stack(found)
     return drawn_parameters if unit == "points" else _widened(drawn_parameters, best, len(groups))
 

@@ -53,7 +53,6 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE, method: Me
 
     Args:
         values: one for each seed.
-        confidence: of the interval.
         method: ``"t"``: Student's, mean +- t * s / sqrt(n), for independent and roughly normal values; with two or
             three it is wide, and that is the honest answer. ``"bootstrap"``: `scipy.stats.bootstrap`'s BCa (Efron
             1987), which assumes no shape.
@@ -112,25 +111,6 @@ def paired_difference(
 ) -> Estimate | None:
     """Mean of `paired_values` and its interval; None when they share no seed. Raises as `estimate` does."""
     return estimate(paired_values(arm, reference), confidence, method)
-
-
-def unpaired_difference(
-    own: Sequence[float], reference: Sequence[float], confidence: float = CONFIDENCE
-) -> Estimate | None:
-    """Mean of ``own`` minus that of ``reference``, at least two values each that share nothing (Welch 1947).
-
-    Returns:
-        ``n`` is the smaller number. Without an interval where neither varies; None where a value is not finite.
-    """
-    if not all(math.isfinite(value) for value in (*own, *reference)):
-        return None
-    num, mean = min(len(own), len(reference)), math.fsum(own) / len(own) - math.fsum(reference) / len(reference)
-    if deviation(own) == 0 and deviation(reference) == 0:
-        return Estimate(num, mean)
-    from scipy import stats
-
-    found = stats.ttest_ind(own, reference, equal_var=False).confidence_interval(confidence)
-    return Estimate(num, mean, float(found.low), float(found.high))
 
 
 def simultaneous_confidence(num_comparisons: int, confidence: float = CONFIDENCE) -> float:

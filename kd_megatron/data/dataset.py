@@ -17,7 +17,6 @@ class WindowDataset:
     Holds 4 bytes per window and memory maps; nothing is read before it is asked for.
 
     Args:
-        shard_set: the opened split.
         sequence_length: L, with [CLS] and [SEP].
     """
 

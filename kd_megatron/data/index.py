@@ -17,16 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep import verify
 from kd_megatron.data.mapped import REPAIR, MappedFile
 from kd_megatron.data.verified import VerifiedFiles
 from kd_megatron.errors import DataError, EnvironmentFault
-from kd_megatron.files.manifest import ShardEntry, file_sha256, most_index_bytes, require_plausible_size
-
-# The .idx format of megatron-core: magic, version 1, dtype code, numbers of sequences and of document boundaries,
-# then int32 lengths, int64 byte offsets and int64 document boundaries.
-_HEADER = np.dtype([("magic", "S9"), ("version", "<u8"), ("dtype", "u1"), ("sequences", "<u8"), ("boundaries", "<u8")])
-_MAGIC = b"MMIDIDX"
-_DTYPES = {8: "uint16", 4: "int32"}
+from kd_megatron.files.manifest import ShardEntry
 
 
 @dataclass(frozen=True)
@@ -76,71 +71,20 @@ def open_shard(directory: Path, entry: ShardEntry, dtype: str, vocab_size: int, 
     Raises:
         DataError: anything at all differs from the manifest; names the file.
     """
-    bin_path, idx_path = (directory / f"{entry.name}.{suffix}" for suffix in ("bin", "idx"))
-    for path in (bin_path, idx_path):
-        if not path.is_file():
-            raise DataError(f"{path} is missing", f"every shard that {directory}/manifest.json lists", REPAIR)
+    bin_path, idx_path = verify.files_of(directory, entry)
     try:
-        lengths = _read_lengths(idx_path, entry, dtype)
-        return Shard(entry, _open_bin(bin_path, entry, lengths, dtype, vocab_size, verified), lengths)
+        file = MappedFile(bin_path, dtype, entry.bin_sha256)
+        is_known = verified.knows(bin_path, entry.bin_sha256)
+        verify.check_shard(directory, entry, dtype, vocab_size, full=not is_known)
+        index = idx_path.read_bytes()
+        verify.require(idx_path, "sha256", hashlib.sha256(index).hexdigest(), entry.idx_sha256)
+        verify.require(bin_path, "tokens", file.tokens.size, entry.tokens)
+        file.require_unchanged()  # what is mapped is what was checked
+        if not is_known:
+            verified.add(bin_path, entry.bin_sha256)
     except OSError as error:
         raise DataError(f"{error.filename or bin_path} cannot be read: {error}", "a readable file", REPAIR) from error
-
-
-def _open_bin(
-    path: Path, entry: ShardEntry, lengths: NDArray[np.int32], dtype: str, vocab_size: int, verified: VerifiedFiles
-) -> MappedFile:
-    _require(path, "bytes", path.stat().st_size, entry.bin_bytes)
-    _require(path, "bytes", entry.bin_bytes, int(lengths.sum(dtype=np.int64)) * np.dtype(dtype).itemsize)
-    file = MappedFile(path, dtype, entry.bin_sha256)
-    _require(path, "tokens", file.tokens.size, entry.tokens)
-    if not verified.knows(path, entry.bin_sha256):
-        _require(path, "sha256", file_sha256(path), entry.bin_sha256)
-        file.require_unchanged()
-        _require_ids_in_range(path, file.tokens, vocab_size)
-        verified.add(path, entry.bin_sha256)
-    file.require_unchanged()  # what is mapped is what was checked
-    return file
-
-
-def _read_lengths(path: Path, entry: ShardEntry, dtype: str) -> NDArray[np.int32]:
-    """The length of each document, after checking the whole ``.idx`` file: its checksum and its structure."""
-    require_plausible_size(path, most_index_bytes(entry))
-    content = path.read_bytes()
-    _require(path, "sha256", hashlib.sha256(content).hexdigest(), entry.idx_sha256)
-    if len(content) < _HEADER.itemsize or not content.startswith(_MAGIC):
-        raise DataError(f"{path} is not an index of megatron-core", "a file that starts with MMIDIDX", REPAIR)
-    header = np.frombuffer(content, _HEADER, count=1)[0]
-    _require(path, "version", int(header["version"]), 1)
-    _require(path, "dtype", _DTYPES.get(int(header["dtype"]), f"code {header['dtype']}"), dtype)
-    num_sequences, num_boundaries = int(header["sequences"]), int(header["boundaries"])
-    _require(path, "documents", num_boundaries - 1, entry.documents)
-    _require(path, "bytes", len(content), _HEADER.itemsize + 12 * num_sequences + 8 * num_boundaries)
-    at = _HEADER.itemsize
-    lengths = np.frombuffer(content, np.int32, num_sequences, at)
-    pointers = np.frombuffer(content, np.int64, num_sequences, at + 4 * num_sequences)
-    boundaries = np.frombuffer(content, np.int64, num_boundaries, at + 12 * num_sequences)
-    ends = np.cumsum(lengths, dtype=np.int64)
-    if (lengths < 0).any() or not np.array_equal(pointers, (ends - lengths) * np.dtype(dtype).itemsize):
-        raise DataError(f"{path}: its pointers are not the running sum of its lengths", "an intact index", REPAIR)
-    if boundaries[0] != 0 or boundaries[-1] != num_sequences or (np.diff(boundaries) < 0).any():
-        raise DataError(f"{path}: its document boundaries are out of order", "an intact index", REPAIR)
-    _require(path, "tokens", int(ends[-1]) if num_sequences else 0, entry.tokens)
-    return lengths
-
-
-def _require(path: Path, what: str, given: Any, expected: Any) -> None:
-    if given != expected:
-        raise DataError(f"{path} was altered or torn: {what} {given}", f"{what} {expected}", REPAIR)
-
-
-def _require_ids_in_range(path: Path, tokens: NDArray[Any], vocab_size: int) -> None:
-    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
-        raise DataError(
-            f"{path} has token ids from {tokens.min()} to {tokens.max()}",
-            f"ids below the vocabulary size {vocab_size}",
-            "prepare the shard set again with its own tokenizer",
-        )
+    return Shard(entry, file, np.frombuffer(index, np.int32, entry.documents, verify.HEADER_BYTES))
 
 
 @functools.cache

@@ -5,7 +5,6 @@ kills the process (SIGBUS). So the file's identity is compared before and after 
 """
 
 import ctypes
-import hashlib
 import math
 import mmap
 import os
@@ -19,12 +18,12 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from kd_megatron.errors import DataError
+from kd_megatron.files.manifest import file_sha256
 
 REPAIR = "restore the file from a good copy, or delete the shard set and prepare it again"
 # Time stamps come from a clock that ticks every few milliseconds: a write within the tick of an earlier one would leave
 # the same stamp. A file younger than this is opened that much later.
 TICK_SECONDS = 0.05
-_READ_BYTES = 1 << 20
 JUST_NOW_SECONDS = 0.002  # after so short a time no new look is taken before a read; after a read one always is
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -40,8 +39,6 @@ class MappedFile:
     """One ``.bin`` file, mapped. Holds no file descriptor: thousands of shards stay below ``ulimit -n``.
 
     Args:
-        path: the file.
-        dtype: of its ids.
         sha256: what its content must hash to. Not looked at here: the caller checks it, and `require_unchanged` does
             when the file was touched later.
     """
@@ -117,15 +114,11 @@ def _let_the_clock_tick(path: Path) -> None:
 
 
 def _content_sha256(path: str) -> str:
-    """Read piece by piece, not through a map: a file cut short meanwhile ends early instead of killing the process."""
-    digest = hashlib.sha256()
+    """Read, not through a map: a file cut short meanwhile ends early instead of killing the process."""
     try:
-        with open(path, "rb") as file:
-            while piece := file.read(_READ_BYTES):
-                digest.update(piece)
+        return file_sha256(Path(path))
     except OSError:
         return ""
-    return digest.hexdigest()
 
 
 def _map(descriptor: int, num_bytes: int, dtype: str) -> NDArray[Any]:

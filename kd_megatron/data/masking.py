@@ -23,8 +23,7 @@ from kd_megatron.tensors import IGNORED
 
 Index = NDArray[np.int64]
 
-_POSITION_BITS = np.uint64(16)  # of a selection key; the 48 bits above are random
-_POSITION_MASK = np.uint64(0xFFFF)
+_POSITION_MASK = np.uint64(0xFFFF)  # of a selection key; the 48 bits above are random
 _NEVER = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _EIGHTY_PERCENT, _NINETY_PERCENT = (np.uint64(round(fraction * 2**64)) for fraction in (0.8, 0.9))
 _SELECTION, _TREATMENT, _REPLACEMENT = 1, 2, 3  # independent streams of one seed

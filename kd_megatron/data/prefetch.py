@@ -23,7 +23,6 @@ class Prefetcher(Generic[T]):
 
     Args:
         make: builds the item of an index; runs in the background thread only.
-        first: the index that will be asked for first.
     """
 
     def __init__(self, make: Callable[[int], T], first: int) -> None:

@@ -256,9 +256,6 @@ def load(engine: Engine, path: Path, about: About, other_objective: bool = False
     """Restore ``engine`` from what `newest` found. Collective: rank 0 reads, so that no other needs its disk.
 
     Args:
-        engine: of the module that the checkpoint was written of.
-        path: of the checkpoint.
-        about: what is said of it.
         other_objective: the same student under another objective. Parameters that are not in the checkpoint keep their
             values; those that it has no moments of begin with moments of zero; what else it holds is left.
 

@@ -42,8 +42,6 @@ def predict(study: StudyRecipe, held: Held, ds_config: str, num_processes: int) 
 
     Args:
         study: with ``precision`` decided.
-        held: what `simulate` found for the arm.
-        ds_config: a file of ds_configs/.
     """
     zero = read_ds_config(ds_config)["zero_optimization"]
     sizes = _Sizes.of(study, held, zero, num_processes)

@@ -15,7 +15,6 @@ class MasterAdamW(torch.optim.AdamW):
 
     Args:
         groups: parameter groups of bfloat16 weights, each with its ``weight_decay``.
-        options: of AdamW: ``lr``, ``betas``, ``eps``.
     """
 
     def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:

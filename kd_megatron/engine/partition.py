@@ -59,16 +59,10 @@ class PartitionedModel:
         with deepspeed.zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
 
-    def held_bytes(self) -> int:
-        """Bytes of parameters that this process holds between two runs."""
-        return sum(p.element_size() * (p.ds_tensor.numel() + p.numel()) for p in self._parameters())
-
     def num_parameters(self) -> int:
         """Parameters of the whole model."""
-        return sum(p.ds_numel for p in self._parameters())
-
-    def _parameters(self) -> list[Any]:
-        return list(self.model.parameters())
+        parameters: list[Any] = list(self.model.parameters())
+        return sum(parameter.ds_numel for parameter in parameters)
 
     def close(self) -> None:
         """Free what DeepSpeed holds; the model is not used after this."""

@@ -15,7 +15,6 @@ class CheckpointWriter:
     """Writes the checkpoints of one run, one at a time.
 
     Args:
-        directory: of the checkpoints.
         keep: how many of the newest stay; those that are kept for good stay beside them.
         with_them: files that a checkpoint counts on, brought to the disk before it is published.
     """
@@ -37,7 +36,6 @@ class CheckpointWriter:
 
         Args:
             run_state: plain data that nobody changes afterwards.
-            for_good: whether it stays when newer ones come.
         """
         self.wait()
         state = gather(engine)

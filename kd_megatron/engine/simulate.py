@@ -95,8 +95,6 @@ def simulate(
 
     Args:
         study: its teacher may be whole or in pieces, from a cache or not: all are taken to be whole and to run.
-        objective: of the arm.
-        student: its config.
         teacher: its config; None when the objective has none.
     """
     training, data = study.training, study.data

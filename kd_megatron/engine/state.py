@@ -56,7 +56,6 @@ def restore(engine: Engine, num_updates: int, read: Callable[[str, str], Tensor]
     """Write a state into ``engine``. Collective.
 
     Args:
-        num_updates: Adam's step count.
         read: (kind, name of a parameter) -> the float32 tensor on the CPU, called alike on every rank.
     """
     _begin_optimizer_state(engine)

@@ -20,7 +20,6 @@ def new_file(path: Path, by_many: bool = False) -> Iterator[Path]:
     """Yield where to write; a good end of the block makes it ``path``, any other leaves nothing and the old file.
 
     Args:
-        path: in a directory that exists.
         by_many: other processes may write the same file at the same time, so that each writes its own; the last stays.
     """
     aside = partial(path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}") if by_many else path)

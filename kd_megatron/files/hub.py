@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from kd_megatron.console import logs
-from kd_megatron.errors import KdError, ModelError
+from kd_megatron.errors import DataError, ModelError
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import paths
 
@@ -32,10 +32,8 @@ def local_directory(name: str, revision: str | None, key: str, files: tuple[str,
     """The directory of ``name``: `expand`ed when it is a local path, otherwise the hub's files in the local cache.
 
     Args:
-        name: a path or a hub id.
         revision: a commit, tag or branch; None is the hub's newest.
         key: the section of the recipe that names it, for messages.
-        files: patterns of what is fetched.
 
     Raises:
         ModelError: a local path with a revision, or an id that can neither be reached nor is in the cache.
@@ -73,19 +71,25 @@ def local_directory(name: str, revision: str | None, key: str, files: tuple[str,
 
 def directory_on_all_ranks(name: str, revision: str | None, key: str) -> str:
     """`local_directory` of the same commit on every rank, fetched by rank 0 first. Collective."""
-    found: str | KdError = ""
-    if dist.is_main():
-        try:
-            found = local_directory(name, revision, key)
-        except KdError as error:
-            found = error
-    found = dist.from_main(found)
-    if isinstance(found, KdError):
-        raise found
+    found = dist.on_main(lambda: local_directory(name, revision, key))
     if dist.is_main() or is_local(name):
         return found
     commit = Path(found).name  # a branch may have moved since
     return local_directory(name, commit if is_commit(commit) else revision, key)
+
+
+def check_data_revision(name: str, revision: str | None, described: str) -> None:
+    """Raise `DataError` for a local data set with a revision; warn of a hub's without a commit."""
+    if is_local(name):
+        if revision is not None:
+            raise DataError(
+                given=f"revision {revision!r} of the local data set {name}",
+                expected="a revision with a hub id: a local directory has none",
+                fix="remove 'revision', or give the data set's hub id",
+            )
+    elif not is_commit(revision):
+        at = revision or "its newest revision"
+        logs.warn(f"{described}: what the hub has at {at} may change. To pin it: give its commit as 'revision'")
 
 
 def source_of(path: str | None) -> str | None:

@@ -26,7 +26,6 @@ class MetricsWriter:
     After a resume, rows that were written after the checkpoint are dropped, so that the file tells nothing twice.
 
     Args:
-        directory: of the run.
         num_rows: how many rows the run had when it went on from where it goes on now.
     """
 

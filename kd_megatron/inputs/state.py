@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from kd_megatron.errors import DataError
+from kd_megatron.files.manifest import file_sha256
 from kd_megatron.finetune.tasks import glue_rows
 from kd_megatron.finetune.tasks.tables import Row
 from kd_megatron.inputs.catalogue import Input
@@ -44,7 +45,7 @@ def differing_files(known: Input, place: Path) -> str:
             return f"{path} is missing"
         if path.stat().st_size != content.bytes:
             return f"{path} has {path.stat().st_size:,} bytes instead of {content.bytes:,}"
-        if _sha256(path) != content.sha256:
+        if file_sha256(path) != content.sha256:
             return f"{path} has another sha256 than {content.sha256[:12]}..."
     return ""
 
@@ -77,8 +78,3 @@ def _label(label: str) -> str:
         return f"{float(label):.3f}"
     except ValueError:
         return label
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

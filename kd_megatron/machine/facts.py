@@ -9,10 +9,7 @@ import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("kd_megatron", "data_prep", "ds_configs")  # of this repository: what numbers depend on
@@ -78,19 +75,6 @@ def device_name() -> str:
 def memory_bytes() -> int:
     """The size of this machine's main memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def free_memory_bytes(device: "torch.device") -> int:
-    """What can still be allocated on ``device``."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return memory_bytes() // 2
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def _git(*arguments: str) -> str:

@@ -30,7 +30,6 @@ def run_layer(layer: Any, states: Tensor, mask: Tensor | None, attend: Attention
         layer: a `BertLayer`, `RobertaLayer` or one of their kin.
         states: its input, [B, L, D].
         mask: [B, 1, 1, L] bool, False at padding; None where there is none.
-        attend: one of `kd_megatron.models.attention`.
     """
     queries, keys, values = (project(layer, states, relation) for relation in RELATIONS)
     dropout = layer.attention.self.dropout.p if layer.training else 0.0

@@ -43,9 +43,7 @@ class TappedEncoder(nn.Module):
 
     Args:
         model: an ``...ForMaskedLM`` model of a type in `HEADS`.
-        needs: the outputs of `forward`.
         whole: run all layers, though nobody reads the upper ones.
-        execution: how the layers run.
     """
 
     def __init__(

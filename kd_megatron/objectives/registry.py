@@ -33,8 +33,6 @@ def parse_simple(raw: dict[str, Any], where: str, composed: Iterable[str] = ()) 
     """The options of the simple objective that ``raw["objective"]`` names, validated; ``where`` is named in errors.
 
     Args:
-        raw: the options as written.
-        where: for messages.
         composed: the kinds made of others that would be accepted there too, for messages.
 
     Raises:

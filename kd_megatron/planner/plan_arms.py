@@ -79,9 +79,7 @@ def steps_afforded(
     """Optimizer steps until the budget is used up (the last one may overshoot); None for budgets in time.
 
     Args:
-        recipe: has the budget.
         charged: FLOPs per token of the first ``pool`` tokens.
-        tokens_per_step: of the global batch.
         saved: FLOPs per token by which later tokens, all repeats, are cheaper.
         pool: tokens of an epoch; None when it is not known: nothing is taken to repeat.
     """

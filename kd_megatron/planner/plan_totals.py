@@ -18,9 +18,8 @@ from kd_megatron.models.build import student_config
 from kd_megatron.planner.plan_arms import ArmPlan, Means, plan_arm
 from kd_megatron.recipe import FinetuneRecipe, StudyRecipe, TaskRecipe, TuningRecipe
 from kd_megatron.tensors import Needs
+from kd_megatron.training.run import TEACHER_ARM, teacher_study
 from kd_megatron.training.validate import PROBE_BATCH_SIZE
-
-TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,10 @@ def before_students(
     """
     found, validations, notes = [], [], []
     if recipe.teacher and recipe.teacher.train:
-        alone = _teachers_recipe(recipe)
-        cost, places = arm_cost(alone, TEACHER, vocab_size), _num_validations(alone)
-        planned = plan_arm(alone, TEACHER, cost, cost, means)
-        found.append(Item(TEACHER, planned.flops, planned.hours, "trained first"))
+        alone = teacher_study(recipe)
+        cost, places = arm_cost(alone, TEACHER_ARM, vocab_size), _num_validations(alone)
+        planned = plan_arm(alone, TEACHER_ARM, cost, cost, means)
+        found.append(Item(TEACHER_ARM, planned.flops, planned.hours, "trained first"))
         validations.append(places * _validation_flops(alone, cost, vocab_size))
         notes.append(f"{places} of the teacher")
     if recipe.tuning is not None:
@@ -132,15 +131,6 @@ def _all_of(parts: Sequence[float | None], times: int = 1) -> float | None:
 def _num_validations(recipe: StudyRecipe) -> int:
     """Of one run, which always ends with one."""
     return len({*recipe.validation.at, 1.0})
-
-
-def _teachers_recipe(recipe: StudyRecipe) -> StudyRecipe:
-    """What the study's own teacher is trained by: the scratch objective."""
-    assert recipe.teacher is not None
-    section = recipe.teacher.train
-    assert section is not None
-    update = {"student": section.encoder, "teacher": None, "budget": section.budget, "seeds": [section.seed]}
-    return recipe.model_copy(update={**update, "arms": {TEACHER: {"objective": "scratch"}}})
 
 
 def _validation_flops(recipe: StudyRecipe, cost: ArmCost, vocab_size: int) -> float:

@@ -29,9 +29,7 @@ class Heart:
     """Beats until `stop`. The store must hold every rank's first pulse and empty news already.
 
     Args:
-        rank: of this process.
         pulses: every rank's first pulse.
-        address: of the store.
         lost_seconds: how long a silent rank is waited for.
         hang_seconds: how long a rank may make no progress.
     """
@@ -94,11 +92,7 @@ class Heart:
         return News("lost", (), self.host, "the connection to another rank was lost", "all ranks to stay connected")
 
     def say_goodbye(self, seconds: float) -> None:
-        """Tell that this rank ends in good order. Rank 0 keeps the store until all others have ended or are silent.
-
-        Args:
-            seconds: how long at most.
-        """
+        """Tell that this rank ends in good order. Rank 0 keeps the store until all others have ended or are silent."""
         self._ended = True
         self._until(lambda: self._told_end or self._is_cut_off(), min(seconds, 2 * CONNECT_SECONDS))
         if self.rank == 0:

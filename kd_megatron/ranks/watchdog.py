@@ -31,7 +31,6 @@ class Watchdog:
     """Looks on from its own thread until `stop`.
 
     Args:
-        rank: of this process.
         heart: None when it is alone; it is then watched for hangs only.
     """
 

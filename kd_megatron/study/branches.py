@@ -21,15 +21,7 @@ from kd_megatron.training.schedule import Branch
 def branch_pieces(
     recipe: StudyRecipe, directory: Path, arm: str, seed: int, train: Callable[[Path, Branch], Any]
 ) -> list[Piece]:
-    """One piece for each branch of one run, in the order of the budget.
-
-    Args:
-        recipe: of the study.
-        directory: of the study.
-        arm: of the run.
-        seed: of the run.
-        train: trains the branch into the given directory.
-    """
+    """One piece for each branch of one run, in the order of the budget."""
     if recipe.markers is None:
         return []
     return [_branch_piece(recipe, directory, arm, seed, at, train) for at in recipe.markers.branches]

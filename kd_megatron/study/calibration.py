@@ -7,7 +7,7 @@ for at its median speed. Only the charged accounts count, as in the budget itsel
 
 import statistics
 import time
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from kd_megatron.study.budget_checks import require_enough
 from kd_megatron.study.effective import CALIBRATION_FILE, read, run_recipe, with_steps
 from kd_megatron.study.piece import Piece, teacher_path
 from kd_megatron.training.fingerprint import PACKAGES
-from kd_megatron.training.timed_run import TimedRun, Variant
+from kd_megatron.training.timed_run import TimedRun, built
 
 SAME_MACHINE = ("device", "num_threads_per_process", "num_processes")  # of ``hardware``: what speed hangs on
 
@@ -73,21 +73,22 @@ def measure(recipe: StudyRecipe, calibrate: CalibrateRecipe, teacher: str | None
         ``p80`` over the rounds, and all of them) and ``tokens_per_step``; beside it what was measured, how, when and
         on what.
     """
-    from kd_megatron.study.timed_arms import built, key
-
-    phases = {arm: phase_variants(recipe, arm) for arm in recipe.arms}
+    phases = {arm: _phases(recipe, arm) for arm in recipe.arms}
     speeds: dict[str, list[float]] = {arm: [] for arm in recipe.arms}
-    with built([variant for found in phases.values() for _, variant in found], teacher) as runs:
+    makers = {
+        (arm, number): partial(TimedRun, study, arm, teacher_path=teacher)
+        for arm, found in phases.items()
+        for number, (_, study) in enumerate(found)
+    }
+    with built(makers) as runs:
         for number in range(calibrate.rounds):
             for arm in list(phases)[:: -1 if number % 2 else 1]:  # no arm always follows the same one
-                each = [(share, _speed(runs[key(variant)], calibrate.steps)) for share, variant in phases[arm]]
-                speeds[arm].append(mean_speed(each))
+                shares = [(share, runs[arm, phase]) for phase, (share, _) in enumerate(phases[arm])]
+                # Over steps of which each share is taken at its own speed: seconds add up, speeds do not.
+                speeds[arm].append(1.0 / sum(share / _speed(run, calibrate.steps) for share, run in shares))
         arms = {
-            timed.variant.arm: {
-                "tokens_per_second": _spread(speeds[timed.variant.arm]),
-                "tokens_per_step": timed.num_tokens,
-            }
-            for timed in runs.values()
+            arm: {"tokens_per_second": _spread(speeds[arm]), "tokens_per_step": runs[arm, 0].num_tokens}
+            for arm in phases
         }
     facts = machine.facts(PACKAGES)
     facts["hardware"]["num_processes"] = dist.world_size()
@@ -102,23 +103,12 @@ def measure(recipe: StudyRecipe, calibrate: CalibrateRecipe, teacher: str | None
     }
 
 
-def phase_variants(recipe: StudyRecipe, arm: str) -> list[tuple[float, Variant]]:
+def _phases(recipe: StudyRecipe, arm: str) -> list[tuple[float, StudyRecipe]]:
     """What is timed of ``arm``: the whole of it, or each phase of a schedule with its share of the steps."""
-    from kd_megatron.study.timed_arms import arm_variant
-
-    whole = arm_variant(recipe, arm)
-    found = schedule.split(whole.study.arms[arm])
-    if len(found) == 1:
-        return [(1.0, whole)]
+    whole = run_recipe(recipe, arm, recipe.seeds[0])
     return [
-        (share, replace(whole, name=f"{whole.name}/{n}", study=whole.study.model_copy(update={"arms": {arm: options}})))
-        for n, (share, options) in enumerate(found)
+        (share, whole.model_copy(update={"arms": {arm: options}})) for share, options in schedule.split(whole.arms[arm])
     ]
-
-
-def mean_speed(speeds: list[tuple[float, float]]) -> float:
-    """Over steps of which each share is taken at its own speed: seconds add up, speeds do not."""
-    return 1.0 / sum(share / speed for share, speed in speeds)
 
 
 def _speed(timed: TimedRun, num_steps: int) -> float:

@@ -21,13 +21,8 @@ def finetune_piece(
     """The fine-tuning of one student; only where the recipe has the section ``finetune``.
 
     Args:
-        label: of the piece.
-        recipe: of the study.
-        directory: of the study.
-        arm: of the student.
         run: the directory that the student was trained in.
         where: it is fine-tuned.
-        of: the name of the student.
     """
     export = run / "export"
 

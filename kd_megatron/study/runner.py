@@ -22,8 +22,6 @@ def run_study(recipe: StudyRecipe, directory: Path, report: Report, redo: Sequen
     """Do everything of ``recipe`` that is not done yet in ``directory``, and report.
 
     Args:
-        recipe: as the file says.
-        directory: of the study.
         report: writes what was found in a study's directory; rank 0 calls it, for each cell of a grid too.
         redo: what of an edited study is moved aside and done anew (`claim`).
 

@@ -68,9 +68,6 @@ class Contents:
     Args:
         needs: of the teacher when a window is put through it (`kept_needs`).
         inputs: ``"masked"`` or ``"clean"``, what the teacher reads.
-        teacher: its sizes.
-        length: L.
-        num_masked: K.
         top_k: k, used where logits are kept.
         temperature: of the kept distribution.
     """

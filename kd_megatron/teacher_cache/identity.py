@@ -20,7 +20,6 @@ def identity_of(contents: Contents, teacher: dict[str, str | None], windows: dic
     """Everything that decides a row's bytes.
 
     Args:
-        contents: what is kept.
         teacher: of the teacher, its weights' hash and its precision.
         windows: of the loader, what decides the window of a row and its mask.
     """

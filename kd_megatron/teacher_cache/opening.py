@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import IO
 
-from kd_megatron.errors import KdError, OutputError, disk_full_is_clear
+from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.ranks import dist
 from kd_megatron.teacher_cache import identity as identities
 from kd_megatron.teacher_cache.contents import Contents
@@ -29,15 +29,11 @@ class OpenStore(Store):
         """
         directory = path / contents.name
         self._lock: IO[bytes] | None = None
-        problem: KdError | None = None
-        if dist.is_main():
-            try:
-                self._lock = _prepare(directory, identity, contents.row_bytes, num_rows, max_gib)
-            except KdError as error:
-                problem = error
-        problem = dist.from_main(problem)
-        if problem is not None:
-            raise problem
+
+        def prepare() -> None:
+            self._lock = _prepare(directory, identity, contents.row_bytes, num_rows, max_gib)
+
+        dist.on_main(prepare)
         super().__init__(directory, contents.row_bytes, num_rows)
 
     def close(self) -> None:

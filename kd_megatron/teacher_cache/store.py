@@ -47,7 +47,6 @@ class Store:
     """The rows of one directory.
 
     Args:
-        directory: it exists.
         row_bytes: of each row.
         num_rows: rows 0 .. num_rows - 1 may be asked for.
     """

@@ -42,12 +42,7 @@ def forget_checkpoints(run: Path) -> None:
 
 
 def forget_starts(trunk: Path, recipe: TrainingRecipe) -> None:
-    """Remove the checkpoints that a run kept for branches alone, when all are finished. Rank 0 alone.
-
-    Args:
-        trunk: the run's directory.
-        recipe: which checkpoints it keeps for itself.
-    """
+    """Remove the checkpoints that a run kept for branches alone, when all are finished. Rank 0 alone."""
     kept = checkpoint.kept_for_good(trunk / CHECKPOINTS)
     own = set(checkpoint.published(trunk / CHECKPOINTS)[-recipe.keep_checkpoints :])
     for at in recipe.keep_at:

@@ -64,10 +64,8 @@ class CachedTeacher(Teacher):
     Args:
         teacher: with what the objective needs as its ``needs``; it may be in pieces.
         filler: the same model, with what is kept as its ``needs``.
-        contents: what a row holds.
         store: of this run alone; closed with the teacher.
         loader: says which row a sample has, and whether the run meets its window for the first time.
-        ledger: of the run.
         num_students: among whom the filling is divided.
     """
 

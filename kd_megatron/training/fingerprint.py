@@ -22,8 +22,6 @@ def fingerprint(loader: Loader, teacher_path: str | None, begins_from: str | Non
     """Facts of this process and its inputs, as plain data.
 
     Args:
-        loader: of the run's data.
-        teacher_path: directory of the teacher, None without one.
         begins_from: directory of the model that the student's first weights are of, None when they are random or
             the teacher's.
     """
@@ -43,10 +41,7 @@ def going_on(study: StudyRecipe, arm: str, directory: Path, facts: dict[str, Any
     """``facts`` of a run that goes on from a checkpoint, with what its earlier starts recorded otherwise.
 
     Args:
-        study: what the run is given.
-        arm: of the run.
         directory: where its steps so far were trained.
-        facts: the fingerprint of this start.
 
     Returns:
         The same entries; one that changed is the values in their order, such as ``"0123abc, then 4567def"``, so that

@@ -61,11 +61,6 @@ class Place:
         return self.phases[self.number].until
 
     @property
-    def is_last(self) -> bool:
-        """Whether the run ends with it."""
-        return self.number == len(self.phases) - 1
-
-    @property
     def in_words(self) -> str:
         """Such as ``phase 2 of 2, minilm``; empty for an arm of one phase."""
         return (

@@ -101,7 +101,7 @@ def _began_in(directory: Path, branch: Branch | None) -> Path:
 
 def train_teacher(study: StudyRecipe, directory: Path) -> dict[str, Any]:
     """Train the study's own teacher by the scratch objective, on the study's data, and return its summary."""
-    as_study = _teacher_study(study)
+    as_study = teacher_study(study)
     return pretrain(as_study, TEACHER_ARM, as_study.seeds[0], directory, teacher_path=None)
 
 
@@ -110,7 +110,7 @@ def refuse_other_teacher(study: StudyRecipe, directory: Path) -> None:
 
     Of its recipe, what was validated and logged on the way decides no weight.
     """
-    as_study = _teacher_study(study)
+    as_study = teacher_study(study)
     wanted = {"run": {"arm": TEACHER_ARM, "seed": as_study.seeds[0]}, **as_study.model_dump(mode="json")}
     found = {*_differing(_with_defaults(directory / RECIPE), wanted)} - MAY_CHANGE - {"training.log_every_steps"}
     if differing := sorted(key for key in found if key.partition(".")[0] != "validation"):
@@ -121,7 +121,7 @@ def refuse_other_teacher(study: StudyRecipe, directory: Path) -> None:
         )
 
 
-def _teacher_study(study: StudyRecipe) -> StudyRecipe:
+def teacher_study(study: StudyRecipe) -> StudyRecipe:
     """The study whose one run is the teacher's."""
     assert study.teacher is not None
     recipe = study.teacher.train

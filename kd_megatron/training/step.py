@@ -35,7 +35,6 @@ class Step:
 
     Args:
         engine: around a `StudentWithObjective`.
-        objective: the same one, for counts and weights.
         teacher: None for objectives without one.
         ledger: charged for teacher, student and loss time.
     """

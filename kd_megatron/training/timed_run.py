@@ -1,80 +1,49 @@
-"""A run that takes one whole training step when it is asked to: what `bench step` times."""
+"""Runs that take one whole training step when they are asked to: what `calibrate` and `bench step` time."""
 
-from dataclasses import dataclass, replace
+import gc
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
-from torch import nn
 
 from kd_megatron.data.prefetch import Prefetcher
-from kd_megatron.engine.batch_split import split
-from kd_megatron.machine import facts
-from kd_megatron.machine.gpus import gpu_of_device
-from kd_megatron.models.build import load_teacher
-from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.ranks import dist
 from kd_megatron.ranks.signals import StopRequest
 from kd_megatron.recipe import StudyRecipe
-from kd_megatron.tensors import Batch, Needs, Taps
 from kd_megatron.training.loop import charge, one_step
-from kd_megatron.training.setup import execution, prepare_run
-from kd_megatron.training.teacher import Teacher
-
-
-@dataclass(frozen=True)
-class Variant:
-    """An arm, or the same arm carried out otherwise.
-
-    ``whole_teacher`` and ``whole_student`` run all layers and the MLM head at every position, used or not, as the
-    study's code does. No recipe can ask for that.
-    """
-
-    name: str  # of its row
-    backend: str  # of its row
-    study: StudyRecipe  # with the arm's own overrides applied
-    arm: str
-    whole_teacher: bool = False
-    whole_student: bool = False
-    compiled_objective: bool = False  # by torch.compile, whole; no recipe can ask for that either
-    num_warmup_steps: int = 2
+from kd_megatron.training.setup import Run, prepare_run
 
 
 class TimedRun:
-    """A `Variant`, built and warm. Collective, as its steps are."""
+    """One arm, built and warm. Collective, as its steps are.
 
-    def __init__(self, variant: Variant, directory: Path, teacher_path: str | None) -> None:
-        self.variant = variant
-        self._allocated_before = _allocated_bytes()
-        study = variant.study
-        self.run = prepare_run(study, variant.arm, study.seeds[0], directory, teacher_path)
-        if variant.whole_teacher and self.run.step.teacher is not None and teacher_path:
-            needs = replace(self.run.objective.needs_teacher or Needs(), all_logits=True)
-            dtype = next(self.run.step.teacher.encoder.parameters()).dtype
-            whole = load_teacher(teacher_path, dtype, needs, self.run.device, execution(study))
-            self.run.step.teacher = Teacher(_multiply_out(whole))
-        if variant.whole_student:
-            student = self.run.module.student
-            student.needs = replace(student.needs, all_logits=True)
-            _multiply_out(student)
-        if variant.compiled_objective:
-            self.run.objective.compile(dynamic=False)
+    Args:
+        study: with the arm's own overrides applied.
+        change: what is to be carried out otherwise, before the first step.
+    """
+
+    def __init__(
+        self,
+        study: StudyRecipe,
+        arm: str,
+        directory: Path,
+        teacher_path: str | None,
+        num_warmup_steps: int = 2,
+        change: Callable[[Run], None] = lambda run: None,
+    ) -> None:
+        self.run = prepare_run(study, arm, study.seeds[0], directory, teacher_path)
+        change(self.run)
         self._batches = Prefetcher(self.run.micro_batches, first=0)
-        for _ in range(variant.num_warmup_steps):
+        for _ in range(num_warmup_steps):
             self.step()
-        self.peak_mib = self.measure_peak() if variant.num_warmup_steps else None
 
     @property
     def num_tokens(self) -> int:
         """Of one step, all ranks together."""
         return self.run.study.training.global_batch_size * self.run.study.data.sequence_length
-
-    @property
-    def shape(self) -> str:
-        """Batch and length; in brackets the split into micro-batches."""
-        training = self.run.study.training
-        size = split(training, dist.world_size()).size
-        return batch_shape(training.global_batch_size, self.run.study.data.sequence_length, size)
 
     def step(self) -> None:
         """One optimizer step, from the loader to the new weights."""
@@ -82,58 +51,27 @@ class TimedRun:
         charge(self.run)
         dist.barrier()
 
-    def losses_of_a_step(self) -> dict[str, float]:
-        """One step, and the mean of each term of its loss. Raises `NonFiniteError` where there is none."""
-        self.step()
-        reading = self.run.step.read()
-        return {term: value / reading.counts[term] for term, value in reading.sums.items()}
-
-    def measure_peak(self) -> float | None:
-        """MiB of one step at its height, with all that the run holds; None on a CPU, where runs share one heap."""
-        if self.run.device.type != "cuda":
-            return None
-        own = _allocated_bytes() - self._allocated_before
-        torch.cuda.reset_peak_memory_stats()
-        before = _allocated_bytes()
-        self.step()
-        return (own + torch.cuda.max_memory_allocated() - before) / 2**20
-
-    def flops_share(self, tokens_per_second: float) -> float | None:
-        """MFU: matrix products of student and teacher over what the GPUs could do in bf16; None where unknown."""
-        gpu = gpu_of_device(facts.device_name()) if self.run.device.type == "cuda" else None
-        if gpu is None or self.run.study.training.precision != "bf16":
-            return None
-        # A window's later visits: with a teacher cache, what is timed is a warm one.
-        per_token = (self.run.cost.student + self.run.cost.teacher_again) / self.run.study.data.sequence_length
-        return round(per_token * tokens_per_second / (gpu.half_flops * dist.world_size()), 4)
-
     def close(self) -> None:
         """End its threads and give its memory back."""
         self._batches.close()
         self.run.close()
 
 
-def batch_shape(global_batch_size: int, length: int, micro_batch_size: int) -> str:
-    """Such as ``B64 L128 (4x16)``."""
-    split = f" ({global_batch_size // micro_batch_size}x{micro_batch_size})"
-    return f"B{global_batch_size} L{length}" + split * (micro_batch_size != global_batch_size)
+Key = TypeVar("Key")
+Timed = TypeVar("Timed", bound=TimedRun)
 
 
-def _allocated_bytes() -> int:
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
-
-
-def _multiply_out(encoder: TappedEncoder) -> TappedEncoder:
-    """Multiply the logits of every position out after each forward; nobody reads them."""
-    encoder.register_forward_hook(_all_logits)
-    return encoder
-
-
-def _all_logits(encoder: nn.Module, inputs: tuple[Any, ...], taps: Taps) -> Taps:
-    batch, logits = inputs[0], taps.all_logits
-    assert isinstance(batch, Batch)
-    assert logits is not None
-    # The study takes the masked positions' logits out of these; here the objective multiplies those out itself.
-    skipped = batch.masked_positions.size(1) if taps.logits is not None else 0
-    replace(logits, states=logits.states[:, skipped:]).dense()
-    return replace(taps, all_logits=None)
+@contextmanager
+def built(makers: Mapping[Key, Callable[[Path], Timed]]) -> Iterator[dict[Key, Timed]]:
+    """What ``makers`` make, each in a directory of its own, by the same names; memory is given back in the end."""
+    runs: dict[Key, Timed] = {}
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for number, (name, make) in enumerate(makers.items()):
+            runs[name] = make(scratch / str(number))
+            stack.callback(runs[name].close)
+        yield runs
+    runs.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

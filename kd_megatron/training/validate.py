@@ -52,7 +52,6 @@ class Validation:
     Args:
         data: the study's data; its ``valid`` split is read with fixed masks, the probe's text not capped.
         recipe: how many samples, and the probe's steps and learning rate.
-        device: where the student is.
         bf16: whether the probe computes in bfloat16 (autocast), as the student does.
     """
 

@@ -26,12 +26,7 @@ class Reading:
 
 
 class Watch:
-    """The numbers of the steps since the last reading.
-
-    Args:
-        terms: of the objective.
-        device: where the student computes.
-    """
+    """The numbers of the steps since the last reading."""
 
     def __init__(self, terms: Sequence[str], device: torch.device) -> None:
         self.terms = tuple(terms)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep import verify
 from kd_megatron.data import verified
 from kd_megatron.data.shards import open_shard_set
 from kd_megatron.errors import DataError
@@ -218,17 +219,17 @@ BOUNDARIES = POINTERS + 8 * 40
 @pytest.mark.parametrize(
     ("offset", "value", "complaint"),
     [
-        (0, b"X", "not an index of megatron-core"),
+        (0, b"X", "the header: b'XMIDIDX"),
         (9, struct.pack("<Q", 2), "version"),
-        (17, bytes([4]), "dtype int32"),
-        (17, bytes([99]), "dtype code 99"),
+        (17, bytes([4]), "the dtype code: 4"),
+        (17, bytes([99]), "the dtype code: 99"),
         (18, struct.pack("<Q", 1 << 60), "bytes"),
-        (26, struct.pack("<Q", 1 << 60), "documents"),
-        (LENGTHS, struct.pack("<i", 19), "running sum"),
-        (LENGTHS, struct.pack("<ii", -1, 41), "running sum"),
-        (POINTERS + 8, struct.pack("<q", 42), "running sum"),
-        (BOUNDARIES + 8 * 40, struct.pack("<q", 39), "boundaries"),
-        (BOUNDARIES + 8, struct.pack("<q", 7), "boundaries"),
+        (26, struct.pack("<Q", 1 << 60), "bytes"),
+        (LENGTHS, struct.pack("<i", 19), "the pointers"),
+        (LENGTHS, struct.pack("<ii", -1, 41), "a length: -1"),
+        (POINTERS + 8, struct.pack("<q", 42), "the pointers"),
+        (BOUNDARIES + 8 * 40, struct.pack("<q", 39), "the document bounds"),
+        (BOUNDARIES + 8, struct.pack("<q", 7), "the document bounds"),
     ],
 )
 def test_an_index_that_contradicts_itself_is_refused_even_when_its_checksum_is_right(
@@ -246,7 +247,7 @@ def test_an_index_that_contradicts_itself_is_refused_even_when_its_checksum_is_r
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
-    [({"tokens": 799}, "tokens 800"), ({"documents": 39}, "documents 40"), ({"bin_bytes": 1598}, "bytes 1600")],
+    [({"tokens": 799}, "tokens: 800"), ({"documents": 39}, "documents: 40"), ({"bin_bytes": 1598}, "bytes: 1600")],
 )
 def test_a_manifest_with_other_counts_is_refused(
     make_shard_set: MakeShardSet, changes: dict[str, object], complaint: str
@@ -258,22 +259,20 @@ def test_a_manifest_with_other_counts_is_refused(
 
 
 def test_ids_beyond_the_vocabulary_are_refused(make_shard_set: MakeShardSet) -> None:
-    with pytest.raises(DataError, match="token ids from 3 to 300"):
+    with pytest.raises(DataError, match=r"an id: 3 \.\.\. 300"):
         open_shard_set(make_shard_set(shards={"train-00000": [[7, 300, 3]]}), "train")
 
 
 def test_a_verified_file_is_read_in_full_once_only(
     make_shard_set: MakeShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kd_megatron.data import index
-
     read: list[str] = []
-    monkeypatch.setattr(index, "file_sha256", lambda path: read.append(path.name) or file_sha256(path))
+    monkeypatch.setattr(verify, "file_sha256", lambda path: read.append(path.name) or file_sha256(path))
     monkeypatch.setattr(verified, "SETTLED_SECONDS", -1.0)
     directory = make_shard_set()
     for _ in range(2):
         open_shard_set(directory, "train")
-    assert read == ["train-00000.bin"]
+    assert read == ["train-00000.idx", "train-00000.bin"]
 
 
 def test_a_file_written_a_moment_ago_is_not_remembered(make_shard_set: MakeShardSet) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_shards import random_documents, write_shard_set
 
-from data_prep.made_up import write_made_up
+from benchmarks.data.made_up import write_made_up
 from kd_megatron.data import mapped, verified
 from kd_megatron.data.loader import Loader
 from kd_megatron.data.shards import open_shard_set

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from data_prep import made_up, verify
+from benchmarks.data import made_up
+from data_prep import verify
 from kd_megatron.data.loader import Loader
 from kd_megatron.recipe import DataRecipe
 

@@ -65,7 +65,7 @@ def test_measured_rows(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_shape_too_large_for_eager_is_relative_to_the_first_that_runs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("TRITON_INTERPRET")
-    monkeypatch.setattr("kd_megatron.machine.facts.free_memory_bytes", lambda device: 1)
+    monkeypatch.setattr("benchmarks.kernels.memory.free_bytes", lambda device: 1)
     rows: list[Row] = []
     left_out: list[suite.LeftOut] = []
     suite.measure(ScoreMse(2, 12, (2, 8), (2, 8)), suite.Plan(torch.float32, CPU, seconds=0.0), rows, left_out)

@@ -25,8 +25,8 @@ from benchmarks.gpu.device_step_sizes import (
     variant,
 )
 from benchmarks.gpu.report import Report
+from benchmarks.steps.variants import TimedRun
 from kd_megatron.cli.main import main
-from kd_megatron.training.timed_run import TimedRun
 
 ARMS = ("scratch", "vanilla_kd", "minilm", "tinybert")
 

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 from tolerances import HAND_WORKED_STATISTIC_RELATIVE, SCIPY_RELATIVE
 
+from benchmarks.finetune.finetune_scores import unpaired_difference
 from kd_megatron.analysis.statistics import (
     FEWEST_FOR_BOOTSTRAP,
     Estimate,
@@ -14,7 +15,6 @@ from kd_megatron.analysis.statistics import (
     paired_difference,
     paired_p_value,
     simultaneous_confidence,
-    unpaired_difference,
     variance_components,
 )
 from kd_megatron.errors import RecipeError

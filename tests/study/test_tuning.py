@@ -15,6 +15,7 @@ from kd_megatron.recipe.arms import resolve_arm
 from kd_megatron.report.study import tuning_tables
 from kd_megatron.report.study.page import write_report
 from kd_megatron.study import begin, calibration, fairness, layout, runner, tuning
+from kd_megatron.study.claim import claim
 from kd_megatron.study.effective import (
     LEARNING_RATE,
     effective_recipe,
@@ -270,8 +271,9 @@ def test_phases_are_timed_each_and_weighed_by_their_share(tmp_path, monkeypatch)
     phases = [{"until": 0.5, "objective": "scratch"}, {"until": 1.0, "objective": "vanilla_kd"}]
     recipe = tiny_study(write_inputs(tmp_path))
     arms = {"scratch": recipe.arms["scratch"], "both": {"objective": "schedule", "phases": phases}}
-    given = {"step/scratch": 80.0, "step/both/0": 100.0, "step/both/1": 50.0}
-    monkeypatch.setattr(calibration, "_speed", lambda timed, steps: given[timed.variant.name])
+    given = {("scratch", "scratch"): 80.0, ("both", "scratch"): 100.0, ("both", "vanilla_kd"): 50.0}
+    speed = lambda timed, steps: given[timed.run.arm, timed.run.objective.options.objective]  # noqa: E731
+    monkeypatch.setattr(calibration, "_speed", speed)
     recipe = recipe.model_copy(update={"arms": arms})
     found = calibration.measure(recipe, CalibrateRecipe(rounds=2, steps=1), str(tmp_path / "teacher"))
     medians = {arm: entry["tokens_per_second"]["p50"] for arm, entry in found["arms"].items()}
@@ -281,7 +283,7 @@ def test_phases_are_timed_each_and_weighed_by_their_share(tmp_path, monkeypatch)
 
 def test_arms_take_turns_and_every_other_round_goes_backwards(tmp_path, monkeypatch):
     timed = []
-    monkeypatch.setattr(calibration, "_speed", lambda run, steps: timed.append(run.variant.arm) or 1.0)
+    monkeypatch.setattr(calibration, "_speed", lambda run, steps: timed.append(run.run.arm) or 1.0)
     recipe = tiny_study(write_inputs(tmp_path))
     recipe = recipe.model_copy(update={"arms": {arm: recipe.arms[arm] for arm in ("scratch", "minilm", "tinybert")}})
     calibration.measure(recipe, CalibrateRecipe(rounds=3, steps=1), str(tmp_path / "teacher"))
@@ -336,7 +338,7 @@ def test_a_counted_budget_on_the_command_line_takes_the_calibration_away():
 
 def test_an_unfinished_tuned_study_still_reports(finished, tmp_path):
     recipe, _ = finished
-    runner.claim(recipe, tmp_path / "s")
+    claim(recipe, tmp_path / "s")
     write_report(tmp_path / "s")
     with pytest.raises(OutputError):
         results.load(tmp_path / "other")

@@ -17,19 +17,19 @@ from typing import Any
 import torch
 
 from benchmarks import timing
+from benchmarks.data.made_up import write_made_up
 from benchmarks.kernels import steps
 from benchmarks.kernels.attention_cases import RelationKl, ScoreMse
 from benchmarks.kernels.case import Case
 from benchmarks.kernels.vocab_cases import VocabKl
 from benchmarks.rows import Row, as_json, timing_figures
 from benchmarks.steps import ladder, made_up_inputs, peers, throughput
-from data_prep.made_up import write_made_up
+from benchmarks.steps import variants as timed_arms
 from kd_megatron.console import logs
 from kd_megatron.files import records
 from kd_megatron.machine import facts
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe
-from kd_megatron.study import timed_arms
 from kd_megatron.study.effective import run_recipe
 from kd_megatron.training.fingerprint import PACKAGES
 

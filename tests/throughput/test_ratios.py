@@ -16,8 +16,8 @@ from benchmarks import pages
 from benchmarks.comparison import PEER, compare, refuse_slower
 from benchmarks.rows import Row
 from benchmarks.steps import throughput
+from benchmarks.steps import variants as timed_arms
 from kd_megatron.errors import SlowerError
-from kd_megatron.study import timed_arms
 
 pytestmark = [pytest.mark.throughput, pytest.mark.timeout(1800)]
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from tiny_study import ARMS, tiny_study, write_inputs
 from tolerances import PARITY_FLOAT32_RELATIVE
 
+from benchmarks.steps.variants import TimedRun, Variant
 from kd_megatron.training.run import pretrain
-from kd_megatron.training.timed_run import TimedRun, Variant
 
 NUM_STEPS = 200
 

@@ -25,7 +25,6 @@ def predict(model: nn.Module, split: EncodedSplit, precision: str, what: str) ->
     Args:
         model: a classifier, or a regression with one output.
         split: the examples; their labels are not looked at.
-        precision: bf16 or fp32.
         what: of which cell and split, for messages.
 
     Returns:

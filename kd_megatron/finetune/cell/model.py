@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import nn
 
 from kd_megatron.console import logs
 from kd_megatron.errors import ModelError
-from kd_megatron.files.manifest import model_hash
 from kd_megatron.finetune.cell.dropout import require_dropout, set_dropout
 from kd_megatron.finetune.cell.untrained import UntrainedTop
 
@@ -37,17 +35,14 @@ def check_directory(path: Path) -> None:
             expected="weights as safetensors (pickled weights are not read: they can run code)",
             fix="save the model with save_pretrained of a current transformers",
         )
-    if not _files(path, _VOCABULARY_FILES):  # without one the library makes a tokenizer that knows no word
+    if not any(
+        file.is_file() for pattern in _VOCABULARY_FILES for file in path.glob(pattern)
+    ):  # without one the library makes a tokenizer that knows no word
         raise ModelError(
             given=f"{path} has no tokenizer: no file with its vocabulary",
             expected="the tokenizer's files beside the weights, such as tokenizer.json or vocab.txt",
             fix="save the tokenizer the model was trained with into the same directory",
         )
-
-
-def content_hash(path: Path) -> str:
-    """A short hash of what a score depends on: configuration, weights and tokenizer."""
-    return model_hash(path)
 
 
 def load_tokenizer(path: Path, max_length: int) -> Any:
@@ -102,9 +97,6 @@ def load_classifier(
     So does the head of a checkpoint that is a classifier already: it belongs to another task, or to another run.
 
     Args:
-        path: a directory that `check_directory` accepts.
-        num_outputs: classes, or 1.
-        regression: whether the one output is a value.
         seed: of the head, and of untrained weights that are drawn anew.
         dropout: of hidden states, attention and head; None: what the configuration says.
         top: the weights that pretraining never changed, and what is done with them.
@@ -179,7 +171,3 @@ def _draw(model: nn.Module, names: list[str], seed: int, standard_deviation: flo
             digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
             nn.init.normal_(parameters[name], std=standard_deviation, generator=generator)
-
-
-def _files(path: Path, patterns: Iterable[str]) -> set[Path]:
-    return {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}

@@ -43,9 +43,6 @@ def tokenise(
     """Tokenise N texts or pairs, cut at ``max_length`` tokens (of a pair, the longer text first).
 
     Args:
-        first: the texts.
-        second: the second texts of pairs.
-        tokenizer: of Hugging Face.
         max_length: special tokens count.
         cache: directory of the files of earlier calls; None neither reads nor writes one.
     """

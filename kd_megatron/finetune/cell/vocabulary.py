@@ -26,9 +26,7 @@ def compact(encoded: EncodedTask, model: nn.Module, special_ids: Sequence[int]) 
     """``encoded`` with ids counted among the rows in use, for `keep_rows`; unchanged where the model does not allow it.
 
     Args:
-        encoded: as the tokenizer gives it.
         model: any classifier of the architecture, on the CPU; its embedding is cut here.
-        special_ids: the tokenizer's.
 
     Returns:
         A task whose ``rows`` [R] name the vocabulary's ids. Only if the model says the very same of a batch with

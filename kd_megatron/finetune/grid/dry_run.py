@@ -4,6 +4,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from kd_megatron.files import manifest
 from kd_megatron.finetune.cell import model as models
 from kd_megatron.finetune.cell.untrained import read_untrained_top
 from kd_megatron.finetune.grid import halving
@@ -39,7 +40,7 @@ def plan_grid(model_path: Path, recipe: FinetuneRecipe, output: Path) -> list[Ta
         KdError: what the stage itself would raise before it trains.
     """
     models.check_directory(model_path)
-    model_hash = models.content_hash(model_path)
+    model_hash = manifest.model_hash(model_path)
     if (output / OWNER).is_file():
         claim(output, model_path, model_hash)
     models.load_tokenizer(model_path, recipe.max_length)

@@ -14,7 +14,7 @@ import torch.distributed as torch_dist
 
 from kd_megatron.console import logs
 from kd_megatron.errors import KdError, NonFiniteError, OutputError, disk_full_is_clear
-from kd_megatron.files import locks, records
+from kd_megatron.files import locks, manifest, records
 from kd_megatron.finetune.cell import model as models
 from kd_megatron.finetune.cell import vocabulary
 from kd_megatron.finetune.cell.batches import EncodedTask, cut_in_words, encode_task
@@ -48,7 +48,6 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
 
     Args:
         model_path: a directory in Hugging Face format with safetensors and tokenizer.
-        recipe: tasks, grid, seeds and settings.
         output: gets TASK/cells/*.json and summary.json.
 
     Returns:
@@ -63,7 +62,7 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     device, model_path, output = dist.initialise(share_devices=True), Path(model_path), Path(output)
     logs.quiet_libraries()
     _main_first(lambda: models.check_directory(model_path))
-    model_hash = _main_first(lambda: models.content_hash(model_path))
+    model_hash = _main_first(lambda: manifest.model_hash(model_path))
     _main_first(lambda: claim(output, model_path, model_hash))
     with locks.alone(output, "fine-tuning into"):
         return _run_claimed(model_path, model_hash, recipe, output, device)
@@ -153,7 +152,9 @@ def _run_cells(
                 error = caught
                 queue.stop()
         dist.wait_for_all()
-    _raise_first(error)
+    for found in dist.gather(error):
+        if found is not None:
+            raise found
 
 
 def _unheard(warning: str) -> str:
@@ -174,25 +175,11 @@ def _keep(job: Job, result: CellResult, recipe: FinetuneRecipe, output: Path) ->
     write_cell(job, result.content)
 
 
-def _raise_first(error: KdError | None) -> None:
-    for found in dist.gather(error):
-        if found is not None:
-            raise found
-
-
 def _main_first(work: Callable[[], T]) -> T:
     """``work`` on rank 0, which may fill a cache and whose error ends all ranks, then on the others."""
-    error: KdError | None = None
-    result: T
-    if dist.is_main():
-        try:
-            result = work()
-        except KdError as caught:
-            error = caught
-    error = dist.from_main(error)
-    if error is not None:
-        raise error
-    return result if dist.is_main() else work()
+    results: list[T] = []
+    dist.on_main(lambda: results.append(work()))
+    return results[0] if dist.is_main() else work()
 
 
 def _warn_of_emulation(precision: str) -> None:

@@ -37,7 +37,6 @@ def write_predictions(path: Path, predictions: Mapping[str, np.ndarray]) -> None
     """Write a cell's outputs, all or nothing; equal outputs give equal bytes.
 
     Args:
-        path: the .npz file; its directory is made.
         predictions: split name -> fp32 outputs in the split's order, [N, C] logits or [N] values of a regression.
 
     Raises:
@@ -79,7 +78,6 @@ def write_tensorboard(directory: Path, content: Mapping[str, Any]) -> None:
 
     Args:
         directory: of this cell alone; what a killed process left there is replaced.
-        content: the cell's, as in its json file.
 
     Raises:
         OutputError: the disk is full.

@@ -56,10 +56,7 @@ def write_submission(summary: Mapping[str, Any], output: Path, recipe: FinetuneR
     """Write the zip, all or nothing, and check it.
 
     Args:
-        summary: content of ``summary.json``.
         output: the directory it lies in, with the cells' outputs.
-        recipe: of the run.
-        path: the zip to write.
 
     Returns:
         The names of the files that the server also wants and this recipe has no task for.

@@ -17,7 +17,6 @@ def summarise_task(task: Task, cells: list[dict[str, Any]]) -> dict[str, Any]:
     """The task's part of ``summary.json``.
 
     Args:
-        task: the task.
         cells: contents of all its cell files, in the order of the grid; with successive halving those of the plan.
 
     Returns:

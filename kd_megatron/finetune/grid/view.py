@@ -22,13 +22,7 @@ MAX_ROWS = 8  # ranks that have a row of their own
 
 
 class GridView:
-    """The progress of the whole grid, as a context.
-
-    Args:
-        store: the one of the grid's queue.
-        queue: whose cells are shown.
-        jobs: all of them.
-    """
+    """The progress of the whole grid, as a context."""
 
     def __init__(self, store: torch_dist.Store, queue: WorkQueue, jobs: Sequence[Job]) -> None:
         self._store, self._queue = store, queue

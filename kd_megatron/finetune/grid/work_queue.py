@@ -34,7 +34,6 @@ class WorkQueue:
 
     Args:
         store: that all ranks reach, of this grid alone.
-        rank: of this process.
         jobs: all cells, task after task in the order of the grid; the same on every rank.
         scores: the selection scores of those that are finished; the same on every rank.
         halving: whether a task's worse settings are given up after each seed.

@@ -74,8 +74,6 @@ def choose(name: str, task: str, num_classes: int | None) -> Metric:
     """The metric called ``name``; raises `RecipeError` when the task cannot be scored by it.
 
     Args:
-        name: a key of `METRICS`.
-        task: the task's name, for messages.
         num_classes: None for regression.
     """
     if name not in METRICS:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kd_megatron.console import logs
 from kd_megatron.errors import DataError
 from kd_megatron.files import hub
 from kd_megatron.finetune.tasks.tables import (
@@ -85,7 +84,6 @@ def read_dataset(name: str, subset: str | None, revision: str | None, split: str
         subset: what the hub calls the configuration.
         revision: a commit, tag or branch of the hub's data set.
         split: its name, or a part such as ``train[:90%]``.
-        columns: which of them to read.
 
     Raises:
         DataError: it cannot be reached, has no such split or column, or a row cannot be used.
@@ -136,9 +134,6 @@ def row_from_fields(
     """One row from a mapping of column names to values.
 
     Args:
-        place: for messages.
-        fields: the values.
-        columns: which of them to read.
         class_names: of the integers in the label column, where the file says them.
     """
     check_columns(place, list(fields), columns.names)
@@ -168,17 +163,3 @@ def row_from_fields(
             )
         label = class_names[label]
     return make_row(place, texts, str(label))
-
-
-def check_revision(name: str, revision: str | None) -> None:
-    """Raise `DataError` for a local data set with a revision; warn of a hub's without a commit."""
-    if hub.is_local(name):
-        if revision is not None:
-            raise DataError(
-                given=f"revision {revision!r} of the local data set {name}",
-                expected="a revision with a hub id: a local directory has none",
-                fix="remove 'revision', or give the data set's hub id",
-            )
-    elif not hub.is_commit(revision):
-        at = revision or "its newest revision"
-        logs.warn(f"data set {name}: what the hub has at {at} may change. To pin it: give its commit as 'revision'")

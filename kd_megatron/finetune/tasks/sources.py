@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kd_megatron.errors import RecipeError
-from kd_megatron.finetune.tasks.records import check_revision, read_dataset, read_file
+from kd_megatron.files import hub
+from kd_megatron.finetune.tasks.records import read_dataset, read_file
 from kd_megatron.finetune.tasks.tables import Columns, Row
 from kd_megatron.recipe import TaskRecipe
 from kd_megatron.recipe.paths import expand
@@ -26,7 +27,7 @@ def read_own(recipe: TaskRecipe, with_tests: bool) -> Rows:
         raise RecipeError(given=f"task {recipe.name}: text names {len(columns)} columns", expected="one, or two")
     labelled, unlabelled = Columns(columns, recipe.label), Columns(columns, None)
     if recipe.dataset is not None:
-        check_revision(recipe.dataset, recipe.revision)
+        hub.check_data_revision(recipe.dataset, recipe.revision, f"data set {recipe.dataset}")
     train, dev = _split_names(recipe)
     test = recipe.test if with_tests else None
     return Rows(

@@ -42,8 +42,6 @@ def read_tsv(path: Path, columns: Columns, header: Sequence[str] | None = None, 
     """The rows of a tab-separated file.
 
     Args:
-        path: the file.
-        columns: which of them to read.
         header: the column names of a file that has no header line; None: its first line names them.
         max_torn_rows: so many rows with too few fields are left out with a warning, one more is an error.
 

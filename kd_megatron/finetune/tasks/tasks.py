@@ -70,7 +70,6 @@ def load_task(
     """Read and check the task; `DataError` names the file and line of the first row that cannot be used.
 
     Args:
-        recipe: of the task.
         glue_path: the directory of GLUE's files; None: GLUE comes from the hub.
         glue_revision: of the hub's GLUE; None: the one we know.
         with_tests: whether test splits are read too, as far as there are any.

@@ -59,8 +59,6 @@ def relation_kl(
 
     Args:
         student, teacher: n taps each, [B, L, H, d].
-        num_relation_heads: R.
-        valid: [B, L] bool.
         tiling: for tuning; None: that of `TILINGS`.
 
     Raises:

@@ -1,7 +1,6 @@
 """What Megatron-LM does where this repository does otherwise: the other side of `bench data`.
 
-Its own code does the work: megatron-core's ``IndexedDatasetBuilder`` and ``BERTMaskedWordPieceDataset``. Nothing but
-the benchmark uses this.
+Its own code does the work: megatron-core's ``IndexedDatasetBuilder`` and ``BERTMaskedWordPieceDataset``.
 """
 
 import json
