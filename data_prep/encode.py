@@ -7,7 +7,7 @@ was as much for each old one.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Encoder:
     def encode(self, texts: list[str]) -> Encoded:
         """The documents of ``texts``, in their order."""
         documents: list[bytes] = []  # int32, as they lie in memory
-        for group in _groups(texts):
+        for group in groups(texts, _ENCODE_CHARACTERS):
             ids = self._words.encode(group) if self._words else self._encode(group)
             documents.extend(document + self._end for document in ids)
         lengths = np.array([len(document) for document in documents], np.int32) // np.dtype(np.int32).itemsize
@@ -138,13 +138,14 @@ def _words(stretch: str) -> list[str]:
     return _ASCII_WORDS.findall(stretch) if stretch.isascii() and stretch.isprintable() else [stretch]
 
 
-def _groups(texts: list[str]) -> Iterator[list[str]]:
+def groups(texts: Iterable[str], most_characters: int) -> Iterator[list[str]]:
+    """``texts`` in lists that end where they have so many characters or more."""
     group: list[str] = []
     num_characters = 0
     for text in texts:
         group.append(text)
         num_characters += len(text)
-        if num_characters >= _ENCODE_CHARACTERS:
+        if num_characters >= most_characters:
             yield group
             group, num_characters = [], 0
     if group:

@@ -40,29 +40,12 @@ class Module:
     path: Path
 
 
-def iterate_docstrings(packages: list[str] | None = None) -> Iterator[Docstring]:
-    """Every docstring of the installed packages, sorted by package, path and position in the file.
-
-    Args:
-        packages: top-level import names such as ``"torch"``; ``None`` takes all that are installed.
+def list_modules(packages: list[str] | None = None) -> list[Module]:
+    """The source files of installed packages (None: all), sorted by package and path.
 
     Raises:
         DataError: a package is not installed as Python source.
     """
-    for module in list_modules(packages):
-        yield from read_docstrings(module)
-
-
-def package_sizes() -> dict[str, int]:
-    """The packages that can be read, each with the bytes of its Python source, sorted by name."""
-    sizes: dict[str, int] = {}
-    for module in list_modules():
-        sizes[module.package] = sizes.get(module.package, 0) + module.path.stat().st_size
-    return sizes
-
-
-def list_modules(packages: list[str] | None = None) -> list[Module]:
-    """The source files behind `iterate_docstrings`, in its order. Raises `DataError` for an unknown package."""
     by_package: dict[str, list[Module]] = {}
     for site in sorted({Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")}):
         for path in _python_files(site):

@@ -9,19 +9,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from data_prep import verify, workers
 from data_prep.assign import DIGEST_BYTES
-from data_prep.duplicates import repeated
-from data_prep.encode import Encoded, Encoder
+from data_prep.encode import Encoded, Encoder, groups
 from data_prep.indexed import IndexedWriter
 from kd_megatron.errors import DataError
 from kd_megatron.files import atomic
 from kd_megatron.files.manifest import ShardEntry, file_sha256
+from kd_megatron.recipe.config import Strict
 
 UINT16_VOCABULARY = 65_500  # megatron-core's own limit, DType.optimal_dtype
 _BATCH_CHARACTERS = 2_000_000
+_DIGEST = np.dtype([("first", "<u8"), ("second", "<u8")])  # the 16 bytes of `assign.document_digest`
+AT_A_TIME = 1 << 20  # digests compared with each other: about 60 MB
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,7 @@ class ShardJob:
     deduplicate: bool
 
 
-@dataclass(frozen=True)
-class ShardResult:
+class ShardResult(Strict):
     """A written shard: its manifest entry (None when no document fell into it) and its share of the statistics."""
 
     entry: ShardEntry | None
@@ -55,13 +59,13 @@ def write_shard(job: ShardJob) -> ShardResult:
     """Write one shard and its entry, then delete its spool. Done already: read the entry."""
     entry_path = job.directory / f"{job.name}.json"
     if entry_path.exists():
-        return _read_result(entry_path)
+        return ShardResult.model_validate_json(entry_path.read_text(encoding="utf-8"))
     aside = job.directory / f"{job.name}.{os.getpid()}.partial.bin"
     num_documents = num_tokens = text_bytes = 0
     dtype = token_dtype(job.vocab_size)
     encoder = _encoder(job.tokenizer, job.end_id)
     with IndexedWriter(aside, dtype) as writer:
-        for texts in _batches(distinct(job.spool, job.deduplicate)):
+        for texts in groups(distinct(job.spool, job.deduplicate), _BATCH_CHARACTERS):
             encoded = encoder.encode(texts)
             require_ids_in_range(encoded, job.vocab_size, job.name)
             writer.add(encoded.ids, encoded.lengths)
@@ -72,8 +76,9 @@ def write_shard(job: ShardJob) -> ShardResult:
         writer.finish(aside.with_suffix(".idx"))
     entry = _publish(job, aside, num_documents, num_tokens, dtype) if num_documents else None
     num_spooled = digests_of(job.spool).stat().st_size // DIGEST_BYTES
-    result = ShardResult(entry, num_spooled - num_documents, text_bytes)
-    _write_result(entry_path, result)
+    result = ShardResult(entry=entry, duplicates=num_spooled - num_documents, text_bytes=text_bytes)
+    with atomic.new_file(entry_path) as finished:
+        finished.write_text(result.model_dump_json(), encoding="utf-8")
     for path in (job.spool, digests_of(job.spool)):
         path.unlink(missing_ok=True)
     return result
@@ -135,27 +140,29 @@ def read_spool(path: Path) -> Iterator[str]:
             yield json.loads(line)
 
 
-def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
-    texts: list[str] = []
-    num_characters = 0
-    for text in documents:
-        texts.append(text)
-        num_characters += len(text)
-        if num_characters >= _BATCH_CHARACTERS:
-            yield texts
-            texts, num_characters = [], 0
-    if texts:
-        yield texts
+def repeated(path: Path) -> NDArray[np.bool_]:
+    """[documents] whether each document's digest occurs earlier in the file ``path``: one byte a document.
+
+    The digests are compared part by part, a part being those whose first word has one remainder; the file is read once
+    for each part.
+    """
+    num_documents = path.stat().st_size // _DIGEST.itemsize
+    is_repeated = np.zeros(num_documents, np.bool_)
+    num_parts = -(-num_documents // AT_A_TIME)
+    for part in range(num_parts):
+        digests, places = _digests_in(path, num_documents, part, num_parts)
+        order = np.lexsort((places, digests["second"], digests["first"]))
+        ordered = digests[order]
+        is_repeated[places[order[1:]][ordered[1:] == ordered[:-1]]] = True
+    return is_repeated
 
 
-def _write_result(path: Path, result: ShardResult) -> None:
-    entry = result.entry.model_dump() if result.entry else None
-    row = {"entry": entry, "duplicates": result.duplicates, "text_bytes": result.text_bytes}
-    with atomic.new_file(path) as aside:
-        aside.write_text(json.dumps(row), encoding="utf-8")
-
-
-def _read_result(path: Path) -> ShardResult:
-    row = json.loads(path.read_text(encoding="utf-8"))
-    entry = ShardEntry.model_validate(row["entry"]) if row["entry"] else None
-    return ShardResult(entry, row["duplicates"], row["text_bytes"])
+def _digests_in(path: Path, num_documents: int, part: int, num_parts: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The digests of one part, and the places of their documents."""
+    digests, places = [], []
+    for first in range(0, num_documents, AT_A_TIME):
+        chunk = np.fromfile(path, _DIGEST, AT_A_TIME, offset=first * _DIGEST.itemsize)
+        chosen = np.flatnonzero(chunk["first"] % np.uint64(num_parts) == np.uint64(part))
+        digests.append(chunk[chosen])
+        places.append(chosen + first)
+    return np.concatenate(digests), np.concatenate(places)

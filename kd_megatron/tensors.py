@@ -16,6 +16,7 @@ IGNORED = -100  # label of a masked slot that holds no target
 
 Relation = Literal["queries", "keys", "values"]
 RELATIONS: tuple[Relation, ...] = ("queries", "keys", "values")
+OF_LAYERS = (*RELATIONS, "hidden")  # what is asked for, and returned, layer by layer
 
 
 @dataclass(frozen=True)
@@ -126,18 +127,9 @@ class Needs:
     def united(self, *others: "Needs") -> "Needs":
         """What this or any of ``others`` asks for."""
         every = (self, *others)
-
-        def layers(kind: str) -> tuple[int, ...]:
-            return tuple(sorted({layer for needs in every for layer in getattr(needs, kind)}))
-
-        return Needs(
-            queries=layers("queries"),
-            keys=layers("keys"),
-            values=layers("values"),
-            hidden=layers("hidden"),
-            logits=any(needs.logits for needs in every),
-            all_logits=any(needs.all_logits for needs in every),
-        )
+        layers = {kind: tuple(sorted({n for needs in every for n in getattr(needs, kind)})) for kind in OF_LAYERS}
+        heads = [any(needs.logits for needs in every), any(needs.all_logits for needs in every)]
+        return Needs(**layers, logits=heads[0], all_logits=heads[1])
 
 
 @dataclass(frozen=True)
@@ -154,15 +146,12 @@ class Taps:
 
     def only(self, needs: Needs) -> "Taps":
         """Of outputs that several share, what ``needs`` asks for."""
-
-        def layers(kind: str) -> dict[int, Tensor]:
-            return {layer: tap for layer, tap in getattr(self, kind).items() if layer in getattr(needs, kind)}
-
+        layers = {
+            kind: {layer: tap for layer, tap in getattr(self, kind).items() if layer in getattr(needs, kind)}
+            for kind in OF_LAYERS
+        }
         return Taps(
-            queries=layers("queries"),
-            keys=layers("keys"),
-            values=layers("values"),
-            hidden=layers("hidden"),
+            **layers,
             logits=self.logits if needs.logits else None,
             top_logits=self.top_logits if needs.logits else None,
             all_logits=self.all_logits if needs.all_logits else None,
@@ -177,4 +166,3 @@ class ModelShape:
     hidden_size: int
     num_attention_heads: int
     vocab_size: int
-    has_mlm_head: bool = True

@@ -20,8 +20,7 @@ from kd_megatron.engine import flops
 from kd_megatron.engine.flops import encoder_flops, head_flops
 from kd_megatron.errors import RecipeError
 from kd_megatron.machine.gpus import GPUS, Gpu
-from kd_megatron.models.build import shape_of
-from kd_megatron.models.known import VOCAB_SIZE, config_or_known
+from kd_megatron.models.build import BERT_VOCABULARY, config_or_known, shape_of
 from kd_megatron.objectives import of_arm
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.recipe.arms import resolve_arm, split_arm
@@ -158,7 +157,7 @@ def _row(recipe: StudyRecipe, arm: str, setting: Published, gpu: Gpu) -> Row:
     named = _arm_of(recipe, arm)
     here, saved = None, {}
     if named is not None:
-        here = flops.arm_cost(resolve_arm(recipe, named), named, VOCAB_SIZE).total_flops_per_token
+        here = flops.arm_cost(resolve_arm(recipe, named), named, BERT_VOCABULARY).total_flops_per_token
         saved = _levers(recipe, named, setting)
     return Row(
         arm=arm,

@@ -20,6 +20,7 @@ from kd_megatron.analysis.statistics import (
     paired_values,
     simultaneous_confidence,
     variance_components,
+    verdict,
 )
 
 Pair = tuple[str, str, str, str | None]  # arm, other, quantity, task
@@ -56,15 +57,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """``"better"`` or ``"worse"`` when the corrected interval excludes zero, else why nothing can be said."""
-        if not self.is_fair:
-            return "unfair: none"
-        if not self.difference.has_interval:
-            return "one seed: no evidence"
-        if self.difference.low == self.difference.high:
-            return "no variation: undecided"
-        if not self.corrected.excludes_zero:
-            return "undecided"
-        return "better" if self.is_better else "worse"
+        return verdict(self.difference, self.corrected, self.is_fair, "better" if self.is_better else "worse")
 
 
 def overall(results: StudyResults, quantity: str) -> list[Comparison]:
@@ -122,7 +115,10 @@ def check_interval(results: StudyResults) -> None:
 
 
 def _family(results: StudyResults, pairs: list[Pair], num_comparisons: int | None = None) -> list[Comparison]:
-    values = [paired_values(*_values(results, pair)) for pair in pairs]
+    values = [
+        paired_values(results.by_seed(arm, quantity, task), results.by_seed(other, quantity, task))
+        for arm, other, quantity, task in pairs
+    ]
     pairs = [pair for pair, differences in zip(pairs, values, strict=True) if differences]
     values = [differences for differences in values if differences]
     p_values = [paired_p_value(differences) for differences in values]
@@ -137,11 +133,6 @@ def _family(results: StudyResults, pairs: list[Pair], num_comparisons: int | Non
             adjusted_p = None if p is None else p_holm
             found.append(Comparison(*pair, plain, corrected, num, p, adjusted_p, hedges_g(differences), is_fair))
     return found
-
-
-def _values(results: StudyResults, pair: Pair) -> tuple[dict[int, float], dict[int, float]]:
-    arm, other, quantity, task = pair
-    return results.by_seed(arm, quantity, task), results.by_seed(other, quantity, task)
 
 
 def variance(results: StudyResults, arm: str, task: str | None = None) -> VarianceComponents | None:

@@ -67,11 +67,11 @@ def _score(summary: dict[str, object] | None, task: str | None) -> float | None:
     return tasks[task]["mean"] if isinstance(tasks, dict) and task in tasks else None
 
 
-def readings(results: StudyResults, run: Run, quantity: str, task: str | None = None) -> list[Reading]:
+def readings(results: StudyResults, run: Run, quantity: str) -> list[Reading]:
     """`loss_readings` for ``"probe_loss"``, else `score_readings`; of branches and the end alone, where there are such.
 
     The run as it was on the way, its learning rate still high, is no student of a smaller budget.
     """
-    found = loss_readings(results, run) if quantity == "probe_loss" else score_readings(results, run, task)
+    found = loss_readings(results, run) if quantity == "probe_loss" else score_readings(results, run)
     settled = [reading for reading in found if reading.is_decayed]
     return settled if run.markers and len(settled) > 1 else found

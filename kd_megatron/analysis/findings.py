@@ -14,13 +14,13 @@ class Finding:
     detail: str
 
 
-def same(check: str, values: Mapping[str, Any], of: str = "runs") -> Finding:
-    """Whether all ``values`` (name of a run -> what it recorded) are shown alike; ``of``: what there are several of."""
+def same(check: str, values: Mapping[str, Any]) -> Finding:
+    """Whether all ``values`` (name of a run -> what it recorded) are shown alike."""
     groups: dict[str, list[str]] = {}
     for name, value in values.items():
         groups.setdefault(short(value), []).append(name)
     if len(groups) == 1:
-        return Finding(check, True, f"the same in all {len(values)} {of}: {next(iter(groups))}")
+        return Finding(check, True, f"the same in all {len(values)} runs: {next(iter(groups))}")
     return Finding(check, False, "; ".join(f"{value}: {', '.join(names)}" for value, names in groups.items()))
 
 

@@ -32,7 +32,9 @@ def finetune_findings(results: StudyResults) -> list[Finding]:
     sections = by_arm(results.recipe, lambda recipe: recipe.finetune)
     findings = _machines(found)
     if all(section == sections[results.reference] for section in sections.values()):  # else the recipe allows it
-        findings |= _rows(found) | _precision(found)
+        findings |= _rows(found)
+        if given := {one.name: one.summary["precision"] for one in found if "settings" in one.summary}:
+            findings["precision"] = same("fine-tuning: precision", given)
     agreeing = summed_up("fine-tuning: rows, versions, hardware and commit", findings, f"all {len(found)} fine-tunings")
     return [*_settings(results.recipe, found), *agreeing]
 
@@ -72,11 +74,6 @@ def _rows(found: list[Finetuning]) -> dict[str, Finding]:
             if "content_hash" in part:
                 rows.setdefault(task, {})[one.name] = part["content_hash"]
     return {f"rows of {task}": same(f"fine-tuning: rows of {task}", hashes) for task, hashes in rows.items()}
-
-
-def _precision(found: list[Finetuning]) -> dict[str, Finding]:
-    given = {one.name: one.summary["precision"] for one in found if "settings" in one.summary}
-    return {"precision": same("fine-tuning: precision", given)} if given else {}
 
 
 def _machines(found: list[Finetuning]) -> dict[str, Finding]:

@@ -104,10 +104,6 @@ def _fit(found: list[Point], shares_runs: bool) -> Fit | Refusal:
     return fit(found, with_sizes=len(sizes) > 1, unit="seeds" if by_seed else "points")
 
 
-def _branched(studies: Sequence[StudyResults]) -> bool:
-    return any(run.markers for study in studies for run in study.all_runs())
-
-
 def _price(study: StudyResults, arm: str) -> float:
     """What a token costs in the budget's unit. Of calibrated runs the hours that passed are noise: the limit counts."""
     spent = []
@@ -130,7 +126,7 @@ def _warnings(studies: Sequence[StudyResults], found: dict[str, Fit], crossovers
             "their intervals too narrow, and what they say beyond the last point is no forecast. Final losses of "
             "studies with different budgets would be."
         )
-    elif _branched(studies):
+    elif any(run.markers for study in studies for run in study.all_runs()):
         said.append(
             "Points before the end are of branches that left one run and brought its learning rate down: several "
             "points of a seed share what came before, which the intervals of points, not of seeds, leave out."

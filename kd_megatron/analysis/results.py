@@ -163,12 +163,11 @@ class StudyResults:
         """Mean over seeds with its interval."""
         return estimate(list(self.by_seed(arm, quantity, task).values()), method=self.interval)
 
-    def difference(self, arm: str, quantity: str, task: str | None = None, to: str | None = None) -> Estimate | None:
-        """``arm`` minus the reference arm (or ``to``), paired by seed; None for the reference itself."""
-        other = to or self.reference
-        if arm == other:
+    def difference(self, arm: str, quantity: str, task: str | None = None) -> Estimate | None:
+        """``arm`` minus the reference arm, paired by seed; None for the reference itself."""
+        if arm == self.reference:
             return None
-        values, reference = self.by_seed(arm, quantity, task), self.by_seed(other, quantity, task)
+        values, reference = self.by_seed(arm, quantity, task), self.by_seed(self.reference, quantity, task)
         return paired_difference(values, reference, method=self.interval)
 
 

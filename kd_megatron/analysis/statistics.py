@@ -107,15 +107,26 @@ def paired_values(arm: Mapping[int, float], reference: Mapping[int, float]) -> l
 
 
 def paired_difference(
-    arm: Mapping[int, float], reference: Mapping[int, float], confidence: float = CONFIDENCE, method: Method = "t"
+    arm: Mapping[int, float], reference: Mapping[int, float], method: Method = "t"
 ) -> Estimate | None:
     """Mean of `paired_values` and its interval; None when they share no seed. Raises as `estimate` does."""
-    return estimate(paired_values(arm, reference), confidence, method)
+    return estimate(paired_values(arm, reference), method=method)
 
 
-def simultaneous_confidence(num_comparisons: int, confidence: float = CONFIDENCE) -> float:
-    """What each of several intervals needs so that all hold together with ``confidence`` (Bonferroni)."""
-    return 1 - (1 - confidence) / max(num_comparisons, 1)
+def verdict(plain: Estimate, corrected: Estimate, is_fair: bool, words: str) -> str:
+    """``words`` when the corrected interval excludes zero, else why nothing can be said."""
+    if not is_fair:
+        return "unfair: none"
+    if not plain.has_interval:
+        return "one seed: no evidence"
+    if plain.low == plain.high:
+        return "no variation: undecided"
+    return words if corrected.excludes_zero else "undecided"
+
+
+def simultaneous_confidence(num_comparisons: int) -> float:
+    """What each of several intervals needs so that all hold together with `CONFIDENCE` (Bonferroni)."""
+    return 1 - (1 - CONFIDENCE) / max(num_comparisons, 1)
 
 
 def paired_p_value(differences: Sequence[float]) -> float | None:

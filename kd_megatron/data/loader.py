@@ -31,7 +31,7 @@ from kd_megatron.data.pools import pool_sizes
 from kd_megatron.data.shards import ShardSet, open_shard_set
 from kd_megatron.errors import DataError
 from kd_megatron.files.manifest import read_manifest
-from kd_megatron.recipe import DataRecipe, ShardsRecipe
+from kd_megatron.recipe import DataRecipe
 from kd_megatron.tensors import Batch
 
 _VALIDATION_SEED = 20_240_430  # of the validation order and masks; never the run's
@@ -168,7 +168,10 @@ def _open_sources(recipe: DataRecipe, split: str) -> list[_Source]:
     paths = [shards.path for shards in recipe.shards]
     if len(set(paths)) < len(paths):
         raise DataError(f"data.shards names a path twice: {paths}", "different shard sets", "add up their weights")
-    opened = [_open_source(number, shards, recipe, split) for number, shards in enumerate(recipe.shards)]
+    opened = []
+    for number, shards in enumerate(recipe.shards):
+        shard_set = open_shard_set(shards.path, split)
+        opened.append(_Source(number, shards.weight, shard_set, WindowDataset(shard_set, recipe.sequence_length)))
     _require_one_tokenizer([source.shard_set for source in opened])
     usable = [source for source in opened if len(source.windows)]
     if not usable or (split == "train" and len(usable) < len(opened)):
@@ -180,11 +183,6 @@ def _open_sources(recipe: DataRecipe, split: str) -> list[_Source]:
             + (", or raise valid_fraction in its recipe" if split == "valid" else ", or shorten data.sequence_length"),
         )
     return usable
-
-
-def _open_source(number: int, shards: ShardsRecipe, recipe: DataRecipe, split: str) -> _Source:
-    shard_set = open_shard_set(shards.path, split)
-    return _Source(number, shards.weight, shard_set, WindowDataset(shard_set, recipe.sequence_length))
 
 
 def _require_one_tokenizer(shard_sets: list[ShardSet]) -> None:

@@ -45,7 +45,9 @@ class MappedFile:
 
     def __init__(self, path: Path, dtype: str, sha256: str) -> None:
         self._path, self._sha256 = os.path.abspath(path), sha256
-        _let_the_clock_tick(path)
+        status = path.stat()
+        if 0 <= time.time() - max(status.st_mtime, status.st_ctime) < TICK_SECONDS:
+            time.sleep(TICK_SECONDS)
         with path.open("rb") as file:
             self._stamp = _stamp(os.fstat(file.fileno()))
             size = self._stamp[0]
@@ -105,12 +107,6 @@ class MappedFile:
 def _stamp(status: os.stat_result) -> Stamp:
     """Size, modification and change time, inode."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-
-
-def _let_the_clock_tick(path: Path) -> None:
-    status = path.stat()
-    if 0 <= time.time() - max(status.st_mtime, status.st_ctime) < TICK_SECONDS:
-        time.sleep(TICK_SECONDS)
 
 
 def _content_sha256(path: str) -> str:

@@ -246,12 +246,8 @@ def start_deepspeed() -> Any:
     logger.setLevel(logging.ERROR)
     # The shared-memory op compiles at first use, and a killed run leaves a lock that hangs every later one.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    _forget_ended_groups(deepspeed.utils.groups)
-    deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
-    return deepspeed
-
-
-def _forget_ended_groups(kept: Any) -> None:
-    """DeepSpeed keeps the groups of the first process group it met, also when that was left and another one joined."""
+    kept = deepspeed.utils.groups  # of the first process group it met, also when that was left and another one joined
     if kept._WORLD_GROUP is not None and kept._WORLD_GROUP not in torch.distributed.distributed_c10d._world.pg_map:
         kept._release_process_group_references()
+    deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
+    return deepspeed

@@ -128,12 +128,6 @@ def published(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("step_*") if path.is_dir())
 
 
-def drop_old(directory: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints and those that are kept for good."""
-    for path in droppable(directory, keep):
-        remove(path)
-
-
 def droppable(directory: Path, keep: int) -> list[Path]:
     """All but the newest ``keep`` checkpoints and those that are kept for good, oldest first."""
     found = published(directory)

@@ -11,8 +11,7 @@ from transformers import PretrainedConfig
 
 from kd_megatron.data import masking
 from kd_megatron.errors import ModelError, RecipeError
-from kd_megatron.models.build import shape_of, student_config
-from kd_megatron.models.known import config_or_known
+from kd_megatron.models.build import config_or_known, shape_of, student_config
 from kd_megatron.objectives import of_arm, schedule
 from kd_megatron.objectives.base import Objective
 from kd_megatron.recipe import BudgetRecipe, StudyRecipe

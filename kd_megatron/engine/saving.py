@@ -70,7 +70,8 @@ class CheckpointWriter:
                     if file.exists():
                         checkpoint.to_disk(file)
                 checkpoint.write(self.directory, about, state)
-                checkpoint.drop_old(self.directory, self.keep)
+                for old in checkpoint.droppable(self.directory, self.keep):
+                    checkpoint.remove(old)
         except KdError as error:
             self._problem = error
         except Exception as error:

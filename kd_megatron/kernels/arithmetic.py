@@ -6,6 +6,8 @@ Shapes: B batch, L length, H attention heads, d head size, D = H * d, R relation
 import torch
 from torch import Tensor
 
+Pair = tuple[Tensor, Tensor]  # queries and keys of one model
+
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 when any tensor is float64, otherwise float32: no loss is computed in less."""

@@ -50,7 +50,8 @@ def local_facts(rank: int, master: str, command: list[str]) -> tuple[dict[str, A
     said: dict[str, Any] = {"free_gib": facts.free_gib(), "interface": None, "address": None, "port": None}
     try:
         address, port = split_address(master)
-        said["interface"], said["address"] = _interface(address, port)
+        named = os.environ.get("GLOO_SOCKET_IFNAME")
+        said["interface"], said["address"] = (named, address_of(named)) if named else interface_to(address, port)
         sockets.append(socket.create_server((said["address"], 0), backlog=1024))
         said["port"] = sockets[0].getsockname()[1]
         if rank == 0:
@@ -60,11 +61,6 @@ def local_facts(rank: int, master: str, command: list[str]) -> tuple[dict[str, A
     except KdError as error:
         problems.append(f"has no usable network: {error}")
     return {"same": facts.same_everywhere(command), "problems": problems, **said}, sockets
-
-
-def _interface(address: str, port: int) -> tuple[str, str]:
-    named = os.environ.get("GLOO_SOCKET_IFNAME")
-    return (named, address_of(named)) if named else interface_to(address, port)
 
 
 def unreachable(own_address: str, peers: dict[str, tuple[str, int]]) -> list[str]:

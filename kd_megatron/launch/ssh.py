@@ -22,12 +22,10 @@ def ssh_command(host: str, remote: str) -> list[str]:
     return ["ssh", "-T", *shlex.split(more), *options, host, remote]
 
 
-def in_repository(words: Sequence[str], environment: Mapping[str, str], needs_venv: bool = True) -> str:
+def in_repository(words: Sequence[str], environment: Mapping[str, str]) -> str:
     """The line of shell that runs ``words`` in this directory of another node, with ``environment`` added."""
     place = shlex.quote(str(Path.cwd()))
-    lines = [f"cd {place} 2>/dev/null || exit {NO_DIRECTORY}"]
-    if needs_venv:
-        lines.append(f"test -x .venv/bin/python || exit {NO_VENV}")
+    lines = [f"cd {place} 2>/dev/null || exit {NO_DIRECTORY}", f"test -x .venv/bin/python || exit {NO_VENV}"]
     settings = [f"{name}={value}" for name, value in environment.items()]
     return "; ".join([*lines, "exec " + shlex.join(["env", *settings, *words])])
 

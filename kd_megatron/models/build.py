@@ -16,12 +16,21 @@ from transformers import (
 )
 
 from kd_megatron.errors import ModelError
+from kd_megatron.files import hub
 from kd_megatron.files.manifest import vocabulary_hash
 from kd_megatron.models.taps import DEFAULT, HEADS, Execution, TappedEncoder
 from kd_megatron.recipe import EncoderRecipe
+from kd_megatron.recipe.paths import expand
 from kd_megatron.tensors import ModelShape, Needs
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.bfloat16}  # fp8: all but the matrix products
+BERT_VOCABULARY = 30_522
+# Sizes of well-known public encoders, so that a study can be planned without asking the hub. Training reads the real
+# config. Source: the ``config.json`` of each model on the hub.
+KNOWN = {  # hidden size, layers, attention heads, feed-forward size
+    "google-bert/bert-base-uncased": (768, 12, 12, 3072),
+    "google-bert/bert-large-uncased": (1024, 24, 16, 4096),
+}
 
 
 def student_config(
@@ -186,3 +195,19 @@ def check_same_vocabulary(path: str, expected_hash: str, shards: str) -> None:
             expected="the same tokens with the same ids: their logits and embeddings are compared by id",
             fix="prepare the shards with the model's tokenizer (tokenizer.load in the corpus recipe)",
         )
+
+
+def config_or_known(path: str, revision: str | None = None) -> PretrainedConfig:
+    """The config of the model at ``path``; from `KNOWN` where it is there. Raises `ModelError` otherwise."""
+    if path not in KNOWN:
+        return model_config(
+            hub.local_directory(path, revision, "teacher", ("config.json",)) if revision else expand(path)
+        )
+    hidden_size, num_layers, num_heads, inner_size = KNOWN[path]
+    return BertConfig(
+        vocab_size=BERT_VOCABULARY,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        intermediate_size=inner_size,
+    )

@@ -12,7 +12,7 @@ from torch.nn.functional import ScalingType, scaled_mm
 from kd_megatron.errors import ModelError
 from kd_megatron.models.layers import layers_of
 from kd_megatron.models.taps import TappedEncoder
-from kd_megatron.tensors import RELATIONS, Batch, Taps
+from kd_megatron.tensors import OF_LAYERS, Batch, Taps
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FLOAT8).max
@@ -20,7 +20,6 @@ LARGEST = torch.finfo(FLOAT8).max
 # at most, a product of two 5 %, and a deep teacher adds some of it up: 6.5 % at the top of a real one of 6 layers.
 LARGEST_ERROR = 0.15
 FIRST_CAPABILITY = (8, 9)  # of a GPU with float8 products
-TAPPED = (*RELATIONS, "hidden")
 
 
 def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +100,7 @@ def _refused(given: str, expected: str) -> ModelError:
 
 def largest_error(taps: Taps, exact: Taps) -> float:
     """The largest, over all taps, of ||tap - exact|| / ||exact||."""
-    pairs = [(getattr(taps, name)[layer], tap) for name in TAPPED for layer, tap in getattr(exact, name).items()]
+    pairs = [(getattr(taps, name)[layer], tap) for name in OF_LAYERS for layer, tap in getattr(exact, name).items()]
     heads = ((taps.logits, exact.logits), (taps.all_logits, exact.all_logits))
     pairs += [(ours.dense(), theirs.dense()) for ours, theirs in heads if ours and theirs]
     return max(float((ours - theirs).float().norm() / theirs.float().norm()) for ours, theirs in pairs)

@@ -20,16 +20,6 @@ def require_teacher(objective: str, teacher: ModelShape | None) -> ModelShape:
     return teacher
 
 
-def require_mlm_head(objective: str, model: str, shape: ModelShape) -> None:
-    """Refuse a model (``model`` is "student" or "teacher") without an MLM head."""
-    if not shape.has_mlm_head:
-        raise ModelError(
-            given=f"objective {objective}: the {model} has no MLM head",
-            expected=f"a {model} with an MLM head, as its logits are compared",
-            fix=f"use a {model} saved as a masked language model, or objective minilm or tinybert",
-        )
-
-
 def require_same_vocabulary(objective: str, student: ModelShape, teacher: ModelShape) -> None:
     """Refuse models whose logits are over vocabularies of two sizes."""
     if student.vocab_size != teacher.vocab_size:

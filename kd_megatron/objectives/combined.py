@@ -6,6 +6,8 @@ A part is an objective with its options, a ``weight`` and, where two parts have 
 part's terms are divided by their own counts, so a part of weight 1 weighs what it would weigh as an arm of its own.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -149,10 +151,8 @@ def _decoders_again(asked: list[Needs], shape: ModelShape, length: int, num_mask
 def keys_of(part: dict[str, Any]) -> PartKeys:
     """The weight and name of a part as written. Raises ValueError as `options_of` does."""
     given = {key: value for key, value in part.items() if key in PartKeys.model_fields}
-    try:
+    with for_a_validator():
         return config.validate(PartKeys, given, f"part {name_of(part)}")
-    except RecipeError as error:
-        raise ValueError(str(error.given)) from error
 
 
 def name_of(part: dict[str, Any]) -> str:
@@ -169,8 +169,15 @@ def options_of(part: dict[str, Any], where: str) -> ObjectiveOptions:
     options = {key: value for key, value in part.items() if key not in PartKeys.model_fields}
     if options.get("objective") in OF_PARTS:
         raise ValueError(f"{where} has objective {options['objective']}; write its parts or phases out instead")
-    try:
+    with for_a_validator():
         return registry.parse_simple(options, where)
+
+
+@contextlib.contextmanager
+def for_a_validator() -> Iterator[None]:
+    """Turn a `RecipeError` of the ``with`` block into the ValueError that a validator may raise."""
+    try:
+        yield
     except RecipeError as error:
         raise ValueError(str(error.given)) from error
 

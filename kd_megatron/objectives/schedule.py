@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from kd_megatron.errors import RecipeError
 from kd_megatron.objectives import registry
 from kd_megatron.objectives.base import ObjectiveOptions
-from kd_megatron.objectives.combined import CombinedOptions, backend_of
+from kd_megatron.objectives.combined import CombinedOptions, backend_of, for_a_validator
 from kd_megatron.recipe import config
 from kd_megatron.recipe.config import Strict
 
@@ -94,23 +93,16 @@ def phase_at(phases: list[Phase], fraction: float) -> int:
 
 def _options_of(phase: dict[str, Any], number: int) -> ObjectiveOptions:
     """The options of a phase as written. Raises ValueError where they do not parse, or name a schedule."""
-    where, options = (
-        f"phase {number}",
-        {key: value for key, value in phase.items() if key not in PhaseKeys.model_fields},
-    )
+    where, options = f"phase {number}", {key: phase[key] for key in phase if key not in PhaseKeys.model_fields}
     if options.get("objective") == "schedule":
         raise ValueError(f"{where} has objective schedule; write its parts or phases out instead")
-    try:
+    with for_a_validator():
         if options.get("objective") == "combined":
             return config.validate(CombinedOptions, options, where)
         return registry.parse_simple(options, where, ("combined",))
-    except RecipeError as error:
-        raise ValueError(str(error.given)) from error
 
 
 def _keys_of(phase: dict[str, Any], number: int) -> PhaseKeys:
     given = {key: value for key, value in phase.items() if key in PhaseKeys.model_fields}
-    try:
+    with for_a_validator():
         return config.validate(PhaseKeys, given, f"phase {number}")
-    except RecipeError as error:
-        raise ValueError(str(error.given)) from error

@@ -12,7 +12,7 @@ from torch import Tensor
 from kd_megatron.kernels import vocab_kl as kernel
 from kd_megatron.kernels.door import AUTO, check_backend
 from kd_megatron.objectives.base import Objective, ObjectiveOptions
-from kd_megatron.objectives.checks import present, require_mlm_head
+from kd_megatron.objectives.checks import present
 from kd_megatron.tensors import IGNORED, Batch, ModelShape, Needs, Taps
 
 Backend = Annotated[str, AfterValidator(lambda name: check_backend(name, kernel.CROSS_ENTROPY_BACKENDS))]
@@ -37,7 +37,6 @@ class Scratch(Objective):
 
     def __init__(self, options: ScratchOptions, student: ModelShape, teacher: ModelShape | None = None) -> None:
         super().__init__(options, student, teacher)
-        require_mlm_head("scratch", "student", student)
         self.needs_student = Needs(logits=True)
         self.needs_teacher = None
         self.weights = {"mlm": 1.0}

@@ -19,6 +19,7 @@ from kd_megatron.errors import DataError, RecipeError
 from kd_megatron.files.manifest import Manifest, read_manifest
 from kd_megatron.machine.gpus import named_gpu
 from kd_megatron.machine.precision import resolve_precision
+from kd_megatron.models.build import BERT_VOCABULARY
 from kd_megatron.planner import plan_speed, plan_totals
 from kd_megatron.planner.plan_arms import ArmPlan, Means, plan_arm
 from kd_megatron.planner.plan_speed import Speed
@@ -29,8 +30,6 @@ from kd_megatron.study import fairness, tuning
 from kd_megatron.study.budget_checks import require_enough
 from kd_megatron.study.cells import Place, cell_recipe, places
 from kd_megatron.study.layout import PREFERRED_REFERENCE
-
-BERT_VOCABULARY = 30_522
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,8 @@ class Plan:
         return as_dict
 
 
-def plan(
-    recipe: StudyRecipe, num_processes: int = 1, hardware: Hardware | None = None, simulates_memory: bool = True
-) -> Plan:
+def plan(recipe: StudyRecipe, num_processes: int = 1, hardware: Hardware | None = None) -> Plan:
     """Plan ``recipe`` on ``num_processes`` processes; ``precision: auto`` as on the hardware, else on this machine.
-
-    Simulating memory takes seconds; without it nothing does, and the plan has none.
 
     Raises:
         RecipeError: arms differ in more than the study allows, an objective's options are wrong, the budget is too
@@ -112,7 +107,7 @@ def plan(
     cells = [_cell(recipe, place, costs, manifests, vocab_size, means) for place in places(recipe)]
     totals = plan_totals.before_students(recipe, resolved, costs, vocab_size, means)
     totals += plan_totals.joined([cell.totals for cell in cells or [whole]])
-    memory = _memory(resolved, num_processes, vocab_size) if simulates_memory else {}
+    memory = _memory(resolved, num_processes, vocab_size)
     return Plan(recipe, whole.arms, vocab_size, source, pool, memory, num_processes, allowed, speed, cells, totals)
 
 

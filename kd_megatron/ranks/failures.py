@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Self
+from typing import Any, Self, cast
 
 from kd_megatron.errors import EnvironmentFault, Interrupted, KdError, RankLost
 
@@ -35,8 +35,22 @@ def seconds_of(name: str, default: float, least: float = 1.0) -> float:
     return seconds
 
 
+class _Travelling:
+    """A dataclass that goes to other ranks as JSON."""
+
+    def to_bytes(self) -> str:
+        """As it travels."""
+        return json.dumps(asdict(cast(Any, self)))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """The inverse; what was a tuple is one again."""
+        fields = json.loads(data)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+
 @dataclass(frozen=True)
-class Pulse:
+class Pulse(_Travelling):
     """One rank's heartbeat."""
 
     host: str
@@ -49,21 +63,12 @@ class Pulse:
     waits: bool = False  # for other ranks
     ended: bool = False  # said goodbye
 
-    def to_bytes(self) -> str:
-        """As it travels."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """The inverse."""
-        return cls(**json.loads(data))
-
     def __str__(self) -> str:
         return f"step {self.step:,} ({self.stage})"
 
 
 @dataclass(frozen=True)
-class News:
+class News(_Travelling):
     """Why all ranks end."""
 
     kind: str  # "error" of one rank, "stop" by a signal, "lost" or "hang"
@@ -73,16 +78,6 @@ class News:
     expected: str = ""
     fix: str = RESUMES
     exit_code: int = RankLost.exit_code
-
-    def to_bytes(self) -> str:
-        """As it travels."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """The inverse."""
-        fields = json.loads(data)
-        return cls(**{**fields, "ranks": tuple(fields["ranks"])})
 
     def as_error(self, rank: int) -> KdError:
         """The error with which ``rank`` ends."""

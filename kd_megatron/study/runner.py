@@ -4,18 +4,24 @@ A study is a list of pieces, each with one file that says it is finished, so tha
 last one stopped. Arms alternate within a seed: an interrupted study has compared every arm with the seeds it reached.
 """
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from kd_megatron.recipe import StudyRecipe
-from kd_megatron.study import tuning
+from kd_megatron.files import atomic, records
+from kd_megatron.ranks import dist
+from kd_megatron.recipe import StudyRecipe, config
+from kd_megatron.study import layout, tuning
 from kd_megatron.study.begin import begin
 from kd_megatron.study.calibration import calibration_pieces
+from kd_megatron.study.cells import Place, cell_directory, cell_recipe, places
+from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE
 from kd_megatron.study.execute import Report, run_and_report
 from kd_megatron.study.piece import Piece
 from kd_megatron.study.prerequisites import input_pieces
-from kd_megatron.study.run_grid import cell_pieces
 from kd_megatron.study.students import student_pieces
+
+NOT_COPIED = shutil.ignore_patterns("checkpoints", "tensorboard")  # of the teacher's directory
 
 
 def run_study(recipe: StudyRecipe, directory: Path, report: Report, redo: Sequence[str] = ()) -> None:
@@ -46,5 +52,41 @@ def preparing_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
 
 def pieces(recipe: StudyRecipe, directory: Path, report: Report, redo: Sequence[str] = ()) -> list[Piece]:
     """The pieces of a study, in their order; of a grid, one for each cell (``report`` and ``redo`` are for those)."""
-    of_students = cell_pieces(recipe, directory, report, redo) if recipe.grid else student_pieces(recipe, directory)
-    return [*preparing_pieces(recipe, directory), *of_students]
+    preparing = preparing_pieces(recipe, directory)
+    if recipe.grid is None:
+        return [*preparing, *student_pieces(recipe, directory)]
+    return [*preparing, *(_cell_piece(recipe, directory, place, report, redo) for place in places(recipe))]
+
+
+def _cell_piece(recipe: StudyRecipe, directory: Path, place: Place, report: Report, redo: Sequence[str]) -> Piece:
+    where, cell = cell_directory(directory, place), cell_recipe(recipe, place)
+
+    def run() -> None:
+        begin(cell, where, redo)
+        if dist.is_main():
+            share(directory, where)
+        dist.barrier()
+        run_and_report(student_pieces(cell, where), where, report)
+
+    label = f"cell {place.name}: a study of its own"
+    return Piece("cell", label, lambda: is_finished(cell, where), run, f"cell {place.name}")
+
+
+def is_finished(cell: StudyRecipe, where: Path) -> bool:
+    """Whether all of ``cell`` is done and reported in ``where``: of this very recipe, with its seeds and arms."""
+    if not (where / layout.RECIPE_FILE).is_file() or not (where / "report" / "results.json").is_file():
+        return False
+    same = config.load(where / layout.RECIPE_FILE, StudyRecipe).model_dump() == cell.model_dump()
+    return same and all(piece.is_finished() for piece in student_pieces(cell, where))
+
+
+def share(grid: Path, cell: Path) -> None:
+    """Give a cell what the grid made for all: the teacher, the choice of tuning, the calibration. Rank 0 alone."""
+    for name in (TUNING_FILE, CALIBRATION_FILE):
+        if (grid / name).is_file():
+            records.write_text(cell / name, (grid / name).read_text(encoding="utf-8"))
+    teacher, own = layout.teacher_directory(grid), layout.teacher_directory(cell)
+    if layout.finished_run(teacher) is None or own.exists():
+        return
+    with atomic.new_directory(own) as aside:
+        shutil.copytree(teacher, aside, ignore=NOT_COPIED, dirs_exist_ok=True)

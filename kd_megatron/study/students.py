@@ -1,9 +1,19 @@
-"""The pieces of every student: its run, its branches, its fine-tuning."""
+"""The pieces of every student: its run, its branches, its fine-tuning.
 
+A run's learning rate follows its whole budget, so the run as it is half-way is not the student that half the budget
+buys. A branch leaves the run shortly before a marker and brings the rate down to zero there (Hu et al. 2024, arXiv
+2404.06395; Haegele et al. 2024, arXiv 2405.18392). The run itself keeps a checkpoint at each of these places and is
+otherwise what it would be without branches. What a branch spends is charged to no arm's budget. docs/study.md.
+"""
+
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe
-from kd_megatron.study import branches, layout
+from kd_megatron.study import layout
 from kd_megatron.study.begin import refuse_too_small
 from kd_megatron.study.effective import recipe_of_run
 from kd_megatron.study.finetuning import finetune_piece
@@ -13,14 +23,11 @@ from kd_megatron.training.schedule import Branch
 
 def student_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
     """Every student's training, its branches, and its fine-tuning; arms alternate within a seed."""
-    found = []
     students = [(arm, seed) for seed in recipe.seeds for arm in recipe.arms]
-    for arm, seed in students:
-        found += _training_pieces(recipe, directory, arm, seed)
-    for arm, seed in students if recipe.finetune else []:
-        found.append(_finetune_piece(recipe, directory, arm, seed))
-        found += branches.finetune_pieces(recipe, directory, arm, seed)
-    return found
+    found = [piece for arm, seed in students for piece in _training_pieces(recipe, directory, arm, seed)]
+    if recipe.finetune is None:
+        return found
+    return found + [piece for arm, seed in students for piece in _finetune_pieces(recipe, directory, arm, seed)]
 
 
 def _training_pieces(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> list[Piece]:
@@ -38,10 +45,46 @@ def _training_pieces(recipe: StudyRecipe, directory: Path, arm: str, seed: int) 
 
     of = f"{arm} seed {seed}"
     run = Piece("pretrain", f"{of}: pretrain", lambda: layout.finished_run(where) is not None, lambda: train(where), of)
-    return [run, *branches.branch_pieces(recipe, directory, arm, seed, train)]
+    markers = recipe.markers
+    place = partial(layout.branch_directory, directory, arm, seed)
+    branches = [_branch_piece(recipe, where, place, at, train, of) for at in markers.branches] if markers else []
+    return [run, *branches]
 
 
-def _finetune_piece(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> Piece:
-    run, where = (place(directory, arm, seed) for place in (layout.arm_directory, layout.finetune_directory))
+def _branch_piece(
+    recipe: StudyRecipe,
+    trunk: Path,
+    place: Callable[[float], Path],
+    at: float,
+    train: Callable[[Path, Branch], Any],
+    of: str,
+) -> Piece:
+    """What leaves the run in ``trunk`` to end ``at`` a fraction of its budget; ``place`` is where such a one lies."""
+    markers, where = recipe.markers, place(at)
+    assert markers is not None
+
+    def run() -> None:
+        from kd_megatron.training.branch import forget_checkpoints, forget_starts, leave
+
+        train(where, leave(trunk, markers.start(at), at))
+        if dist.is_main():
+            forget_checkpoints(where)
+            if all(layout.finished_run(place(other)) for other in markers.branches):
+                forget_starts(trunk, recipe.training)
+        dist.barrier()
+
+    label = f"{of}: branch at {100 * at:g} % of the budget"
+    return Piece("branch", label, lambda: layout.finished_run(where) is not None, run, of)
+
+
+def _finetune_pieces(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> list[Piece]:
+    """One student's fine-tuning, and that of its branches, exactly alike."""
     of = f"{arm} seed {seed}"
-    return finetune_piece(f"{of}: fine-tune", recipe, directory, arm, run, where, of)
+    student = directory, arm, seed
+    run, where = layout.arm_directory(*student), layout.finetune_directory(*student)
+    found = [finetune_piece(f"{of}: fine-tune", recipe, directory, arm, run, where, of)]
+    for at in recipe.markers.branches if recipe.markers and recipe.markers.finetune else []:
+        label = f"{of}: fine-tune its branch at {100 * at:g} %"
+        places = layout.branch_directory(*student, at), layout.marker_directory(*student, at)
+        found.append(finetune_piece(label, recipe, directory, arm, *places, of))
+    return found

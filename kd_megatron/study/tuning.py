@@ -212,9 +212,13 @@ def summed_up(recipe: StudyRecipe, directory: Path) -> dict[str, Any]:
     """
     tuning = recipe.tuning
     assert tuning is not None
-    found = {arm: _finished(directory, trials(tuning, arm)) for arm in recipe.arms}
-    chosen = {arm: _best(arm, rows) for arm, rows in found.items()}
-    charged = {arm: sum(_charge(recipe, tuning, row["spent"]) for row in rows) for arm, rows in found.items()}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for arm in recipe.arms:
+        rows = [result(directory, trial) for trial in trials(tuning, arm)]
+        assert None not in rows, "the choice comes after the trials"
+        found[arm] = [row for row in rows if row is not None]
+    chosen = {arm: _best(arm, tried) for arm, tried in found.items()}
+    charged = {arm: sum(_charge(recipe, tuning, row["spent"]) for row in tried) for arm, tried in found.items()}
     return {
         "measure": tuning.measure,
         "seed": tuning.seed,
@@ -222,7 +226,7 @@ def summed_up(recipe: StudyRecipe, directory: Path) -> dict[str, Any]:
         "num_trials": tuning.num_trials(next(iter(recipe.arms))),
         "charged": charged if tuning.charged else None,
         "chosen": chosen,
-        "at_edge": {arm: at_edge(rows, chosen[arm]) for arm, rows in found.items()},
+        "at_edge": {arm: at_edge(tried, chosen[arm]) for arm, tried in found.items()},
         "trials": found,
     }
 
@@ -234,12 +238,6 @@ def _charge(recipe: StudyRecipe, tuning: TuningRecipe, spent: float | None) -> f
     """
     is_calibrated = recipe.budget.calibrate is not None and tuning.budget.is_time
     return tuning.budget.limit if spent is None or is_calibrated else spent
-
-
-def _finished(directory: Path, all_trials: list[Trial]) -> list[dict[str, Any]]:
-    rows = [result(directory, trial) for trial in all_trials]
-    assert None not in rows, "the choice comes after the trials"
-    return [row for row in rows if row is not None]
 
 
 def _best(arm: str, rows: list[dict[str, Any]]) -> dict[str, float]:

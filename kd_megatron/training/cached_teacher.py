@@ -102,7 +102,10 @@ class CachedTeacher(Teacher):
             with self._ledger.clock(OTHERS):  # another process needs this one's pieces
                 self._filler(batch, inputs)
         if is_complete:
-            self._charge_found(kept.first_visits)
+            if kept.first_visits:  # what earlier runs spent on these rows, divided as if this run had been the one
+                assert self.store.fill_cost is not None  # or the rows would count as absent
+                share = kept.first_visits * self.store.fill_cost.seconds_per_row / self._num_students
+                self._ledger.charge_seconds("teacher", share)
             self._num_read += len(kept.rows)
         data = kept.data if is_complete else self._fill(batch, inputs, kept)
         if not self.encoder.needs.attention_layers:  # no projection: no weights are wanted
@@ -150,13 +153,6 @@ class CachedTeacher(Teacher):
         self._num_filled += len(absent)
         self._num_read += num_rows - len(absent)
         return kept.data
-
-    def _charge_found(self, first_visits: int) -> None:
-        """What earlier runs spent on these rows, divided as if this run had been the one."""
-        if first_visits:
-            assert self.store.fill_cost is not None  # or the rows would count as absent
-            share = first_visits * self.store.fill_cost.seconds_per_row / self._num_students
-            self._ledger.charge_seconds("teacher", share)
 
     def _top_logits(self, taps: Taps) -> TopLogits | None:
         if taps.logits is None:

@@ -235,9 +235,10 @@ def _finish(run: Run, teacher_path: str | None, facts: dict[str, Any]) -> dict[s
 
 def _export(run: Run, weights: dict[str, Tensor], summary: dict[str, Any]) -> str:
     """Write the student with its card; the hash of what was written, which fine-tuning records as well."""
+    of_the_budget = "" if run.branch is None else f", {100 * run.until:g} % of the budget"
     card = {key: summary[key] for key in ("objective", "seed", "tokens", "flops", "untrained_parameters")}
     card |= {
-        "name": f"{run.study.name}: {run.arm}, seed {run.seed}{_of_the_budget(run)}",
+        "name": f"{run.study.name}: {run.arm}, seed {run.seed}{of_the_budget}",
         "objective_in_words": in_words(run.study.arms[run.arm]),
         "budget": f"{run.until * run.study.budget.limit:g} {run.study.budget.unit}",
         "data": ", ".join(shards.path for shards in run.study.data.shards),
@@ -250,7 +251,10 @@ def _export(run: Run, weights: dict[str, Tensor], summary: dict[str, Any]) -> st
 def summarise(run: Run, teacher_path: str | None, scores: dict[str, float], facts: dict[str, Any]) -> dict[str, Any]:
     """The summary of a finished run, as plain data."""
     budget, ledger = run.study.budget, run.ledger
-    length = run.study.data.sequence_length
+    length, branch = run.study.data.sequence_length, None
+    if run.branch is not None:  # where it left another run, and whether its learning rate came down on the way
+        steps = ledger.steps - run.branch.step
+        branch = {"fraction": run.branch.end, "left_at": run.branch.start, "decay_steps": steps, "decayed": steps > 0}
     return {
         "status": "finished",
         "arm": run.arm,
@@ -279,19 +283,9 @@ def summarise(run: Run, teacher_path: str | None, scores: dict[str, float], fact
         "flops_per_token": {name: flops / length for name, flops in asdict(run.mean_cost).items()},
         "memory": _memory(run),
         "fingerprint": facts,
-        "branch": None if run.branch is None else _branch_facts(run, run.branch),
+        "branch": branch,
         "settings": settings(run.study),
     }
-
-
-def _of_the_budget(run: Run) -> str:
-    return "" if run.branch is None else f", {100 * run.until:g} % of the budget"
-
-
-def _branch_facts(run: Run, branch: Branch) -> dict[str, Any]:
-    """Where a run left another one, and whether its learning rate came down on the way."""
-    steps = run.ledger.steps - branch.step
-    return {"fraction": branch.end, "left_at": branch.start, "decay_steps": steps, "decayed": steps > 0}
 
 
 def settings(study: StudyRecipe) -> dict[str, Any]:

@@ -18,10 +18,6 @@ class Branch:
     start: float  # what was spent then
     end: float  # what is spent at the end of this one
 
-    def share_left(self, fraction: float) -> float:
-        """What is left at ``fraction`` of the learning rate that the other run had at ``start``."""
-        return (self.end - fraction) / (self.end - self.start)
-
 
 def learning_rate(recipe: TrainingRecipe, fraction: float, branch: Branch | None = None) -> float:
     """The rate of the step that begins at budget ``fraction``: linear warm-up to the peak, then decay to zero.
@@ -30,7 +26,8 @@ def learning_rate(recipe: TrainingRecipe, fraction: float, branch: Branch | None
     at its start to zero at its end.
     """
     if branch is not None:
-        return learning_rate(recipe, branch.start) * branch.share_left(fraction)
+        share_left = (branch.end - fraction) / (branch.end - branch.start)
+        return learning_rate(recipe, branch.start) * share_left
     fraction = min(1.0, fraction)
     if fraction < recipe.warmup_fraction:
         return recipe.learning_rate * fraction / recipe.warmup_fraction

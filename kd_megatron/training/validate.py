@@ -7,7 +7,7 @@ of the training split, whatever the student's pool is capped at. On a small pool
 that its student knows by heart, and then read them on text that it does not know.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -122,8 +122,10 @@ class Validation:
         self, student: TappedEncoder, probe: ProbeHead, last: int, own_head: bool, stops: Callable[[], bool]
     ) -> dict[str, float]:
         totals = torch.zeros(5, dtype=torch.float64)  # targets; loss and hits of the probe; loss and hits of the head
-        for index, batch in enumerate(self._held_out_batches()):
+        for index, first in enumerate(range(0, self.num_samples, EVALUATION_BATCH_SIZE)):
             _look(index, stops)
+            size = min(EVALUATION_BATCH_SIZE, self.num_samples - first)
+            batch = self._my_part(self.held_out.batch(first, size))
             taps = student(batch)
             totals[0] += float((batch.labels != IGNORED).sum())
             totals[1:3] += torch.stack(self._score(probe, _masked_states(taps, batch, last), batch.labels)).cpu()
@@ -139,10 +141,6 @@ class Validation:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = probe(states)
         return loss_and_hits(logits, labels)
-
-    def _held_out_batches(self) -> Iterator[Batch]:
-        for first in range(0, self.num_samples, EVALUATION_BATCH_SIZE):
-            yield self._my_part(self.held_out.batch(first, min(EVALUATION_BATCH_SIZE, self.num_samples - first)))
 
     def _my_part(self, batch: Batch) -> Batch:
         """This rank's rows; every rank has at least one, so that collective calls inside the student match."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import processes
 import pytest
 
-from data_prep import duplicates
+from data_prep import write
 from data_prep.assign import document_digest
 
 
@@ -18,20 +18,20 @@ def test_all_but_the_first_of_equal_documents(
     rng = random.Random(at_a_time)
     digests = [document_digest(f"text {rng.randrange(200)}") for _ in range(num_documents)]
     (tmp_path / "x.digests").write_bytes(b"".join(digests))
-    monkeypatch.setattr(duplicates, "AT_A_TIME", at_a_time)
+    monkeypatch.setattr(write, "AT_A_TIME", at_a_time)
     expected = [digest in digests[:place] for place, digest in enumerate(digests)]
-    assert duplicates.repeated(tmp_path / "x.digests").tolist() == expected
+    assert write.repeated(tmp_path / "x.digests").tolist() == expected
     assert num_documents < 500 or sum(expected) > 200
 
 
 PEAK = """
 import sys, tracemalloc
 from pathlib import Path
-from data_prep import duplicates
-duplicates.AT_A_TIME = 1 << 12
-duplicates.repeated(Path(sys.argv[1]))  # numpy's own first allocations
+from data_prep import write
+write.AT_A_TIME = 1 << 12
+write.repeated(Path(sys.argv[1]))  # numpy's own first allocations
 tracemalloc.start()
-duplicates.repeated(Path(sys.argv[1]))
+write.repeated(Path(sys.argv[1]))
 print(tracemalloc.get_traced_memory()[1])
 """
 
@@ -48,4 +48,4 @@ def test_memory_grows_by_a_byte_a_document(tmp_path: Path) -> None:
 def test_digests_that_agree_in_one_half_are_different(tmp_path: Path) -> None:
     digests = [first * 8 + second * 8 for first in (b"a", b"b") for second in (b"c", b"d")]
     (tmp_path / "x.digests").write_bytes(b"".join([*digests, digests[2]]))
-    assert duplicates.repeated(tmp_path / "x.digests").tolist() == [False] * 4 + [True]
+    assert write.repeated(tmp_path / "x.digests").tolist() == [False] * 4 + [True]

@@ -64,8 +64,14 @@ def test_it_learns_and_repeats_to_the_last_digit(tiny_model: Path, encoded: Enco
 
 @pytest.mark.parametrize("stop_at", [1, 17, 35])
 def test_a_cell_that_was_stopped_goes_on_to_the_same_last_digit(
-    tiny_model: Path, encoded: EncodedTask, recipe: FinetuneRecipe, tmp_path: Path, stop_at: int
+    tiny_model: Path,
+    encoded: EncodedTask,
+    recipe: FinetuneRecipe,
+    tmp_path: Path,
+    stop_at: int,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setenv("KD_FINETUNE_SAVE_SECONDS", "0")
     recipe = recipe.model_copy(update={"dropout": 0.1, "evaluate_every_epochs": 1.0})
     whole = run_cell(tiny_model, encoded, CELL, recipe, CPU)
     heard: list[int] = []
@@ -75,7 +81,7 @@ def test_a_cell_that_was_stopped_goes_on_to_the_same_last_digit(
         if len(heard) == stop_at + 1:
             raise KeyboardInterrupt
 
-    kept = Unfinished(tmp_path / "cell.json", every_seconds=0)
+    kept = Unfinished(tmp_path / "cell.json")
     with pytest.raises(KeyboardInterrupt):
         run_cell(tiny_model, encoded, CELL, recipe, CPU, stop, kept)
     told: list[int] = []
@@ -204,9 +210,15 @@ def _fresh(tiny_model: Path) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 
 
 def test_an_unfinished_cell_of_another_device_or_model_is_said_and_left_out(
-    tiny_model: Path, encoded: EncodedTask, recipe: FinetuneRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path,
+    encoded: EncodedTask,
+    recipe: FinetuneRecipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    kept = Unfinished(tmp_path / "cell.json", every_seconds=0)
+    monkeypatch.setenv("KD_FINETUNE_SAVE_SECONDS", "0")
+    kept = Unfinished(tmp_path / "cell.json")
     whole = run_cell(tiny_model, encoded, CELL, recipe, CPU, unfinished=kept)
     tensors = load_file(kept.path)
     with safe_open(kept.path, "pt") as file:

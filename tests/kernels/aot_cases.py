@@ -61,7 +61,7 @@ def score_mse(student_size: int, teacher_size: int, dtype: torch.dtype, padding:
         from kd_megatron.kernels.score_mse import triton_launch
 
         student, teacher = fused_views(student_size, dtype, True), fused_views(teacher_size, dtype, False)
-        triton_launch.score_mse(*student[:2], *teacher[:2], NUM_HEADS, mask(padding))
+        triton_launch.score_mse(tuple(student[:2]), tuple(teacher[:2]), NUM_HEADS, mask(padding))
 
     return Case(call, matrix_instructions=dtype != torch.float32)
 

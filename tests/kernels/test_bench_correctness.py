@@ -73,7 +73,7 @@ def test_a_planted_wrong_kernel_is_refused(planted, message: str, monkeypatch: p
 def test_a_kernel_that_is_wrong_only_at_the_timed_shape_is_refused_there(monkeypatch: pytest.MonkeyPatch):
     def wrong_when_long(*arguments):
         loss = score_mse.BACKENDS["reference"](*arguments)
-        return loss if arguments[0].shape[1] < 8 else 1.01 * loss
+        return loss if arguments[0][0].shape[1] < 8 else 1.01 * loss
 
     backends = {"reference": score_mse.BACKENDS["reference"], "planted": wrong_when_long}
     monkeypatch.setattr(score_mse, "BACKENDS", backends)

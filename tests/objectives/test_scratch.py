@@ -5,9 +5,9 @@ import torch
 from objective_examples import STUDENT, batch, build, example
 from tolerances import HAND_WORKED_RELATIVE
 
-from kd_megatron.errors import ModelError, RecipeError
+from kd_megatron.errors import RecipeError
 from kd_megatron.objectives.of_arm import parse_options
-from kd_megatron.tensors import IGNORED, ModelShape, Needs
+from kd_megatron.tensors import IGNORED, Needs
 
 
 def cross_entropy_by_hand(logits, labels):
@@ -51,12 +51,6 @@ def test_a_batch_without_targets_is_zero():
 def test_clean_inputs_are_refused():
     with pytest.raises(RecipeError, match="it would read the answers"):
         parse_options({"objective": "scratch", "inputs": "clean"}, "arms.scratch")
-
-
-def test_a_student_without_a_head_is_refused():
-    headless = ModelShape(**{**vars(STUDENT), "has_mlm_head": False})
-    with pytest.raises(ModelError, match="the student has no MLM head"):
-        build({"objective": "scratch"}, headless, None)
 
 
 def test_flops_are_six_per_logit():

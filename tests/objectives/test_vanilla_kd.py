@@ -110,7 +110,6 @@ def test_refuses_options(change, says):
     ("change", "student", "teacher", "says"),
     [
         ({}, STUDENT, None, "objective vanilla_kd without a teacher"),
-        ({}, STUDENT, replace(TEACHER, has_mlm_head=False), "the teacher has no MLM head"),
         ({}, STUDENT, replace(TEACHER, vocab_size=14), r"vocabularies of 13 \(student\) and 14 \(teacher\)"),
         ({"weight_cosine": 1.0}, STUDENT, TEACHER, r"hidden sizes 12 \(student\) and 18 \(teacher\)"),
     ],

@@ -75,8 +75,9 @@ def test_plan_refuses(inputs):
         plan(with_budget(inputs, tokens=STEP_TOKENS))
 
 
-def test_processes_that_cannot_share_the_batch_are_refused(inputs):
+def test_processes_that_cannot_share_the_batch_are_refused(inputs, monkeypatch):
+    monkeypatch.setattr("kd_megatron.planner.plan._memory", lambda *_: {})  # which takes seconds
     recipe = tiny_study(inputs, training={"micro_batch_size": 8})  # a global batch of 8
-    assert plan(recipe, num_processes=4, simulates_memory=False).num_processes == 4
+    assert plan(recipe, num_processes=4).num_processes == 4
     with pytest.raises(RecipeError, match="global_batch_size 8 on 3 processes"):
-        plan(recipe, num_processes=3, simulates_memory=False)
+        plan(recipe, num_processes=3)

@@ -20,7 +20,7 @@ from kd_megatron.cli import main
 from kd_megatron.engine import flops
 from kd_megatron.errors import RecipeError
 from kd_megatron.machine.gpus import GPUS
-from kd_megatron.models.known import config_or_known
+from kd_megatron.models.build import config_or_known
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.report.study.published import REFERENCE
 from kd_megatron.tensors import Needs

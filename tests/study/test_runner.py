@@ -9,7 +9,7 @@ from tiny_study import tiny_study, write_inputs
 
 from kd_megatron.analysis import results
 from kd_megatron.errors import NonFiniteError, RecipeError
-from kd_megatron.finetune.cell.model import content_hash
+from kd_megatron.files.manifest import model_hash
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.report.study.page import write_report
 from kd_megatron.study import layout
@@ -135,7 +135,7 @@ def test_a_student_that_was_made_anew_is_fine_tuned_anew(tmp_path, monkeypatch):
     run, tuned = directory / "arms" / "minilm" / "seed_0", directory / "finetune" / "minilm" / "seed_0"
     (run / "export").mkdir()
     (run / "export" / "config.json").write_text("{}")
-    edit_summary(tuned, model_hash=content_hash(run / "export"))
+    edit_summary(tuned, model_hash=model_hash(run / "export"))
     (piece,) = [
         one
         for one in pieces(study_recipe(num_seeds=1), directory, write_report)

@@ -8,8 +8,7 @@ from tiny_study import tiny_study, write_inputs
 from transformers import AutoModel, AutoTokenizer
 
 from kd_megatron.errors import ModelError, OutputError
-from kd_megatron.files.manifest import weights_hash
-from kd_megatron.finetune.cell.model import content_hash
+from kd_megatron.files.manifest import model_hash, weights_hash
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.training.branch import leave
 from kd_megatron.training.fingerprint import FINGERPRINT, INPUTS, going_on
@@ -29,7 +28,7 @@ def study(inputs: Path, arm: str) -> StudyRecipe:
 def test_a_run_whose_data_changed_does_not_go_on(inputs: Path, tmp_path: Path) -> None:
     recipe, run = study(inputs, "scratch"), tmp_path / "run"
     summary = pretrain(recipe, "scratch", 0, run, None)
-    assert summary["export_hash"] == content_hash(run / "export")
+    assert summary["export_hash"] == model_hash(run / "export")
     (run / "summary.json").unlink()
     facts = json.loads((run / FINGERPRINT).read_text())
     (run / FINGERPRINT).write_text(json.dumps(facts | {"data": "0badf00d"}))

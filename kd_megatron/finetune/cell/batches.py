@@ -3,9 +3,9 @@
 Shapes: N examples of a split, B batch, L length of the longest in the batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -37,11 +37,6 @@ class EncodedSplit:
     def lengths(self) -> np.ndarray:
         """[N] int64, special tokens counted."""
         return self.tokens.lengths
-
-    @property
-    def num_truncated(self) -> int:
-        """Examples that were longer than the limit."""
-        return self.tokens.num_truncated
 
     def batch(self, indices: np.ndarray, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
         """The model's inputs ([B, L] int64 each) and the labels ([B]) of the examples ``indices`` ([B])."""
@@ -76,6 +71,17 @@ class EncodedTask:
         selection = {"selection": self.selection} if self.selection else {}
         return {"train": self.train, **self.devs, **self.tests, **selection}
 
+    @classmethod
+    def made(cls, of: "Task | EncodedTask", task: Task, make: Callable[[Any], EncodedSplit]) -> Self:
+        """``task`` with every split of ``of`` as ``make`` makes it."""
+        return cls(
+            task,
+            train=make(of.train),
+            devs={name: make(split) for name, split in of.devs.items()},
+            tests={name: make(split) for name, split in of.tests.items()},
+            selection=make(of.selection) if of.selection else None,
+        )
+
 
 def encode_task(task: Task, tokenizer: Any, max_length: int) -> EncodedTask:
     """Tokenise all splits, cut at ``max_length`` tokens (of a pair, the longer text first)."""
@@ -85,22 +91,17 @@ def encode_task(task: Task, tokenizer: Any, max_length: int) -> EncodedTask:
         tokens = tokenise(split.first, split.second, tokenizer, max_length)
         return EncodedSplit(tokens, labels, tokenizer.pad_token_id)
 
-    return EncodedTask(
-        task,
-        train=encode(task.train),
-        devs={name: encode(split) for name, split in task.devs.items()},
-        tests={name: encode(split) for name, split in task.tests.items()},
-        selection=encode(task.selection) if task.selection else None,
-    )
+    return EncodedTask.made(task, task, encode)
 
 
 def cut_in_words(encoded: EncodedTask, max_length: int) -> str:
     """How many texts of each split are cut, where they are many; empty where they are few."""
-    splits = {name: split for name, split in encoded.splits().items() if split.num_truncated > MANY * len(split)}
-    if not splits:
+    cut = {name: split.tokens.num_truncated for name, split in encoded.splits().items()}
+    sizes = {name: len(split) for name, split in encoded.splits().items()}
+    counts = ", ".join(f"{name} {cut[name]} of {sizes[name]}" for name in cut if cut[name] > MANY * sizes[name])
+    if not counts:
         return ""
-    counts = ", ".join(f"{name} {split.num_truncated} of {len(split)}" for name, split in splits.items())
-    if all(split.num_truncated == len(split) for split in encoded.splits().values()):
+    if cut == sizes:
         return (
             f"{encoded.task.name}: EVERY text is longer than max_length={max_length} tokens ({counts}): the model "
             "never sees the end of one; raise max_length, or check that the text columns are the right ones"

@@ -10,7 +10,6 @@ from torch import nn
 
 from kd_megatron.console import logs
 from kd_megatron.errors import ModelError
-from kd_megatron.finetune.cell.dropout import require_dropout, set_dropout
 from kd_megatron.finetune.cell.untrained import UntrainedTop
 
 TOKEN_TYPES = "token_type_ids"
@@ -18,6 +17,7 @@ AS_IT_IS = UntrainedTop("keep")
 _VOCABULARY_FILES = ("tokenizer.json", "vocab*", "*.model")  # one of them has the words
 # These count their positions from padding_idx + 1, so that some of them are never used.
 _POSITIONS_AFTER_PADDING = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
+_NO_DROPOUT = "set dropout to null, for all models of the comparison"
 _CLASSIFIER = "ForSequenceClassification"  # in the name of a checkpoint's class: it has a head of its own task
 
 
@@ -171,3 +171,35 @@ def _draw(model: nn.Module, names: list[str], seed: int, standard_deviation: flo
             digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
             nn.init.normal_(parameters[name], std=standard_deviation, generator=generator)
+
+
+def set_dropout(config: Any, dropout: float, path: Path) -> None:
+    """Set every probability of dropout that ``config``, of the model in ``path``, has: hidden states, attention, head.
+
+    Raises:
+        ModelError: it has none.
+    """
+    names = [name for name, value in config.to_dict().items() if "dropout" in name and _is_probability(value)]
+    if not names and dropout > 0:
+        raise ModelError(
+            given=f"dropout: {dropout:g}, but the configuration of {path} has no dropout",
+            expected="a model that has it, or dropout: null",
+            fix=_NO_DROPOUT,
+        )
+    for name in names:
+        setattr(config, name, dropout)
+
+
+def require_dropout(model: nn.Module, dropout: float, path: Path) -> None:
+    """Hold ``model`` to what its configuration was told. Raises `ModelError` when it has another one somewhere."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and module.p != dropout:
+            raise ModelError(
+                given=f"dropout: {dropout:g}, but {name} of {path} keeps {module.p:g}",
+                expected="a model whose configuration decides all its dropout",
+                fix=_NO_DROPOUT,
+            )
+
+
+def _is_probability(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))

@@ -30,14 +30,11 @@ class Unfinished:
 
     Args:
         cell_path: the json file that the cell will end as.
-        every_seconds: how long training goes on between two saves; None: what the environment says, or 300.
     """
 
-    def __init__(self, cell_path: Path, every_seconds: float | None = None) -> None:
+    def __init__(self, cell_path: Path) -> None:
         self.path = cell_path.with_suffix(SUFFIX)
-        self._every_seconds = (
-            seconds_of(SAVE_SECONDS, DEFAULT_SAVE_SECONDS, least=0.0) if every_seconds is None else every_seconds
-        )
+        self._every_seconds = seconds_of(SAVE_SECONDS, DEFAULT_SAVE_SECONDS, least=0.0)
         self._saved_at = time.monotonic()
 
     @property

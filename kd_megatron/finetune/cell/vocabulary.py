@@ -96,11 +96,4 @@ def _renumber(encoded: EncodedTask, rows: np.ndarray, new_ids: np.ndarray) -> En
         tokens = replace(split.tokens, ids=new_ids[split.tokens.ids])
         return EncodedSplit(tokens, split.labels, int(new_ids[split.pad_token]))
 
-    return replace(
-        encoded,
-        train=renumber(encoded.train),
-        devs={name: renumber(split) for name, split in encoded.devs.items()},
-        tests={name: renumber(split) for name, split in encoded.tests.items()},
-        selection=renumber(encoded.selection) if encoded.selection else None,
-        rows=rows,
-    )
+    return replace(EncodedTask.made(encoded, encoded.task, renumber), rows=rows)

@@ -23,7 +23,7 @@ from kd_megatron.finetune.cell.unfinished import Unfinished
 from kd_megatron.finetune.cell.untrained import read_untrained_top
 from kd_megatron.finetune.grid.averages import averages
 from kd_megatron.finetune.grid.halving import planned
-from kd_megatron.finetune.grid.jobs import SUMMARY, Job, claim, list_jobs, read_cell, write_cell
+from kd_megatron.finetune.grid.jobs import SUMMARY, Job, claim, list_jobs, read_cell
 from kd_megatron.finetune.grid.outputs import (
     predictions_path,
     record_machine,
@@ -76,7 +76,8 @@ def _run_claimed(
     tokenizer = models.load_tokenizer(model_path, recipe.max_length)
     tasks = _main_first(lambda: [load_split_task(task, recipe) for task in recipe.tasks])
     recipe = resolve_precision(recipe)
-    _warn_of_emulation(recipe.precision)
+    if recipe.precision == "bf16" and not multiplies_bf16():
+        logs.warn("this machine emulates bf16, which is many times slower than fp32; precision=auto takes the faster")
     for words in idle_settings(recipe):
         logs.warn(words)
     top = _main_first(lambda: read_untrained_top(model_path, recipe.untrained_top))
@@ -172,7 +173,9 @@ def _keep(job: Job, result: CellResult, recipe: FinetuneRecipe, output: Path) ->
         write_predictions(predictions_path(job.path), result.predictions)
     if recipe.tensorboard:
         write_tensorboard(tensorboard_path(output, job.path), result.content)
-    write_cell(job, result.content)
+    with disk_full_is_clear(job.path):
+        job.path.parent.mkdir(parents=True, exist_ok=True)
+        records.write_json(job.path, {"key": job.key, **result.content})
 
 
 def _main_first(work: Callable[[], T]) -> T:
@@ -180,11 +183,6 @@ def _main_first(work: Callable[[], T]) -> T:
     results: list[T] = []
     dist.on_main(lambda: results.append(work()))
     return results[0] if dist.is_main() else work()
-
-
-def _warn_of_emulation(precision: str) -> None:
-    if precision == "bf16" and not multiplies_bf16():
-        logs.warn("this machine emulates bf16, which is many times slower than fp32; precision=auto takes the faster")
 
 
 def encode(task: Task, model_path: Path, tokenizer: Any, recipe: FinetuneRecipe) -> EncodedTask:

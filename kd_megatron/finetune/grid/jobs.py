@@ -75,13 +75,6 @@ def read_cell(job: Job) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and content.get("key") == job.key else None
 
 
-def write_cell(job: Job, content: dict[str, Any]) -> None:
-    """Publish the content of a finished cell, all or nothing."""
-    with disk_full_is_clear(job.path):
-        job.path.parent.mkdir(parents=True, exist_ok=True)
-        records.write_json(job.path, {"key": job.key, **content})
-
-
 def claim(output: Path, model_path: Path, model_hash: str) -> None:
     """Mark ``output`` as this model's. Raises `OutputError` when it is another's: scores are never mixed."""
     refuse_file_or_links_out(output)

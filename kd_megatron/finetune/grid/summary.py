@@ -68,10 +68,10 @@ def summarise(tasks: dict[str, dict[str, Any]], recipe: FinetuneRecipe) -> dict[
     }
 
 
-def t_interval(scores: Sequence[float], level: float = 0.95) -> list[float] | None:
-    """Student's t interval of the mean over seeds, [low, high]; None for fewer than two scores."""
+def t_interval(scores: Sequence[float]) -> list[float] | None:
+    """Student's 95 % interval of the mean over seeds, [low, high]; None for fewer than two scores."""
     if len(scores) < 2:
         return None
     mean, error = float(np.mean(scores)), float(stats.sem(scores))
-    half_width = error * float(stats.t.ppf((1 + level) / 2, len(scores) - 1))
+    half_width = error * float(stats.t.ppf(0.975, len(scores) - 1))
     return [mean - half_width, mean + half_width]

@@ -115,11 +115,8 @@ class WorkQueue:
 
     def _open_jobs(self) -> list[Job]:
         """What can run now and is not known to have ended, the longest first, then in the order of the grid."""
-        now = {cell for cells in self._by_task.values() for cell in self._runnable(cells)} - self._failed
+        now = {job.cell for job in self._jobs.values()} - self._scores.keys() - self._failed
+        if self._halving:
+            now &= {cell for cells in self._by_task.values() for cell in eligible(cells, self._scores)}
         found = [job for job in self._jobs.values() if job.cell in now]
         return sorted(found, key=lambda job: -job.num_characters)
-
-    def _runnable(self, cells: list[Cell]) -> list[Cell]:
-        if self._halving:
-            return eligible(cells, self._scores)
-        return [cell for cell in cells if cell not in self._scores]

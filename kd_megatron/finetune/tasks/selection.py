@@ -10,7 +10,7 @@ import hashlib
 import numpy as np
 
 from kd_megatron.errors import DataError
-from kd_megatron.finetune.tasks.tasks import Split, Task
+from kd_megatron.finetune.tasks.tasks import Task
 from kd_megatron.recipe import FinetuneRecipe, SelectionRecipe
 
 SLICE_SEED = 1404  # every arm and every seed of a study holds out the same rows
@@ -30,7 +30,7 @@ def hold_out(task: Task, recipe: SelectionRecipe) -> Task:
         return task
     held = _slice_of(task, recipe.fraction)
     kept = sorted(set(range(len(task.train))) - set(held))
-    selection = _rows(task.train, held)
+    selection = task.train.at(held)
     if len(set(selection.labels)) < 2:
         raise DataError(
             given=f"{task.name}: {recipe.fraction:g} of {len(task.train)} training rows are {len(held)} rows"
@@ -41,7 +41,7 @@ def hold_out(task: Task, recipe: SelectionRecipe) -> Task:
     said = f"train: {len(held)} of {len(task.train)} rows held out to select by"
     return dataclasses.replace(
         task,
-        train=_rows(task.train, kept),
+        train=task.train.at(kept),
         selection=selection,
         note="; ".join(part for part in (task.note, said) if part),
     )
@@ -85,8 +85,3 @@ def _strata(task: Task) -> list[np.ndarray]:
     if task.regression:
         return [part for part in np.array_split(np.argsort(labels, kind="stable"), NUM_STRATA) if len(part)]
     return [np.flatnonzero(labels == value) for value in np.unique(labels)]
-
-
-def _rows(split: Split, indices: list[int]) -> Split:
-    second = split.second and [split.second[i] for i in indices]
-    return Split([split.first[i] for i in indices], second, [split.labels[i] for i in indices])

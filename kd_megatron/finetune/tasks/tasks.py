@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-from kd_megatron.errors import RecipeError, nearest
-from kd_megatron.finetune.tasks import embedded, glue, glue_rows, labels, metrics
+from kd_megatron.console import logs
+from kd_megatron.errors import DataError, RecipeError, nearest
+from kd_megatron.finetune.tasks import embedded, glue, glue_rows, metrics
 from kd_megatron.finetune.tasks.metrics import Metric
 from kd_megatron.finetune.tasks.sources import Rows, read_own
 from kd_megatron.finetune.tasks.tables import Row
@@ -29,6 +33,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.first)
+
+    def at(self, places: Sequence[int]) -> Self:
+        """The examples at ``places``, in that order."""
+        second = self.second and [self.second[i] for i in places]
+        return type(self)([self.first[i] for i in places], second, [self.labels[i] for i in places])
 
 
 @dataclass(frozen=True)
@@ -76,13 +85,15 @@ def load_task(
     """
     rows = _read(recipe, glue_path, glue_revision, with_tests)
     regression = not glue.GLUE[recipe.name].labels if recipe.is_glue else recipe.type == "regression"
-    label_names = () if regression else _label_names(recipe, rows.train)
+    label_names: tuple[str, ...] = ()
+    if not regression:
+        label_names = glue.GLUE[recipe.name].labels if recipe.is_glue else tuple(sorted({r.label for r in rows.train}))
     source = rows.train[0].place.rpartition(":")[0]
-    train = _split(rows.train, labels.encode(rows.train, label_names))
-    labels.check_two(recipe.name, source, train.labels, label_names)
-    devs = {name: _split(part, labels.encode(part, label_names)) for name, part in rows.devs.items()}
+    train = _split(rows.train, _encode_labels(rows.train, label_names))
+    _check_two(recipe.name, source, train.labels, label_names)
+    devs = {name: _split(part, _encode_labels(part, label_names)) for name, part in rows.devs.items()}
     tests = {name: _split(part, []) for name, part in rows.tests.items()}
-    labels.warn_of_shared_rows(recipe.name, rows.train, rows.devs)
+    _warn_of_shared_rows(recipe.name, rows.train, rows.devs)
 
     default_metric = "pearson_spearman" if regression else "accuracy"
     if recipe.is_glue:
@@ -90,9 +101,9 @@ def load_task(
     metric = metrics.choose(recipe.metric or default_metric, recipe.name, len(label_names) or None)
     subset_train = _subset(train, recipe.max_train_examples, recipe.name)
     subset_devs = {name: _subset(split, recipe.max_dev_examples, recipe.name) for name, split in devs.items()}
-    labels.check_two(recipe.name, source, subset_train.labels, label_names)
+    _check_two(recipe.name, source, subset_train.labels, label_names)
     for name, split in subset_devs.items():
-        labels.warn_of_one_label(recipe.name, name, split.labels, metric)
+        _warn_of_one_label(recipe.name, name, split.labels, metric)
     note = _note(recipe, {"train": train, **devs}, {"train": subset_train, **subset_devs})
     partial = recipe.name in glue.GLUE and bool(note)
     return Task(recipe.name, label_names, metric, subset_train, subset_devs, partial, note, tests)
@@ -106,7 +117,11 @@ def _note(recipe: TaskRecipe, whole: dict[str, Split], used: dict[str, Split]) -
         notes.append(glue.difference_to_official(recipe.name, sizes.pop("train"), sizes))
     elif recipe.name in glue.GLUE:
         notes.append(f"own data under the name of GLUE's {recipe.name}")
-    notes += [_subset_note(name, split, used[name]) for name, split in whole.items()]
+    notes += [
+        f"{name}: fixed random subset of {len(used[name])} of {len(split)}"
+        for name, split in whole.items()
+        if len(used[name]) < len(split)
+    ]
     return "; ".join(part for part in notes if part)
 
 
@@ -128,12 +143,6 @@ def _read(recipe: TaskRecipe, glue_path: str | None, glue_revision: str | None, 
     return glue_rows.read_hub(recipe.name, glue_revision, with_tests)
 
 
-def _label_names(recipe: TaskRecipe, train: list[Row]) -> tuple[str, ...]:
-    if recipe.is_glue:
-        return glue.GLUE[recipe.name].labels
-    return tuple(sorted({row.label for row in train}))
-
-
 def _split(rows: list[Row], values: list[float]) -> Split:
     second = [row.second for row in rows if row.second is not None]
     return Split([row.first for row in rows], second or None, values)
@@ -145,9 +154,62 @@ def _subset(split: Split, limit: int | None, name: str) -> Split:
         return split
     name_seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
     kept = sorted(np.random.default_rng([SUBSET_SEED, name_seed]).permutation(len(split))[:limit].tolist())
-    second = split.second and [split.second[i] for i in kept]
-    return Split([split.first[i] for i in kept], second, [split.labels[i] for i in kept])
+    return split.at(kept)
 
 
-def _subset_note(name: str, whole: Split, used: Split) -> str:
-    return "" if len(used) == len(whole) else f"{name}: fixed random subset of {len(used)} of {len(whole)}"
+def _encode_labels(rows: Sequence[Row], label_names: tuple[str, ...]) -> list[float]:
+    """Class indices, or values when there are no label names. `DataError` names the first label that is neither."""
+    indices = {name: float(index) for index, name in enumerate(label_names)}
+    labels = []
+    for row in rows:
+        if label_names and row.label not in indices:
+            raise DataError(
+                given=f"{row.place} has the unknown label {row.label!r}",
+                expected=f"one of the labels of the task: {', '.join(label_names)}",
+                fix="correct the row, or add examples of the label to the training file",
+            )
+        labels.append(indices[row.label] if label_names else _finite(row))
+    return labels
+
+
+def _finite(row: Row) -> float:
+    try:
+        value = float(row.label)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(
+            given=f"{row.place} has the label {row.label!r}",
+            expected="a finite number, since the task is a regression",
+            fix="correct the row, or set the task's type to classification",
+        )
+    return value
+
+
+def _check_two(task: str, place: str, labels: Sequence[float], label_names: tuple[str, ...]) -> None:
+    """Raise `DataError` unless the training examples have at least two different labels."""
+    if len(set(labels)) < 2:
+        only = label_names[int(labels[0])] if label_names else labels[0]
+        raise DataError(
+            given=f"{place}: all {len(labels)} training examples of {task} have the label {only!r}",
+            expected="at least two different labels",
+            fix="check the label column, or raise max_train_examples",
+        )
+
+
+def _warn_of_one_label(task: str, split: str, labels: Sequence[float], metric: Metric) -> None:
+    """Warn of a dev split with one label: no correlation is defined there, whatever the model predicts."""
+    if len(set(labels)) < 2 and not metric.one_label_will_do:
+        logs.warn(
+            f"{task}: all {len(labels)} rows of {split} have the same label: "
+            f"there the {metric.title} says nothing of a model"
+        )
+
+
+def _warn_of_shared_rows(task: str, train: Sequence[Row], devs: dict[str, list[Row]]) -> None:
+    """Warn of dev rows whose texts are in train too, with their number: a score on them is of memory."""
+    known = {(row.first, row.second) for row in train}
+    for split, rows in devs.items():
+        num_shared = sum((row.first, row.second) in known for row in rows)
+        if num_shared:
+            logs.warn(f"{task}: {num_shared} of {len(rows)} rows of {split} have the text of a training row")

@@ -63,7 +63,7 @@ def score_mse(
     door.check_mask("valid", valid, "student_queries", student_queries, num_dimensions=2)
     compute = door.choose_backend(backend, BACKENDS, auto=_fastest(student_queries, teacher_queries, num_heads))
     with door.without_autocast(student_queries):
-        return compute(student_queries, student_keys, teacher_queries, teacher_keys, num_heads, valid)
+        return compute((student_queries, student_keys), (teacher_queries, teacher_keys), num_heads, valid)
 
 
 def _check_pair(pair: dict[str, Tensor]) -> None:

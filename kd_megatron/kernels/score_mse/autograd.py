@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kd_megatron.kernels.arithmetic import Pair
+
 Gradients = tuple[Tensor | None, Tensor | None]  # of the student's queries and keys, [B, L, H, d]; None: not wanted
 Compute = Callable[..., tuple[Tensor, Gradients]]  # takes what a backend takes, and which gradients are wanted
 
@@ -24,17 +26,16 @@ def differentiable(compute: Compute) -> Callable[..., Tensor]:
     """
 
     @functools.wraps(compute)
-    def loss(student_queries: Tensor, student_keys: Tensor, *arguments: Any) -> Tensor:
-        student = [student_queries, student_keys]
+    def loss(student: Pair, *arguments: Any) -> Tensor:
         if not torch.is_grad_enabled():  # the Function cannot tell: gradients are always off in its forward
-            student = [tap.detach() for tap in student]
+            student = student[0].detach(), student[1].detach()
         result: Tensor = _GradientInForward.apply(compute, *student, *arguments)
         return result
 
     return loss
 
 
-def new_gradients(student: tuple[Tensor, Tensor], wanted: tuple[bool, bool], dtype: torch.dtype) -> Gradients:
+def new_gradients(student: Pair, wanted: tuple[bool, bool], dtype: torch.dtype) -> Gradients:
     """Contiguous and not initialised, in the wide dtype: the backward rounds to that of the tap, once."""
     queries, keys = (
         tap.new_empty(tap.shape, dtype=dtype) if want else None for tap, want in zip(student, wanted, strict=True)
@@ -44,10 +45,10 @@ def new_gradients(student: tuple[Tensor, Tensor], wanted: tuple[bool, bool], dty
 
 class _GradientInForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, compute: Compute, *arguments: Any) -> Tensor:
-        loss, gradients = compute(*arguments, ctx.needs_input_grad[1:3])
+    def forward(ctx: Any, compute: Compute, queries: Tensor, keys: Tensor, *arguments: Any) -> Tensor:
+        loss, gradients = compute((queries, keys), *arguments, ctx.needs_input_grad[1:3])
         ctx.save_for_backward(*gradients)
-        ctx.dtypes = [tap.dtype for tap in arguments[:2]]
+        ctx.dtypes = [queries.dtype, keys.dtype]
         return loss
 
     @staticmethod
@@ -58,4 +59,4 @@ class _GradientInForward(torch.autograd.Function):
             None if gradient is None else torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return None, queries, keys, None, None, None, None
+        return None, queries, keys, None, None, None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kd_megatron.kernels.arithmetic import accumulation_dtype, split_heads
+from kd_megatron.kernels.arithmetic import Pair, accumulation_dtype, split_heads
 from kd_megatron.kernels.score_mse.autograd import Gradients, differentiable, new_gradients
 
 BLOCK_ELEMENTS = 2**24  # of a tap, copied at a time on a GPU: enough to fill it, 64 MiB in float32
@@ -52,30 +52,24 @@ def _full_float32() -> Iterator[None]:
 @differentiable
 @_full_float32()
 def score_mse(
-    student_queries: Tensor,
-    student_keys: Tensor,
-    teacher_queries: Tensor,
-    teacher_keys: Tensor,
-    num_heads: int,
-    valid: Tensor | None,
-    wanted: tuple[bool, bool],
+    student: Pair, teacher: Pair, num_heads: int, valid: Tensor | None, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Gradients]:
     """Sum of squared differences of the scaled scores. Its rounding is relative to the scores, not to D."""
-    taps = (student_queries, student_keys, teacher_queries, teacher_keys)
+    taps = (*student, *teacher)
     heads = [split_heads(tap, num_heads) for tap in taps]  # [B, H, L, d]
     scales = _scales(heads[0].shape[-1], heads[2].shape[-1])
     dtype, factor_dtype = accumulation_dtype(*taps), _factor_dtype(*taps)
-    gradients = new_gradients((student_queries, student_keys), wanted, dtype)
-    loss = torch.zeros((), dtype=torch.float64, device=student_queries.device)
-    for block in _blocks(student_queries):
+    gradients = new_gradients(student, wanted, dtype)
+    loss = torch.zeros((), dtype=torch.float64, device=student[0].device)
+    for block in _blocks(student[0]):
         padding = None if valid is None else ~valid[block, None, :, None]  # [b, 1, L, 1]
         q_s, k_s, q_t, k_t = (_factor(x[block], padding, factor_dtype) for x in heads)
         queries, keys = _grams(q_s, q_t), _grams(k_s, k_t)
         loss += sum(scale * _inner_product(*pair) for scale, *pair in zip(scales, queries, keys, strict=True))
         sides = ((gradients[0], q_s, q_t, keys), (gradients[1], k_s, k_t, queries))
-        for gradient, student, teacher, other in sides:
+        for gradient, x_s, x_t, other in sides:
             if gradient is not None:
-                rows = _gradient(student, teacher, other, scales)  # [n, L, d_s]
+                rows = _gradient(x_s, x_t, other, scales)  # [n, L, d_s]
                 split_heads(gradient[block], num_heads).copy_(rows.unflatten(0, (-1, num_heads)))
     return loss.to(dtype), gradients
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kd_megatron.kernels.arithmetic import accumulation_dtype, split_heads
+from kd_megatron.kernels.arithmetic import Pair, accumulation_dtype, split_heads
 from kd_megatron.kernels.score_mse.autograd import Gradients, differentiable, new_gradients
 
 BLOCK_ROWS = 64
@@ -19,21 +19,15 @@ BLOCK_ELEMENTS = 2**17  # of D: half a MiB in float32, which stays in the cache
 
 @differentiable
 def score_mse(
-    student_queries: Tensor,
-    student_keys: Tensor,
-    teacher_queries: Tensor,
-    teacher_keys: Tensor,
-    num_heads: int,
-    valid: Tensor | None,
-    wanted: tuple[bool, bool],
+    student: Pair, teacher: Pair, num_heads: int, valid: Tensor | None, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Gradients]:
     """Sum of squared differences of the scaled scores before softmax, over valid pairs and heads."""
-    taps = (student_queries, student_keys, teacher_queries, teacher_keys)
+    taps = (*student, *teacher)
     dtype = accumulation_dtype(*taps)
     heads = [split_heads(tap, num_heads) for tap in taps]  # [B, H, L, d]
-    gradients = new_gradients((student_queries, student_keys), wanted, dtype)
-    loss = torch.zeros((), dtype=torch.float64, device=student_queries.device)
-    for sequence in range(len(student_queries)):
+    gradients = new_gradients(student, wanted, dtype)
+    loss = torch.zeros((), dtype=torch.float64, device=student[0].device)
+    for sequence in range(len(student[0])):
         positions = None if valid is None else _positions(valid[sequence])
         rows = [_rows(x[sequence], positions, dtype) for x in heads]  # [H, l, d]
         row_gradients = [x.new_empty(x.shape) if want else None for x, want in zip(rows, wanted, strict=False)]

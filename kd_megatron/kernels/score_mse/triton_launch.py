@@ -7,13 +7,10 @@ import torch
 import triton
 from torch import Tensor
 
-from kd_megatron.kernels.arithmetic import accumulation_dtype
+from kd_megatron.kernels.arithmetic import Pair, accumulation_dtype
 from kd_megatron.kernels.score_mse.autograd import Gradients, differentiable, new_gradients
 from kd_megatron.kernels.score_mse.triton_kernels import score_tiles
 from kd_megatron.kernels.triton_tools import Blocks, as_rows, needs_upcast, padded
-
-Pair = tuple[Tensor, Tensor]  # rows and columns of a launch, [B, L, D], of one dtype and equal strides
-
 
 # By the bytes of the wider model's padded head, and the first entry that holds it: the rows and, for every stage, the
 # columns must fit into shared memory, tile and gradient into registers. Heads of 16, 64, 128 and 256 features do not
@@ -32,24 +29,17 @@ LARGEST_HEADS = Blocks(16, 16, 4, 1)  # beyond the tables
 
 @differentiable
 def score_mse(
-    student_queries: Tensor,
-    student_keys: Tensor,
-    teacher_queries: Tensor,
-    teacher_keys: Tensor,
-    num_heads: int,
-    valid: Tensor | None,
-    wanted: tuple[bool, bool],
+    student: Pair, teacher: Pair, num_heads: int, valid: Tensor | None, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Gradients]:
     """Sum of squared differences of the scaled scores before softmax, over valid pairs and heads."""
-    dtype = accumulation_dtype(student_queries, student_keys, teacher_queries, teacher_keys)
-    gradients = new_gradients((student_queries, student_keys), wanted, dtype)
-    student = _pair(student_queries, student_keys, dtype)
-    teacher = _pair(teacher_queries, teacher_keys, dtype)
+    dtype = accumulation_dtype(*student, *teacher)
+    gradients = new_gradients(student, wanted, dtype)
+    student, teacher = _pair(*student, dtype), _pair(*teacher, dtype)
     blocks = default_blocks(student[0], teacher[0], num_heads)
     valid = None if valid is None else valid.contiguous()
     batch, length, _ = student[0].shape
     losses = student[0].new_empty(batch, num_heads * triton.cdiv(length, blocks.rows), dtype=dtype)
-    with torch.cuda.device_of(student_queries):  # a launch goes to the current device, wherever its tensors are
+    with torch.cuda.device_of(student[0]):  # a launch goes to the current device, wherever its tensors are
         _launch(student, teacher, num_heads, valid, losses, gradients[0], blocks, with_loss=True)
         if gradients[1] is not None:
             swapped = student[::-1], teacher[::-1]
@@ -65,7 +55,7 @@ def default_blocks(student: Tensor, teacher: Tensor, num_heads: int) -> Blocks:
 
 
 def _pair(queries: Tensor, keys: Tensor, accumulated: torch.dtype) -> Pair:
-    """As the kernel takes them: views, unless the two differ in dtype or strides, or anything is float64."""
+    """Rows and columns of a launch, [B, L, D], of one dtype and equal strides: views where the taps are so already."""
     dtype = torch.promote_types(queries.dtype, keys.dtype)
     if accumulated == torch.float64:
         dtype = accumulated
