@@ -8,7 +8,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self, get_args
+from typing import Any, get_args
 
 from kd_megatron.recipe import Account, BudgetRecipe
 
@@ -95,13 +95,6 @@ class Ledger:
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for ``ledger.json`` and checkpoints."""
         return {name: value for name, value in asdict(self).items() if not name.startswith("_")}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The ledger that `to_dict` wrote."""
-        ledger = cls(num_devices=data["num_devices"])
-        ledger.restore(data)
-        return ledger
 
     def restore(self, data: dict[str, Any]) -> None:
         """Take over what `to_dict` wrote, in place: the clocks of a run share one ledger.

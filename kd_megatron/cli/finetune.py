@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kd_megatron.finetune.grid.dry_run import TaskPlan
     from kd_megatron.recipe import FinetuneRecipe
 
 HELP = "fine-tune an encoder on GLUE or own data over a grid, and print the scores"
@@ -56,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the grid, print the table, write the page."""
-    from kd_megatron.cli.finetune_tables import print_scores
+    from kd_megatron.finetune.grid.dry_run import plan_grid
     from kd_megatron.finetune.grid.grid import run_grid
     from kd_megatron.finetune.grid.submission import check_recipe
     from kd_megatron.launch.preflight import compare_nodes
@@ -68,23 +71,15 @@ def run(args: argparse.Namespace) -> int:
     if args.submission:
         check_recipe(recipe)
     if args.dry_run:
-        return _print_plan(args.model, recipe, output)
+        if dist.is_main():
+            _print_plan(plan_grid(args.model, recipe, output), recipe)
+        return 0
     with dist.joined(share_devices=True):
         compare_nodes([args.recipe, *args.overrides])
         summary = run_grid(args.model, recipe, output)
         if dist.is_main():
-            print_scores(summary)
+            _print_scores(summary)
             _write_outputs(summary, output, recipe, args.submission)
-    return 0
-
-
-def _print_plan(model: Path, recipe: "FinetuneRecipe", output: Path) -> int:
-    from kd_megatron.cli.finetune_tables import print_plan
-    from kd_megatron.finetune.grid.dry_run import plan_grid
-    from kd_megatron.ranks import dist
-
-    if dist.is_main():
-        print_plan(plan_grid(model, recipe, output), recipe)
     return 0
 
 
@@ -108,3 +103,77 @@ def default_output(model: Path) -> Path:
         path = path.parent
     name = f"{path.parent.name}-{path.name}" if path.name.startswith("seed_") else path.name
     return Path("runs") / f"finetune-{name}"
+
+
+def _print_scores(summary: dict[str, Any]) -> None:
+    """The scores with their intervals, the averages, and what a reader must know of them."""
+    from rich.console import Console
+
+    table = _table(f"{summary['model']} ({summary['precision']})")
+    for column in ("task", "metric", "n", "mean", "95 % interval", "lr, batch", "train, dev"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("mean", "95 % interval"))
+    for name, task in summary["tasks"].items():
+        best, interval = task["best_cell"], task["interval"]
+        table.add_row(
+            name + ("*" if task["note"] else ""),
+            task["metric"],
+            str(len(task["scores"])),
+            f"{task['mean']:.4f}",
+            f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "needs 2 seeds",
+            f"{best['learning_rate']:g}, {best['batch_size']}",
+            f"{task['num_train']}, {task['num_dev']}",
+        )
+    table.add_section()
+    table.add_row("average", "", "", f"{summary['average']:.4f}", "", "", "")
+    console = Console(highlight=False)
+    console.print(table)
+    for name, task in summary["tasks"].items():
+        if task["note"]:
+            console.print(f"* {name}: {task['note']}", soft_wrap=True)
+    for average in summary["averages"].values():
+        if average["tasks"]:  # someone with own data alone need not read of GLUE
+            console.print(_average(average), soft_wrap=True)
+    console.print(
+        f"Each score is that of the {summary['selection']}, over n seeds; intervals are Student's t.", soft_wrap=True
+    )
+
+
+def _average(average: dict[str, Any]) -> str:
+    if average["average"] is None:
+        return f"{average['title']}: not given, {', '.join(average['absent'])} absent"
+    partial = f"; not on GLUE's rows: {', '.join(average['partial'])}" if average["partial"] else ""
+    return f"{average['title']}: {average['average']:.4f}{partial}"
+
+
+def _print_plan(plans: "list[TaskPlan]", recipe: "FinetuneRecipe") -> None:
+    """What there is to do, task by task."""
+    from rich.console import Console
+
+    table = _table("Nothing was trained or written. To do:")
+    for column in ("task", "train, dev", "settings x seeds", "cells", "done", "examples left", "examples/s", "hours"):
+        table.add_column(column, overflow="fold")
+    for plan in plans:
+        table.add_row(
+            plan.task.name + ("*" if plan.task.note else ""),
+            f"{len(plan.task.train)}, {plan.task.num_dev}",
+            f"{plan.num_settings} x {plan.num_seeds}",
+            str(plan.num_cells),
+            str(plan.num_done),
+            f"{plan.num_examples:,}",
+            "-" if plan.examples_per_second is None else f"{plan.examples_per_second:.0f}",
+            "-" if plan.seconds is None else f"{plan.seconds / 3600:.2f}",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    for plan in plans:
+        if plan.task.note:
+            console.print(f"* {plan.task.name}: {plan.task.note}", soft_wrap=True)
+    if recipe.halving:
+        console.print("Successive halving: after each seed the worse half of the settings is given up.")
+    console.print("Speeds are those of finished cells, one process; a task without one has none.", soft_wrap=True)
+
+
+def _table(title: str) -> "Table":
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left")

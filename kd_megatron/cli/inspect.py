@@ -1,7 +1,7 @@
 """``inspect``: verify a shard set or a teacher cache and show what is in it."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,17 +39,17 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from data_prep.verify import verify
-    from kd_megatron.cli import inspect_cache
     from kd_megatron.console import logs
     from kd_megatron.errors import RecipeError
+    from kd_megatron.teacher_cache.identity import IDENTITY
 
     logs.quiet_libraries()
     directory = Path(args.directory)
     for name, least in (("samples", 0), ("length", 3), ("seed", 0)):  # a window has [CLS], [SEP] and a token at least
         if getattr(args, name) < least:
             raise RecipeError(given=f"--{name} {getattr(args, name)}", expected=f"{least} or more")
-    if inspect_cache.is_cache(directory):
-        return inspect_cache.run(directory)
+    if (directory / IDENTITY).is_file():
+        return _inspect_cache(directory)
     manifest = verify(directory, full=not args.quick)
     console = Console(highlight=False)
     for table in (_splits(manifest), _statistics(manifest), _sources(manifest)):
@@ -132,3 +132,49 @@ def _sample_windows(
         text = str(tokenizer.decode(tokens[first : first + length].astype(np.int64)))
         windows.append((f"{shard.name}, tokens {first:,} to {first + length:,}", text))
     return windows
+
+
+def _inspect_cache(directory: "Path") -> int:
+    """Every row of a teacher cache against its checksum, and what it is a cache of."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from kd_megatron.teacher_cache import identity as identities
+    from kd_megatron.teacher_cache.store import INDEX, Store
+
+    identity = identities.read(directory)
+    index = directory / INDEX
+    num_rows = index.stat().st_size // 4 if index.is_file() else 0
+    store = Store(directory, int(identity["row_bytes"]), num_rows)
+    torn, present = store.verify(), store.num_present()
+    table = Table(title=f"teacher cache {directory}", title_justify="left", show_header=False)
+    for name, value in {**identity, **_cache_statistics(store, present - len(torn))}.items():
+        table.add_row(name, _in_words(value))
+    store.close()
+    console = Console(highlight=False)
+    console.print(table)
+    if torn:
+        console.print(
+            f"[yellow]{len(torn):,} rows do not fit their checksum[/yellow] (such as row {torn[0]:,}): they count as "
+            "absent, and the teacher makes them again when they are needed"
+        )
+    console.print(f"[green]verified[/green] {directory}: every byte of {present - len(torn):,} rows")
+    return 0
+
+
+def _cache_statistics(store: Any, num_whole: int) -> dict[str, str]:
+    share = num_whole / max(1, store.num_rows)
+    said = {
+        "windows kept": f"{num_whole:,} of {store.num_rows:,} ({share:.1%})",
+        "on disk": f"{store.disk_bytes() / 2**20:,.1f} MiB",
+    }
+    if store.fill_cost:
+        cost = store.fill_cost
+        said["cost"] = f"{cost.seconds:,.1f} s for {cost.rows:,} windows, {1000 * cost.seconds_per_row:.3g} ms each"
+    return said
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {part}" for key, part in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Remove, and say how much each directory gave back."""
     from pathlib import Path
 
-    from kd_megatron.training.prune import prune
+    from kd_megatron.training.branch import prune
 
     for directory in args.directories:
         number, num_bytes = prune(Path(directory))

@@ -25,10 +25,9 @@ import torch
 from numpy.typing import NDArray
 
 from kd_megatron.data import counter_hash, masking
-from kd_megatron.data.dataset import WindowDataset
 from kd_megatron.data.order import Blend, Index, permute
 from kd_megatron.data.pools import pool_sizes
-from kd_megatron.data.shards import ShardSet, open_shard_set
+from kd_megatron.data.shards import ShardSet, WindowDataset, open_shard_set
 from kd_megatron.errors import DataError
 from kd_megatron.files.manifest import read_manifest
 from kd_megatron.recipe import DataRecipe

@@ -32,7 +32,6 @@ FORMAT = 1
 LIST = "files.json"
 STATE = "run_state.json"
 TENSORS = {kind: f"{kind}.safetensors" for kind in KINDS}
-FIRST_MOMENTS = "first_moments"
 OBJECTIVE = "objective."  # before the names of an objective's own parameters
 WRITING, REMOVING, PASSED_OVER = ".writing_", ".removing_", "passed_over_"
 DEEPSPEED = "engine"  # the directory in which versions before format 1 kept DeepSpeed's pickled files
@@ -63,7 +62,7 @@ def describe(engine: Engine, state: EngineState, step: int, run_state: dict[str,
         zero_stage=engine.zero_stage,
         precision=engine.recipe.precision,
         parameters=engine_state.shapes(engine),
-        trained=engine_state.names(engine, "first_moments"),
+        trained=engine_state.trained(engine),
         kept_for_good=for_good,
         run=run_state,
     )
@@ -264,7 +263,7 @@ def load(engine: Engine, path: Path, about: About, other_objective: bool = False
         files: dict[str, safe_open] = {}
 
         def open_files() -> None:
-            _refuse_other_module(path, about, shapes, engine_state.names(engine, FIRST_MOMENTS), other_objective)
+            _refuse_other_module(path, about, shapes, engine_state.trained(engine), other_objective)
             files.update(_open(path, wanted, stack))
 
         dist.on_main(open_files)

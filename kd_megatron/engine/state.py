@@ -34,9 +34,9 @@ def shapes(engine: Engine) -> dict[str, list[int]]:
     return {name: list(_shape(parameter)) for name, parameter in engine.module.named_parameters()}
 
 
-def names(engine: Engine, kind: str) -> list[str]:
-    """The parameters that have a tensor of ``kind``: all have weights, the trained ones have moments."""
-    return [name for name, parameter in engine.module.named_parameters() if kind == WEIGHTS or parameter.requires_grad]
+def trained(engine: Engine) -> list[str]:
+    """The parameters that have moments; all have weights."""
+    return [name for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
 
 
 def gather(engine: Engine) -> EngineState:

@@ -5,7 +5,6 @@ has the libraries, what the C library keeps of freed memory, and not the pages o
 """
 
 import contextlib
-import resource
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -82,8 +81,3 @@ class MemoryMeter:
 
 def _tensors(*tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def peak_resident_bytes() -> int:
-    """The most resident memory that this process ever had, libraries and all."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,6 +1,5 @@
 """Students from a recipe's sizes, teachers from a directory or hub id, and whether the two and the shards fit."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +120,7 @@ def _first_line(error: BaseException) -> str:
 def _check_local(path: str) -> None:
     """Clear errors for what goes wrong most often with a local directory."""
     directory = Path(path)
-    looks_local = path.startswith((".", "/", "~")) or directory.exists()
-    if not looks_local:
+    if not hub.is_local(path):
         return
     if not (directory / "config.json").is_file():
         raise ModelError(
@@ -141,8 +139,7 @@ def _check_local(path: str) -> None:
 
 def model_config(path: str) -> PretrainedConfig:
     """The config of a pretrained model, without its weights. Raises `ModelError` when it cannot be read."""
-    looks_local = path.startswith((".", "/", "~")) or os.path.isdir(path)
-    if looks_local and not (Path(path) / "config.json").is_file():
+    if not (Path(path) / "config.json").is_file():
         _check_local(path)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)

@@ -6,14 +6,52 @@ the middle of a layer, and keeps Python out of what is compiled. Tests hold the 
 Shapes: B batch, L length, D hidden size, H attention heads, d head size.
 """
 
+import importlib
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
-from kd_megatron.models.attention import Attention
+from kd_megatron.errors import ModelError
 from kd_megatron.tensors import RELATIONS, Relation
 
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 _MODULES: dict[Relation, str] = {"queries": "query", "keys": "key", "values": "value"}
+
+
+def sdpa(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """PyTorch's attention. ``mask`` is [B, 1, 1, L] bool, False at padding; ``dropout`` the probability."""
+    queries, keys, values = (tensor.transpose(1, 2) for tensor in (queries, keys, values))  # [B, H, L, d]
+    return scaled_dot_product_attention(queries, keys, values, mask, dropout).transpose(1, 2)
+
+
+def _flash() -> Attention:
+    if not torch.cuda.is_available():
+        raise ModelError(
+            given="training.attention flash without a GPU", expected="sdpa", fix="set training.attention to sdpa"
+        )
+    try:
+        attend: Callable[..., Tensor] = importlib.import_module("flash_attn").flash_attn_func
+    except ImportError as error:
+        raise ModelError(
+            given=f"training.attention flash, but flash-attn cannot be imported: {error}",
+            expected="the optional extra",
+            fix="pip install 'kd_megatron[flash-attn]', or set training.attention to sdpa",
+        ) from error
+
+    def flash(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+        if mask is not None:
+            raise ModelError("training.attention flash with padding", "batches without padding", "use sdpa")
+        return attend(queries, keys, values, dropout_p=dropout)
+
+    return flash
+
+
+def attention(name: str) -> Attention:
+    """``"sdpa"`` or ``"flash"``. Raises `ModelError` when that cannot run here."""
+    return sdpa if name == "sdpa" else _flash()
 
 
 def project(layer: Any, states: Tensor, relation: Relation) -> Tensor:

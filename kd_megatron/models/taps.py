@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from kd_megatron.errors import ModelError
-from kd_megatron.models.attention import attention
-from kd_megatron.models.layers import layers_of, project, run_layer
+from kd_megatron.models.layers import attention, layers_of, project, run_layer
 from kd_megatron.tensors import RELATIONS, Batch, FactoredLogits, Needs, Relation, Taps
 
 HEADS = {

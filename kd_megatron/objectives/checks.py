@@ -1,10 +1,10 @@
-"""What objectives check: of the models when they are built (`ModelError`), of cached outputs (`RecipeError`)."""
+"""What objectives check of the models when they are built."""
 
 from typing import TypeVar
 
-from kd_megatron.errors import ModelError, RecipeError
+from kd_megatron.errors import ModelError
 from kd_megatron.kernels.door import shared_divisors
-from kd_megatron.tensors import ModelShape, Taps, TopLogits
+from kd_megatron.tensors import ModelShape
 
 Output = TypeVar("Output")
 
@@ -18,17 +18,6 @@ def require_teacher(objective: str, teacher: ModelShape | None) -> ModelShape:
             fix="add the section 'teacher' to the recipe, or use objective scratch",
         )
     return teacher
-
-
-def require_same_vocabulary(objective: str, student: ModelShape, teacher: ModelShape) -> None:
-    """Refuse models whose logits are over vocabularies of two sizes."""
-    if student.vocab_size != teacher.vocab_size:
-        raise ModelError(
-            given=f"objective {objective}: vocabularies of {student.vocab_size} (student) and {teacher.vocab_size} "
-            "(teacher) entries",
-            expected="one vocabulary, as logits are compared entry by entry",
-            fix="prepare the shards with the teacher's tokenizer; the student's vocabulary follows the shards",
-        )
 
 
 def require_heads_divide(objective: str, num_heads: int, student: ModelShape, teacher: ModelShape) -> None:
@@ -57,24 +46,3 @@ def present(name: str, output: Output | None) -> Output:
     if output is None:
         raise ValueError(f"no {name} given; allowed: what needs_student and needs_teacher ask for")
     return output
-
-
-def require_temperature(objective: str, temperature: float, top_logits: TopLogits) -> None:
-    """Refuse a teacher's cached distributions that are at another temperature than the objective's."""
-    if top_logits.temperature != temperature:
-        raise RecipeError(
-            given=f"objective {objective}: temperature {temperature:g}, but the cached logits of the teacher are at "
-            f"temperature {top_logits.temperature:g}",
-            expected="one temperature, as a distribution at one does not tell that at another",
-            fix=f"set temperature to {top_logits.temperature:g} in the arm, or give it a teacher.cache.path of its own",
-        )
-
-
-def refuse_top_logits(objective: str, option: str, teacher: Taps) -> None:
-    """Refuse a teacher's cached distributions, which are of the masked slots, for an ``option`` that wants others."""
-    if teacher.top_logits is not None:
-        raise RecipeError(
-            given=f"objective {objective}: {option} with cached logits of the teacher",
-            expected="logits at every position; a cache has those at the masked slots",
-            fix="set positions to masked in the arm, or take teacher.cache out of the recipe",
-        )

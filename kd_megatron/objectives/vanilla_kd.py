@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from kd_megatron.errors import ModelError
+from kd_megatron.errors import ModelError, RecipeError
 from kd_megatron.kernels import vocab_kl as kernel
 from kd_megatron.kernels.arithmetic import accumulation_dtype
 from kd_megatron.kernels.door import AUTO, check_backend
@@ -60,7 +60,13 @@ class VanillaKd(Objective):
     def __init__(self, options: VanillaKdOptions, student: ModelShape, teacher: ModelShape | None) -> None:
         super().__init__(options, student, teacher)
         teacher = checks.require_teacher("vanilla_kd", teacher)
-        checks.require_same_vocabulary("vanilla_kd", student, teacher)
+        if student.vocab_size != teacher.vocab_size:
+            raise ModelError(
+                given=f"objective vanilla_kd: vocabularies of {student.vocab_size} (student) and {teacher.vocab_size} "
+                "(teacher) entries",
+                expected="one vocabulary, as logits are compared entry by entry",
+                fix="prepare the shards with the teacher's tokenizer; the student's vocabulary follows the shards",
+            )
         if options.weight_cosine and student.hidden_size != teacher.hidden_size:
             raise ModelError(
                 given=f"objective vanilla_kd: weight_cosine {options.weight_cosine} with hidden sizes "
@@ -115,7 +121,14 @@ class VanillaKd(Objective):
                 logits, of_teacher, labels, temperature, gradient_weights=weights, backend=backend
             )
         else:
-            checks.require_temperature("vanilla_kd", temperature, teacher.top_logits)
+            kept_at = teacher.top_logits.temperature
+            if kept_at != temperature:
+                raise RecipeError(
+                    given=f"objective vanilla_kd: temperature {temperature:g}, but the cached logits of the teacher "
+                    f"are at temperature {kept_at:g}",
+                    expected="one temperature, as a distribution at one does not tell that at another",
+                    fix=f"set temperature to {kept_at:g} in the arm, or give it a teacher.cache.path of its own",
+                )
             kd, mlm = kernel.vocab_topk_kl(
                 logits, teacher.top_logits.rows(), labels, gradient_weights=weights, backend=backend
             )
@@ -123,7 +136,12 @@ class VanillaKd(Objective):
 
     def _everywhere(self, student: Taps, teacher: Taps, batch: Batch) -> dict[str, Tensor]:
         """The divergence at every position; the cross-entropy apart, as each is divided by a count of its own."""
-        checks.refuse_top_logits("vanilla_kd", "positions all", teacher)
+        if teacher.top_logits is not None:
+            raise RecipeError(
+                given="objective vanilla_kd: positions all with cached logits of the teacher",
+                expected="logits at every position; a cache has those at the masked slots",
+                fix="set positions to masked in the arm, or take teacher.cache out of the recipe",
+            )
         logits = checks.present("all_logits", student.all_logits)
         kd, _ = kernel.vocab_kl(
             logits.rows(),

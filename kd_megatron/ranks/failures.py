@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self, cast
 
@@ -111,15 +111,20 @@ def of_lost(ranks: Sequence[int], pulses: Sequence[Pulse], what: str) -> News:
     )
 
 
+def runs_of(numbers: Iterable[int]) -> list[list[int]]:
+    """``numbers`` in ascending order, those that follow each other together."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
+
+
 def name_ranks(ranks: Sequence[int]) -> str:
     """``rank 3``, ``ranks 2, 8-15``."""
-    pieces: list[list[int]] = []
-    for rank in sorted(ranks):
-        if pieces and rank == pieces[-1][-1] + 1:
-            pieces[-1].append(rank)
-        else:
-            pieces.append([rank])
-    words = [f"{piece[0]}-{piece[-1]}" if len(piece) > 1 else str(piece[0]) for piece in pieces]
+    words = [f"{piece[0]}-{piece[-1]}" if len(piece) > 1 else str(piece[0]) for piece in runs_of(ranks)]
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(words)}"
 
 

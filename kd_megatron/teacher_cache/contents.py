@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kd_megatron.errors import RecipeError
+from kd_megatron.ranks.failures import runs_of
 from kd_megatron.tensors import ModelShape, Needs, TopLogits
 
 ALIGNMENT = 8  # of a row, in bytes: each part can then be read as numbers where it lies
@@ -153,11 +154,5 @@ class Contents:
 
 def _ranges(layers: tuple[int, ...]) -> str:
     """Ascending numbers, runs of three or more drawn together: ``0-3.7.8``."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    shown = [f"{run[0]}-{run[-1]}" if len(run) > 2 else ".".join(map(str, run)) for run in runs]
+    shown = [f"{run[0]}-{run[-1]}" if len(run) > 2 else ".".join(map(str, run)) for run in runs_of(layers)]
     return ".".join(shown)

@@ -3,6 +3,7 @@
 import functools
 import gc
 import json
+import resource
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.files import hub, locks
 from kd_megatron.files.manifest import model_hash
 from kd_megatron.files.records import write_json, write_text
-from kd_megatron.machine import memory
 from kd_megatron.models.export import export
 from kd_megatron.objectives.words import in_words
 from kd_megatron.ranks import dist, stages
@@ -302,7 +302,7 @@ def _memory(run: Run) -> dict[str, int | None]:
     """The largest of all ranks (of earlier phases, rank 0's), in bytes: see `machine.memory`. Collective."""
     peaks = dist.gather(run.place.most_bytes(run.meter.peak_bytes))
     training = [peak for peak in peaks if peak is not None]
-    resident = max(dist.gather(memory.peak_resident_bytes()))
+    resident = max(dist.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
     return {"training_bytes": max(training, default=None), "resident_bytes": resident}
 
 

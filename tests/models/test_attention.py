@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kd_megatron.errors import ModelError
-from kd_megatron.models.attention import attention
+from kd_megatron.models.layers import attention
 
 
 def test_sdpa_is_softmax_of_scaled_scores_without_padding() -> None:

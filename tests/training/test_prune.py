@@ -8,7 +8,7 @@ from tiny_study import tiny_study, write_inputs
 from kd_megatron.cli.main import main
 from kd_megatron.engine import checkpoint
 from kd_megatron.errors import OutputError
-from kd_megatron.training.prune import prune
+from kd_megatron.training.branch import prune
 from kd_megatron.training.run import pretrain
 from kd_megatron.training.setup import CHECKPOINTS
 

@@ -14,8 +14,7 @@ from kd_megatron.data.prefetch import Prefetcher
 from kd_megatron.ranks import dist
 from kd_megatron.ranks.process import keep_freed_memory
 from kd_megatron.ranks.signals import StopRequest
-from kd_megatron.training.loop import charge, one_step
-from kd_megatron.training.progress import Progress
+from kd_megatron.training.loop import Progress, charge, one_step
 from kd_megatron.training.setup import prepare_run
 
 NUM_STEPS, WARM_UP, EVERY = 10_000, 1_000, 100

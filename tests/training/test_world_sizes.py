@@ -10,7 +10,7 @@ import yaml
 from tiny_study import tiny_study, write_inputs
 from tolerances import PARITY_FLOAT32_RELATIVE
 
-from kd_megatron.ledger import Ledger
+from kd_megatron.ledger import Entry
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.training.run import pretrain
 
@@ -78,8 +78,8 @@ def test_two_processes_at_stage_2_then_one_at_stage_3(inputs: Path, reference: P
     names = [path.name for path in sorted((output / "checkpoints").iterdir())]
     assert names == ["step_00000002", "step_00000030", "step_00000040"]  # marks at 0.05 and 0.75, and the end
 
-    before = Ledger.from_dict(state["run"]["ledger"]).accounts["student"]
-    after = Ledger.from_dict(json.loads((output / "ledger.json").read_text())).accounts["student"]
+    before = Entry(**state["run"]["ledger"]["accounts"]["student"])
+    after = Entry(**json.loads((output / "ledger.json").read_text())["accounts"]["student"])
     assert before.device_seconds == pytest.approx(2 * before.seconds)
     alone = after.seconds - before.seconds
     assert after.device_seconds - before.device_seconds == pytest.approx(alone)

@@ -76,21 +76,12 @@ def vocab_topk_kl(
     The divergence is of k + 1 outcomes, the last of them any other token. It is at most that of `vocab_kl`, by the
     share of the rest times the divergence within it (README.md), and the same at k = V.
 
-    Args:
-        student: as of `vocab_kl`.
+    Args (the others, and what is returned and raised, as of `vocab_kl`):
         teacher: log_probabilities [N, k], any floating dtype; token_ids [N, k] int64, distinct in a row;
             log_rest [N]; without gradients. Its temperature is that of the divergence.
-        labels: [N] int64; `IGNORED` rows have no cross-entropy.
         kl_rows: [N] bool, the rows of the divergence; None: those with a label. What the teacher holds elsewhere has
             no effect.
-        gradient_weights: as of `vocab_kl`.
         backend: ``"auto"`` or a key of `TOPK_BACKENDS`.
-
-    Returns:
-        (divergence, cross-entropy), scalars, float32 (float64 when an input is float64).
-
-    Raises:
-        ValueError, TypeError: an argument cannot be used; the message names it, what was given and what is allowed.
     """
     arguments.check_logits("student", student)
     arguments.check_labels(labels, student)
@@ -103,20 +94,7 @@ def vocab_topk_kl(
 
 
 def vocab_cross_entropy(student: FactoredLogits, labels: Tensor, backend: str = door.AUTO) -> Tensor:
-    """Sum of the cross-entropy of ``labels`` over the rows that have one, in nats.
-
-    Args:
-        student: states [N, D], weight [V, D], bias [V] or None; any floating dtypes, computed in float32 at least;
-            each gradient has the dtype of its tensor.
-        labels: [N] int64; `IGNORED` rows do not count.
-        backend: ``"auto"`` or a key of `CROSS_ENTROPY_BACKENDS`.
-
-    Returns:
-        A scalar, float32 (float64 when an input is float64).
-
-    Raises:
-        ValueError, TypeError: an argument cannot be used; the message names it, what was given and what is allowed.
-    """
+    """The cross-entropy of `vocab_kl` alone, a scalar; ``backend``: ``"auto"`` or one of `CROSS_ENTROPY_BACKENDS`."""
     arguments.check_logits("student", student)
     arguments.check_labels(labels, student)
     compute = door.choose_backend(backend, CROSS_ENTROPY_BACKENDS, auto="chunked")
