@@ -116,7 +116,7 @@ def test_cut_texts_are_counted_and_put_into_words(tokenizer: PreTrainedTokenizer
     lengths = encode_task(task_of(TEXTS), tokenizer, 32).train.lengths
     for limit in (32, 7, 3):
         encoded = encode_task(task_of(TEXTS), tokenizer, limit)
-        assert encoded.train.num_truncated == (lengths > limit).sum()
+        assert encoded.train.tokens.num_truncated == (lengths > limit).sum()
         said = cut_in_words(encoded, limit)
         num_cut = int((lengths > limit).sum())
         if limit == 32:
