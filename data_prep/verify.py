@@ -5,7 +5,6 @@ The index is read here from its bytes (docs/data_format.md), not through the lib
 """
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +27,6 @@ from kd_megatron.files.manifest import (
 HEADER_BYTES = 34  # magic 9, version 8, dtype code 1, number of sequences 8, number of document bounds 8
 _CHUNK_TOKENS = 1 << 24
 _CHUNK_DOCUMENTS = 1 << 20
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """A ``.idx`` file: lengths in tokens [documents], byte pointers [documents], document bounds [documents + 1]."""
-
-    dtype_code: int
-    lengths: np.ndarray
-    pointers: np.ndarray
-    bounds: np.ndarray
 
 
 def verify(directory: Path | str, full: bool = True) -> Manifest:
@@ -111,7 +100,7 @@ def check_shard(directory: Path, entry: ShardEntry, dtype: str, vocab_size: int,
 
 def _check_index(path: Path, entry: ShardEntry, dtype: str) -> None:
     """In pieces: an index of any length takes the same memory."""
-    dtype_code, num_sequences, num_bounds = _read_header(path)
+    dtype_code, num_sequences, num_bounds = read_header(path)
     require(path, "the dtype code", dtype_code, DTYPE_CODES[dtype])
     require(path, "documents", num_sequences, entry.documents)
     require(path, "document bounds", num_bounds, entry.documents + 1)
@@ -134,17 +123,7 @@ def _check_index(path: Path, entry: ShardEntry, dtype: str) -> None:
     require(path, "the end of the last document, in bytes", num_tokens * np.dtype(dtype).itemsize, entry.bin_bytes)
 
 
-def read_index(path: Path) -> ShardIndex:
-    """Parse a ``.idx`` file. Raises `DataError` when it is not one, or not complete."""
-    dtype_code, num_sequences, num_bounds = _read_header(path)
-    content = path.read_bytes()
-    lengths = np.frombuffer(content, np.int32, num_sequences, HEADER_BYTES)
-    pointers = np.frombuffer(content, np.int64, num_sequences, HEADER_BYTES + 4 * num_sequences)
-    bounds = np.frombuffer(content, np.int64, num_bounds, HEADER_BYTES + 12 * num_sequences)
-    return ShardIndex(dtype_code, lengths, pointers, bounds)
-
-
-def _read_header(path: Path) -> tuple[int, int, int]:
+def read_header(path: Path) -> tuple[int, int, int]:
     """The code of the dtype, the numbers of sequences and of document bounds, which fit the file's size."""
     with path.open("rb") as file:
         header = file.read(HEADER_BYTES)

@@ -16,10 +16,10 @@ import numpy as np
 
 from benchmarks.data.in_turn import Case
 from benchmarks.data.megatron_way import import_builder, write_document_by_document
+from benchmarks.data.shard_index import read_index
 from data_prep import installed_docs, tokenize
 from data_prep.clean import clean_text, reason_to_drop
 from data_prep.prepare import prepare
-from data_prep.verify import read_index
 from data_prep.write import token_dtype
 from kd_megatron.console import logs
 from kd_megatron.errors import DataError

@@ -12,7 +12,7 @@ from torch import nn
 
 from kd_megatron.engine.batch_split import split
 from kd_megatron.machine import facts
-from kd_megatron.machine.gpus import gpu_of_device
+from kd_megatron.machine.gpus import GPUS
 from kd_megatron.models.build import load_teacher
 from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.ranks import dist
@@ -88,12 +88,12 @@ class TimedRun(timed_run.TimedRun):
 
     def flops_share(self, tokens_per_second: float) -> float | None:
         """MFU: matrix products of student and teacher over what the GPUs could do in bf16; None where unknown."""
-        gpu = gpu_of_device(facts.device_name()) if self.run.device.type == "cuda" else None
-        if gpu is None or self.run.study.training.precision != "bf16":
+        is_known = self.run.device.type == "cuda" and "H200" in facts.device_name()
+        if not is_known or self.run.study.training.precision != "bf16":
             return None
         # A window's later visits: with a teacher cache, what is timed is a warm one.
         per_token = (self.run.cost.student + self.run.cost.teacher_again) / self.run.study.data.sequence_length
-        return round(per_token * tokens_per_second / (gpu.half_flops * dist.world_size()), 4)
+        return round(per_token * tokens_per_second / (GPUS["h200"].half_flops * dist.world_size()), 4)
 
 
 @contextmanager

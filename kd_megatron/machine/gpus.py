@@ -16,7 +16,6 @@ class Gpu:
     memory_gb: float
     source: str
     has_bf16: bool = True
-    reports: str | None = None  # what stands in the name that the device gives itself, where that is known
 
     def flops(self, precision: str) -> float:
         """The peak rate of ``"bf16"`` or ``"fp32"``, per second."""
@@ -27,18 +26,13 @@ _HOPPER = "989.4 TFLOPS dense (the sheet's 1,979 are with sparsity)"
 GPUS = {
     "a100": Gpu("A100 SXM 80 GB", 312e12, 19.5e12, 2.039e12, 80, "NVIDIA A100 80GB data sheet"),
     "h100": Gpu("H100 SXM", 989.4e12, 66.9e12, 3.35e12, 80, f"NVIDIA H100 data sheet: {_HOPPER}"),
-    "h200": Gpu("H200 SXM", 989.4e12, 66.9e12, 4.8e12, 141, f"NVIDIA H200 data sheet: {_HOPPER}", reports="H200"),
+    "h200": Gpu("H200 SXM", 989.4e12, 66.9e12, 4.8e12, 141, f"NVIDIA H200 data sheet: {_HOPPER}"),
     "v100": Gpu("V100 SXM2 32 GB", 125e12, 15.7e12, 0.9e12, 32, "NVIDIA V100 data sheet; no bfloat16", has_bf16=False),
     "l4": Gpu("L4", 121e12, 30.3e12, 0.3e12, 24, "NVIDIA L4 data sheet: 242 TFLOPS with sparsity, half without"),
     "rtx4090": Gpu(
         "GeForce RTX 4090", 165.2e12, 82.6e12, 1.008e12, 24, "NVIDIA Ada architecture white paper, appendix A"
     ),
 }
-
-
-def gpu_of_device(device_name: str) -> Gpu | None:
-    """The GPU by the name that it gives itself, such as ``"NVIDIA H200"``; None where its data sheet is not known."""
-    return next((gpu for gpu in GPUS.values() if gpu.reports and gpu.reports in device_name), None)
 
 
 def named_gpu(name: str) -> Gpu:

@@ -14,12 +14,13 @@ import pytest
 import yaml
 from harbour_book import english_document, write_jsonl
 
+from benchmarks.data.shard_index import read_index
 from data_prep import prepare as module
 from data_prep import read, write
 from data_prep.clean import clean_text
 from data_prep.prepare import prepare
 from data_prep.tokenize import load
-from data_prep.verify import read_index, verify
+from data_prep.verify import verify
 from data_prep.write import read_spool
 from kd_megatron.errors import DataError, ModelError, OutputError
 from kd_megatron.files import locks

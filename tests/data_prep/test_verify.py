@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from harbour_book import english_document, write_jsonl
 
+from benchmarks.data.shard_index import read_index
 from data_prep.prepare import prepare
-from data_prep.verify import read_index, verify
+from data_prep.verify import verify
 from data_prep.write import token_dtype
 from kd_megatron.errors import DataError
 from kd_megatron.files.manifest import Manifest, file_sha256, read_manifest, write_manifest

@@ -38,16 +38,16 @@ class Tokens:
 
 
 def tokenise(
-    first: Sequence[str], second: Sequence[str] | None, tokenizer: Any, max_length: int, cache: Path | None = CACHE
+    first: Sequence[str], second: Sequence[str] | None, tokenizer: Any, max_length: int, cache: Path = CACHE
 ) -> Tokens:
     """Tokenise N texts or pairs, cut at ``max_length`` tokens (of a pair, the longer text first).
 
     Args:
         max_length: special tokens count.
-        cache: directory of the files of earlier calls; None neither reads nor writes one.
+        cache: directory of the files of earlier calls.
     """
-    identity = _identity(tokenizer) if cache is not None and len(first) >= MIN_KEPT else None
-    if cache is None or identity is None:
+    identity = _identity(tokenizer) if len(first) >= MIN_KEPT else None
+    if identity is None:
         return _tokenise(first, second, tokenizer, max_length)
     described = json.dumps([VERSION, identity, max_length, list(first), second and list(second)])
     path = cache / f"{hashlib.sha256(described.encode()).hexdigest()[:24]}.npz"
