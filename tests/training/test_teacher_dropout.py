@@ -51,7 +51,7 @@ def test_a_resume_draws_them_too(inputs: Path, tmp_path: Path, monkeypatch: pyte
     teacher = str(inputs / "teacher")
     pretrain(recipe, ARM, 0, tmp_path / "whole", teacher)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "drop_old", lambda *given: (_ for _ in ()).throw(OSError(28, "full")))
+        patch.setattr(checkpoint, "droppable", lambda *given: (_ for _ in ()).throw(OSError(28, "full")))
         with pytest.raises(OutputError):
             pretrain(recipe, ARM, 0, tmp_path / "run", teacher)
     pretrain(recipe, ARM, 0, tmp_path / "run", teacher)
