@@ -14,6 +14,7 @@ from kd_megatron.errors import OutputError, RecipeError
 from kd_megatron.launch import preflight
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe
+from kd_megatron.study import prerequisites
 from kd_megatron.study.prerequisites import prepare_inputs
 from kd_megatron.training import run
 
