@@ -73,7 +73,7 @@ def _settings(results: StudyResults) -> list[Finding]:
         for run in results.runs[arm].values():
             given = run.summary.get("settings") or {}  # none of runs before there was such a record
             num_runs += "settings" in run.summary
-            for one in diff.changes(StudyRecipe, given, expected, but="record", among=flatten(given) if given else ()):
+            for one in diff.changes(StudyRecipe, given, expected, but="record", among=given and flatten(given)):
                 if owes or not one.policy.makes_stale("taught"):
                     problems.append(f"{arm}/{run.seed} had {one.key} {one.was}, not {one.now}")
     if problems:

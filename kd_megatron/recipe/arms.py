@@ -1,7 +1,6 @@
-"""What an arm of a study really runs: its overrides applied, and what is not the same in all arms."""
+"""What an arm of a study really runs: its overrides applied."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from kd_megatron.errors import RecipeError, nearest
@@ -10,14 +9,6 @@ from kd_megatron.recipe.config import BUDGET_UNITS
 
 Value = TypeVar("Value")
 _OVERRIDABLE = [name for name in StudyRecipe.model_fields if not diff.policy_of(StudyRecipe, name).of_study]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One key of the resolved recipe that is not the same in all arms."""
-
-    key: str
-    values: dict[str, Any]  # arm -> value
 
 
 def split_arm(raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -49,12 +40,6 @@ def resolve_arm(study: StudyRecipe, arm: str) -> StudyRecipe:
 def by_arm(study: StudyRecipe, read: Callable[[StudyRecipe], Value]) -> dict[str, Value]:
     """Arm -> what ``read`` finds in the recipe that it really runs (`resolve_arm`)."""
     return {arm: read(resolve_arm(study, arm)) for arm in study.arms}
-
-
-def differences(resolved: dict[str, StudyRecipe]) -> list[Difference]:
-    """Every key outside ``arms`` whose value is not the same in all resolved recipes."""
-    found = diff.unequal({arm: recipe.model_dump(mode="json", exclude={"arms"}) for arm, recipe in resolved.items()})
-    return [Difference(key, values) for key, values in found.items()]
 
 
 def _refuse_unless_allowed(study: StudyRecipe, arm: str, key: str) -> None:

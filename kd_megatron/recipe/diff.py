@@ -1,4 +1,4 @@
-"""Two recipes compared key by key; each difference comes with what it means (`kd_megatron.recipe.policy`)."""
+"""Recipes compared key by key; each difference comes with what it means (`kd_megatron.recipe.policy`)."""
 
 import functools
 import operator
@@ -45,7 +45,7 @@ def changes(
         but: leaves out what does not count in this comparison.
         among: looks at these dotted keys alone.
     """
-    before, after = (_by_arm(schema, _plain(one)) for one in (was, now))
+    before, after = _flat(schema, was), _flat(schema, now)
     found = (
         Change(key, arm, before.get((key, arm)), after.get((key, arm)), policy_of(schema, key))
         for key, arm in dict.fromkeys([*before, *after])
@@ -59,12 +59,20 @@ def flatten(raw: Any) -> dict[str, Any]:
     return {key: value for (key, _), value in _leaves(None, raw, "", "")}
 
 
-def unequal(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Dotted key -> whose recipe -> value, of the keys whose values are not the same in all of them."""
-    flat = {name: flatten(recipe) for name, recipe in recipes.items()}
+@dataclass(frozen=True)
+class Difference:
+    """One key of the resolved recipe that is not the same in all arms."""
+
+    key: str
+    values: dict[str, Any]  # arm -> value
+
+
+def differences(resolved: Mapping[str, BaseModel]) -> list[Difference]:
+    """Every key outside ``arms`` whose value is not the same in all resolved recipes of arms."""
+    flat = {arm: flatten(recipe.model_dump(mode="json", exclude={"arms"})) for arm, recipe in resolved.items()}
     keys = sorted({key for values in flat.values() for key in values})
-    found = {key: {name: values.get(key) for name, values in flat.items()} for key in keys}
-    return {key: values for key, values in found.items() if not all_equal(values.values())}
+    found = (Difference(key, {arm: values.get(key) for arm, values in flat.items()}) for key in keys)
+    return [difference for difference in found if not all_equal(difference.values.values())]
 
 
 def all_equal(values: Collection[Any]) -> bool:
@@ -125,12 +133,8 @@ def _left_out(schema: Schema, comparison: Comparison, prefix: str, section: Sche
             yield name, inside
 
 
-def _plain(recipe: Any) -> Any:
-    return recipe.model_dump(mode="json") if isinstance(recipe, BaseModel) else recipe
-
-
-def _by_arm(schema: Schema, raw: Any) -> dict[tuple[str, str], Any]:
-    return dict(_leaves(schema, raw, "", ""))
+def _flat(schema: Schema, recipe: Any) -> dict[tuple[str, str], Any]:
+    return dict(_leaves(schema, recipe.model_dump(mode="json") if isinstance(recipe, BaseModel) else recipe, "", ""))
 
 
 def _leaves(schema: Schema | None, raw: Any, key: str, arm: str) -> Iterator[tuple[tuple[str, str], Any]]:

@@ -9,8 +9,8 @@ spent; `run_checks.py` judges what the runs recorded.
 from kd_megatron.errors import RecipeError, nearest
 from kd_megatron.kernels.door import AUTO
 from kd_megatron.recipe import StudyRecipe
-from kd_megatron.recipe.arms import Difference, differences, resolve_arm
-from kd_megatron.recipe.diff import all_equal, flatten
+from kd_megatron.recipe.arms import resolve_arm
+from kd_megatron.recipe.diff import Difference, all_equal, differences, flatten
 
 BACKEND = "backend"  # the one option of an objective that changes its speed alone
 

@@ -102,8 +102,7 @@ def refuse_other_teacher(study: StudyRecipe, directory: Path) -> None:
     as_study = _teacher_study(study)
     wanted = {"run": {"arm": TEACHER_ARM, "seed": as_study.seeds[0]}, **as_study.model_dump(mode="json")}
     found = diff.changes(StudyRecipe, _recorded(directory / RECIPE), wanted, but="teacher")
-    if found:
-        differing = sorted(change.key for change in found)
+    if differing := sorted(change.key for change in found):
         raise OutputError(
             given=f"{directory} holds a teacher of another recipe; these keys differ: {', '.join(differing)}",
             expected="the teacher that this recipe trains",
@@ -144,13 +143,12 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
 
 def claim(study: StudyRecipe, arm: str, seed: int, directory: Path, branch: Branch | None = None) -> None:
     """Make ``directory`` this run's own. Raises `OutputError` when it holds anything else."""
-    problem = None
+    problem, owes = None, owes_the_teacher(study, arm)
     refuse_file_or_links_out(directory)
     if dist.is_main():
         whose = {"arm": arm, "seed": seed}
         if branch is not None:
             whose["branch"] = {"left_at": branch.start, "ends_at": branch.end}
-        owes = owes_the_teacher(study, arm)
         problem = _problem({"run": whose, **study.model_dump(mode="json")}, directory, owes)
     problem = dist.from_main(problem)
     if problem:

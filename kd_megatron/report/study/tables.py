@@ -10,7 +10,7 @@ from kd_megatron.console import units
 from kd_megatron.ledger import ACCOUNTS
 from kd_megatron.objectives.of_the_teacher import begins_from_teacher, owes_the_teacher
 from kd_megatron.objectives.words import of_arm_in_words
-from kd_megatron.recipe.arms import Difference
+from kd_megatron.recipe.diff import Difference
 from kd_megatron.report.page import words
 from kd_megatron.report.page.table import Column, Table
 
