@@ -11,6 +11,7 @@ from typing import Any
 from kd_megatron.analysis.findings import Finding, same, short, summed_up
 from kd_megatron.analysis.finetune_checks import finetune_findings
 from kd_megatron.analysis.results import Run, StudyResults
+from kd_megatron.analysis.update_checks import update_findings
 from kd_megatron.recipe.arms import flatten, owes_the_teacher, resolve_arm
 
 OWN_TO_A_RUN = ("arm", "seed", "recipe", "command", "argv", "time", "date", "started", "finished", "pid", "directory")
@@ -33,6 +34,7 @@ def run_findings(results: StudyResults) -> list[Finding]:
         _same_seeds(results),
         _same(runs, "student parameters", lambda run: run.summary.get("parameters")),
         *_settings(results),
+        *update_findings(results),
         *_fingerprints(results),
         *finetune_findings(results),
     ]
