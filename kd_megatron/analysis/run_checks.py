@@ -11,6 +11,7 @@ from typing import Any
 from kd_megatron.analysis.findings import Finding, same, short, summed_up
 from kd_megatron.analysis.finetune_checks import finetune_findings
 from kd_megatron.analysis.results import Run, StudyResults
+from kd_megatron.analysis.update_checks import update_findings
 from kd_megatron.objectives.of_the_teacher import owes_the_teacher
 from kd_megatron.recipe import StudyRecipe, diff
 from kd_megatron.recipe.arms import resolve_arm
@@ -34,6 +35,7 @@ def run_findings(results: StudyResults) -> list[Finding]:
         _same_seeds(results),
         _same(runs, "student parameters", lambda run: run.summary.get("parameters")),
         *_settings(results),
+        *update_findings(results),
         *_fingerprints(results),
         *finetune_findings(results),
     ]

@@ -18,11 +18,13 @@ class TrainingRecipe(Strict):
     micro_batch_size: Annotated[Count, AT_RESUME] = 32  # sequences per forward pass and process, at most
     learning_rate: Positive = 1e-3  # peak
     warmup_fraction: Fraction = 0.06  # of the budget
+    warmup_tokens: Count | None = None  # given: the warm-up's length instead of the fraction
+    warmup_min_steps: Count = 5  # it is never shorter: a small budget's fraction may be less than a step
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01  # not on biases and layer norms
     betas: tuple[float, float] = (0.9, 0.98)
-    epsilon: Positive = 1e-6
-    gradient_clipping: Annotated[float, Field(ge=0.0)] = 1.0  # global norm; 0 is off
+    epsilon: Positive = 1e-15  # far below any arm's gradients: a larger one mutes an arm whose loss is small
+    gradient_clipping: Annotated[float, Field(ge=0.0)] = 0.0  # global norm; 0 is off: norms of arms are of no one scale
     precision: Precision = "auto"
     stop_at_last_tap: bool = True  # the student computes nothing above what its objective reads, in training
     attention: Literal["sdpa", "flash"] = "sdpa"  # of student and teacher; flash: the optional package flash-attn
