@@ -23,7 +23,7 @@ from kd_megatron.analysis import comparisons, curves
 from kd_megatron.analysis.curves import Reading
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.statistics import Estimate, estimate
-from kd_megatron.recipe import arms
+from kd_megatron.objectives.of_the_teacher import begins_from_teacher, owes_the_teacher
 
 NUM_PLACES = 200  # of budgets between the first reading of the reference and its last
 
@@ -154,38 +154,28 @@ def all_break_evens(results: StudyResults) -> list[BreakEven]:
 
     Empty where the reference owes it as well: see `common_cost`.
     """
-    if shares_the_teacher(results, results.reference):
+    if owes_the_teacher(results.recipe, results.reference):
         return []
     cost, _ = teacher_flops(results)
     found = (
         break_even(results, arm, quantity, cost)
         for arm in results.arms
-        if shares_the_teacher(results, arm)
+        if owes_the_teacher(results.recipe, arm)
         for quantity in comparisons.OVERALL
     )
     return [one for one in found if one]
 
 
-def shares_the_teacher(results: StudyResults, arm: str) -> bool:
-    """Whether students of ``arm`` owe the teacher: they learn from it, as their runs recorded, or begin from it.
-
-    `results.owes_the_teacher` judges recipes that may not have run, and takes every objective but scratch for one that
-    has a teacher; cost is charged by what ran.
-    """
-    learns = any(run.summary.get("teacher") for run in results.runs.get(arm, {}).values())
-    return learns or arms.begins_from_teacher(results.recipe, arm)
-
-
 def num_sharing(results: StudyResults) -> int:
     """How many finished students of the study owe the teacher, and so share its training."""
-    return sum(len(results.runs[arm]) for arm in results.arms if shares_the_teacher(results, arm))
+    return sum(len(results.runs[arm]) for arm in results.arms if owes_the_teacher(results.recipe, arm))
 
 
 def common_cost(results: StudyResults) -> str | None:
     """Why there is no break-even where the reference owes the teacher; None where it does not."""
-    if not shares_the_teacher(results, results.reference):
+    if not owes_the_teacher(results.recipe, results.reference):
         return None
-    how = "begins from" if arms.begins_from_teacher(results.recipe, results.reference) else "learns from"
+    how = "begins from" if begins_from_teacher(results.recipe, results.reference) else "learns from"
     return (
         f"No break-even is given, because the reference ({results.reference}) {how} the teacher as well: its cost is "
         "common to both."

@@ -8,11 +8,10 @@ from typing import Any
 
 from kd_megatron.analysis.findings import Finding, same, summed_up
 from kd_megatron.analysis.results import StudyResults
-from kd_megatron.recipe import StudyRecipe
-from kd_megatron.recipe.arms import by_arm, flatten
+from kd_megatron.recipe import FinetuneRecipe, StudyRecipe, diff
+from kd_megatron.recipe.arms import by_arm
+from kd_megatron.recipe.diff import flatten
 
-# What changes no score, or is compared by what it led to: the rows of the tasks, as they were read.
-NOT_COMPARED = ("kind", "tasks", "glue_path", "glue_revision", "preset", "save_predictions", "tensorboard")
 AUTO = "auto"  # a precision that the machine decided: it is then compared between the students
 
 
@@ -54,14 +53,15 @@ def _finetunings(results: StudyResults) -> list[Finetuning]:
 
 def _settings(recipe: StudyRecipe, found: list[Finetuning]) -> list[Finding]:
     """Whether every student was fine-tuned as the recipe says of its arm."""
-    expected = by_arm(recipe, lambda one: flatten(one.finetune.model_dump(mode="json")) if one.finetune else {})
+    expected = by_arm(recipe, lambda one: one.finetune.model_dump(mode="json") if one.finetune else {})
     recorded = [one for one in found if "settings" in one.summary]
     problems = []
     for one in recorded:
-        wanted = expected[one.arm]
-        for key, value in flatten(one.summary["settings"]).items():
-            if key.split(".")[0] not in NOT_COMPARED and wanted.get(key, value) not in (value, AUTO):
-                problems.append(f"{one.name} had {key} {value}, not {wanted[key]}")
+        given, wanted = one.summary["settings"], expected[one.arm]
+        both = flatten(given).keys() & flatten(wanted).keys()
+        for change in diff.changes(FinetuneRecipe, given, wanted, but="scores", among=both):
+            if change.now != AUTO:
+                problems.append(f"{one.name} had {change.key} {change.was}, not {change.now}")
     detail = "; ".join(problems) or f"in all {len(recorded)} fine-tunings"
     return [Finding("fine-tuning: settings as the recipe says", not problems, detail)] if recorded else []
 

@@ -24,6 +24,7 @@ from kd_megatron.analysis.statistics import (
     simultaneous_confidence,
     verdict,
 )
+from kd_megatron.objectives.of_the_teacher import learns_from_teacher
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.study import layout
 from kd_megatron.study.cells import Place, cell_directory, cell_recipe, places
@@ -83,10 +84,8 @@ class GridResults:
 
     @property
     def distilled(self) -> list[str]:
-        """Those of them that have a teacher."""
-        runs = [run for cell in self.cells for run in cell.study.all_runs()]
-        taught = {run.arm for run in runs if run.summary.get("teacher")}
-        return [arm for arm in self.arms if arm in taught]
+        """Those of them that learn from a teacher."""
+        return [arm for arm in self.arms if learns_from_teacher(self.recipe.arms[arm])]
 
     @property
     def measures(self) -> list[Measure]:

@@ -8,7 +8,7 @@ part's terms are divided by their own counts, so a part of weight 1 weighs what 
 
 import contextlib
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class PartKeys(Strict):
 class CombinedOptions(ObjectiveOptions):
     """Options of objective ``combined``; ``inputs`` holds for all parts."""
 
+    made_of: ClassVar[str] = "parts"
     objective: Literal["combined"]
     parts: Annotated[list[dict[str, Any]], Field(min_length=2)]
 

@@ -10,6 +10,7 @@ from typing import Any
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.console import units
 from kd_megatron.console.units import budget_in_words
+from kd_megatron.objectives.of_the_teacher import learns_from_teacher
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.recipe import arms as arms_module
 from kd_megatron.recipe.arms import split_arm
@@ -19,12 +20,14 @@ from kd_megatron.report.page.table import Column, Table
 from kd_megatron.report.study.tables import mean_over
 
 FILE = Path(__file__).with_suffix(".json")
-REFERENCE = "scratch"
 
 
 @cache
 def _read() -> dict[str, Any]:
     return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+REFERENCE = next(name for name in _read()["names"] if not learns_from_teacher({"objective": name}))
 
 
 def setting(study: StudyResults) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from kd_megatron.analysis.results import Run, StudyResults
 from kd_megatron.analysis.run_checks import Finding
 from kd_megatron.console import units
 from kd_megatron.ledger import ACCOUNTS
+from kd_megatron.objectives.of_the_teacher import begins_from_teacher, owes_the_teacher
 from kd_megatron.objectives.words import of_arm_in_words
-from kd_megatron.recipe.arms import Difference, begins_from_teacher
+from kd_megatron.recipe.diff import Difference
 from kd_megatron.report.page import words
 from kd_megatron.report.page.table import Column, Table
 
@@ -179,7 +180,7 @@ def teacher_cost(results: StudyResults) -> Table | None:
     for arm in results.arms:
         runs = _runs(results, arm)
         own = mean_over(runs, lambda run: run.summary["flops"])
-        extra = cost if break_even.shares_the_teacher(results, arm) else 0.0
+        extra = cost if owes_the_teacher(results.recipe, arm) else 0.0
         rows.append(
             {
                 "arm": arm,

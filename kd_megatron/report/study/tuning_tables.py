@@ -8,6 +8,7 @@ from rich.table import Table as RichTable
 
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.console import units
+from kd_megatron.objectives.of_the_teacher import learns_from_teacher
 from kd_megatron.report.page.document import Block, Heading, TableBlock
 from kd_megatron.report.page.table import Column, Table
 from kd_megatron.study.effective import LEARNING_RATE
@@ -104,7 +105,7 @@ def tuning_caveats(results: StudyResults) -> list[str]:
         "measured on the split whose loss is reported: losses of tuned arms are slightly optimistic, alike for all."
     ]
     tried = results.recipe.tuning.weights if results.recipe.tuning else {}
-    distilling = [arm for arm, options in results.recipe.arms.items() if options["objective"] != "scratch"]
+    distilling = [arm for arm, options in results.recipe.arms.items() if learns_from_teacher(options)]
     if untried := [arm for arm in distilling if arm not in tried]:
         said.append(f"Learning rates were tried, weights of the objective were not, in {', '.join(untried)}.")
     edges = {arm: paths for arm, paths in found["at_edge"].items() if paths}
