@@ -21,9 +21,9 @@ import numpy
 
 from kd_megatron.analysis import comparisons, curves
 from kd_megatron.analysis.curves import Reading
+from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.statistics import Estimate, estimate
-from kd_megatron.recipe import arms
 
 NUM_PLACES = 200  # of budgets between the first reading of the reference and its last
 
@@ -90,6 +90,7 @@ class BreakEven:
         return students
 
 
+@once
 def break_even(results: StudyResults, arm: str, quantity: str, teacher_flops: float | None) -> BreakEven | None:
     """Compare ``arm`` with the reference; None without readings of both at two points of one seed's budget."""
     sign = -1.0 if quantity == "probe_loss" else 1.0
@@ -150,6 +151,7 @@ def _saved_curve(pairs: list[tuple[list[Reading], list[Reading]]], sign: float) 
     return found
 
 
+@once
 def all_break_evens(results: StudyResults) -> list[BreakEven]:
     """Every arm that owes the teacher, by score where there are scores on the way, and by held-out loss.
 
@@ -167,16 +169,23 @@ def all_break_evens(results: StudyResults) -> list[BreakEven]:
     return [one for one in found if one]
 
 
+@once
 def shares_the_teacher(results: StudyResults, arm: str) -> bool:
     """Whether students of ``arm`` owe the teacher: they learn from it, as their runs recorded, or begin from it.
 
-    `results.owes_the_teacher` judges recipes that may not have run, and takes every objective but scratch for one that
-    has a teacher; cost is charged by what ran.
+    `StudyRecipe.owes_the_teacher` judges recipes that may not have run, and takes every objective but scratch for one
+    that has a teacher; cost is charged by what ran.
     """
     learns = any(run.summary.get("teacher") for run in results.runs.get(arm, {}).values())
-    return learns or arms.begins_from_teacher(results.recipe, arm)
+    return learns or begins_from_teacher(results, arm)
 
 
+def begins_from_teacher(results: StudyResults, arm: str) -> bool:
+    """Whether the first weights of an arm's students are layers of the teacher; without one they could not exist."""
+    return results.resolved[arm].student.initialise.method == "teacher_layers"
+
+
+@once
 def num_sharing(results: StudyResults) -> int:
     """How many finished students of the study owe the teacher, and so share its training."""
     return sum(len(results.runs[arm]) for arm in results.arms if shares_the_teacher(results, arm))
@@ -186,13 +195,14 @@ def common_cost(results: StudyResults) -> str | None:
     """Why there is no break-even where the reference owes the teacher; None where it does not."""
     if not shares_the_teacher(results, results.reference):
         return None
-    how = "begins from" if arms.begins_from_teacher(results.recipe, results.reference) else "learns from"
+    how = "begins from" if begins_from_teacher(results, results.reference) else "learns from"
     return (
         f"No break-even is given, because the reference ({results.reference}) {how} the teacher as well: its cost is "
         "common to both."
     )
 
 
+@once
 def teacher_flops(results: StudyResults) -> tuple[float | None, str]:
     """(FLOPs of the teacher's own training or None, where the figure comes from)."""
     if results.teacher:

@@ -8,6 +8,7 @@ clause 13).
 from dataclasses import dataclass
 from itertools import combinations
 
+from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import Run, StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
 from kd_megatron.analysis.statistics import (
@@ -67,17 +68,20 @@ class Comparison:
         return "better" if self.is_better else "worse"
 
 
+@once
 def overall(results: StudyResults, quantity: str) -> list[Comparison]:
     """Each arm against the reference in ``"score"`` or ``"probe_loss"``; one family."""
     others = [arm for arm in results.arms if arm != results.reference]
     return _family(results, [(arm, results.reference, quantity, None) for arm in others])
 
 
+@once
 def every_pair(results: StudyResults, quantity: str) -> list[Comparison]:
     """Each arm against each one before it, in ``"score"`` or ``"probe_loss"``; one family."""
     return _family(results, [(arm, before, quantity, None) for before, arm in combinations(results.arms, 2)])
 
 
+@once
 def by_task(results: StudyResults, arm: str) -> list[Comparison]:
     """``arm`` against the reference, task by task; one family."""
     if arm == results.reference:
@@ -91,6 +95,7 @@ def all_comparisons(results: StudyResults) -> list[Comparison]:
     return found + [comparison for arm in results.arms for comparison in by_task(results, arm)]
 
 
+@once
 def winner(results: StudyResults, quantity: str, task: str | None = None) -> str | None:
     """The arm that is ahead of every other one, beyond doubt; None when there is none.
 
@@ -107,6 +112,7 @@ def winner(results: StudyResults, quantity: str, task: str | None = None) -> str
     return best if len(found) == len(pairs) and all(one.verdict == "better" for one in found) else None
 
 
+@once
 def best_against(results: StudyResults, best: str, other: str, quantity: str) -> Comparison | None:
     """The arm picked as the best against ``other``, corrected for all the arms it was picked from."""
     found = _family(results, [(best, other, quantity, None)], len(results.arms) - 1)
@@ -144,6 +150,7 @@ def _values(results: StudyResults, pair: Pair) -> tuple[dict[int, float], dict[i
     return results.by_seed(arm, quantity, task), results.by_seed(other, quantity, task)
 
 
+@once
 def variance(results: StudyResults, arm: str, task: str | None = None) -> VarianceComponents | None:
     """How much of a score's noise is of pretraining, and how much of fine-tuning; ``task`` None: of the average."""
     scores = [_finetuning_scores(run, task, results.tasks) for run in results.runs.get(arm, {}).values()]

@@ -8,8 +8,7 @@ from typing import Any
 
 from kd_megatron.analysis.findings import Finding, same, summed_up
 from kd_megatron.analysis.results import StudyResults
-from kd_megatron.recipe import StudyRecipe
-from kd_megatron.recipe.arms import by_arm, flatten
+from kd_megatron.recipe.arms import flatten
 
 # What changes no score, or is compared by what it led to: the rows of the tasks, as they were read.
 NOT_COMPARED = ("kind", "tasks", "glue_path", "glue_revision", "preset", "save_predictions", "tensorboard")
@@ -29,12 +28,12 @@ class Finetuning:
 def finetune_findings(results: StudyResults) -> list[Finding]:
     """All checks, in the order the report prints them; none where nothing was recorded."""
     found = _finetunings(results)
-    sections = by_arm(results.recipe, lambda recipe: recipe.finetune)
+    sections = {arm: recipe.finetune for arm, recipe in results.resolved.items()}
     findings = _machines(found)
     if all(section == sections[results.reference] for section in sections.values()):  # else the recipe allows it
         findings |= _rows(found) | _precision(found)
     agreeing = summed_up("fine-tuning: rows, versions, hardware and commit", findings, f"all {len(found)} fine-tunings")
-    return [*_settings(results.recipe, found), *agreeing]
+    return [*_settings(results, found), *agreeing]
 
 
 def _finetunings(results: StudyResults) -> list[Finetuning]:
@@ -50,9 +49,12 @@ def _finetunings(results: StudyResults) -> list[Finetuning]:
     return found
 
 
-def _settings(recipe: StudyRecipe, found: list[Finetuning]) -> list[Finding]:
+def _settings(results: StudyResults, found: list[Finetuning]) -> list[Finding]:
     """Whether every student was fine-tuned as the recipe says of its arm."""
-    expected = by_arm(recipe, lambda one: flatten(one.finetune.model_dump(mode="json")) if one.finetune else {})
+    expected = {
+        arm: flatten(recipe.finetune.model_dump(mode="json")) if recipe.finetune else {}
+        for arm, recipe in results.resolved.items()
+    }
     recorded = [one for one in found if "settings" in one.summary]
     problems = []
     for one in recorded:

@@ -5,6 +5,7 @@ seed begin from the same weights in all cells. Growths of all arms and levels al
 corrected together; the answer rests on their mean over the distilled arms, corrected for the two axes asked about.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Literal, get_args
 
 from kd_megatron.analysis import results
 from kd_megatron.analysis.measure import PROBE, SCORE, Measure
+from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
 from kd_megatron.analysis.statistics import Estimate, Method, estimate, holm, paired_p_value, simultaneous_confidence
@@ -33,12 +35,14 @@ class Cell:
     place: Place
     study: StudyResults
 
+    @once
     def epochs(self, arm: str) -> float | None:
         """How often ``arm`` read its text, mean over seeds; None before it has a run."""
         runs = self.study.runs.get(arm, {}).values()
         each = [run.summary["tokens"] / max(run.summary["unique_tokens"], 1) for run in runs]
         return math.fsum(each) / len(each) if each else None
 
+    @once
     def leads(self, arm: str, measure: Measure) -> dict[int, float]:
         """Seed -> how far ``arm`` is ahead of the reference, in the measure's base unit; below zero: behind."""
         sign = 1.0 if measure.higher_is_better else -1.0
@@ -86,7 +90,7 @@ class GridResults:
         scored = all(cell.study.by_seed(arm, "score") for cell in self.cells for arm in cell.study.arms)
         return [SCORE, PROBE] if self.cells and scored else [PROBE]
 
-    @property
+    @functools.cached_property
     def unfair(self) -> list[str]:
         """The checks that failed in some cell, with its name."""
         return [f"{cell.place.name}: {'; '.join(found)}" for cell in self.cells if (found := unfair_checks(cell.study))]
@@ -160,6 +164,7 @@ def _students(recipe: StudyRecipe) -> set[tuple[str, int]]:
     return {(arm, seed) for arm in recipe.arms for seed in recipe.seeds}
 
 
+@once
 def contrasts(grid: GridResults, axis: Axis) -> list[Contrast]:
     """For each budget the pools read least and most often; for each pool the smallest and the largest budget."""
     groups: dict[str, list[Cell]] = {}
@@ -180,12 +185,14 @@ def _budget(cell: Cell) -> float:
     return cell.place.budget
 
 
+@once
 def growths(grid: GridResults, axis: Axis, measure: Measure) -> list[Growth]:
     """Each arm at each level; one family."""
     pairs = [((arm,), [contrast]) for arm in grid.arms for contrast in contrasts(grid, axis)]
     return _family(grid, axis, measure, pairs)
 
 
+@once
 def mean_growth(grid: GridResults, axis: Axis, measure: Measure) -> Growth | None:
     """The mean over the distilled arms and all levels; None without any. Those of both axes are one family."""
     asked = {one: found for one in AXES if (found := contrasts(grid, one))}

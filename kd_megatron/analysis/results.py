@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kd_megatron.analysis.once import once
 from kd_megatron.analysis.statistics import Estimate, Method, estimate, paired_difference
 from kd_megatron.files import records
 from kd_megatron.finetune.grid.outputs import MACHINES
 from kd_megatron.recipe import StudyRecipe, config
+from kd_megatron.recipe.arms import resolve_arm
 from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, read, with_tuning
 from kd_megatron.study.layout import (
     PREFERRED_REFERENCE,
@@ -131,6 +133,7 @@ class StudyResults:
     interval: Method = "t"  # how intervals are made
     tuning: dict[str, Any] | None = None  # tuning.json of a tuned study
     calibration: dict[str, Any] | None = None  # calibration.json of a calibrated one
+    resolved: dict[str, StudyRecipe] = field(default_factory=dict)  # arm -> what it really runs (`load` resolves)
 
     @property
     def arms(self) -> list[str]:
@@ -151,6 +154,7 @@ class StudyResults:
         """Every finished run."""
         return [run for runs in self.runs.values() for run in runs.values()]
 
+    @once
     def by_seed(self, arm: str, quantity: str, task: str | None = None) -> dict[int, float]:
         """Seed -> value, of the runs of ``arm`` that have it.
 
@@ -162,10 +166,12 @@ class StudyResults:
         values = {seed: _read(run, quantity, task) for seed, run in self.runs.get(arm, {}).items()}
         return {seed: float(value) for seed, value in values.items() if value is not None}
 
+    @once
     def mean(self, arm: str, quantity: str, task: str | None = None) -> Estimate | None:
         """Mean over seeds with its interval."""
         return estimate(list(self.by_seed(arm, quantity, task).values()), method=self.interval)
 
+    @once
     def difference(self, arm: str, quantity: str, task: str | None = None, to: str | None = None) -> Estimate | None:
         """``arm`` minus the reference arm (or ``to``), paired by seed; None for the reference itself."""
         other = to or self.reference
@@ -205,7 +211,8 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
                 if recipe.finetune and run.finetune is None:
                     missing.append(f"fine-tuning of {arm}, seed {seed}")
                 missing += _missing_markers(recipe, run)
-    return StudyResults(directory, recipe, runs, teacher, missing, interval, tuning, calibration)
+    resolved = {arm: resolve_arm(recipe, arm) for arm in recipe.arms}
+    return StudyResults(directory, recipe, runs, teacher, missing, interval, tuning, calibration, resolved)
 
 
 def _load_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> Run | None:

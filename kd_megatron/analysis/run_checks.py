@@ -10,8 +10,9 @@ from typing import Any
 
 from kd_megatron.analysis.findings import Finding, same, short, summed_up
 from kd_megatron.analysis.finetune_checks import finetune_findings
+from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import Run, StudyResults
-from kd_megatron.recipe.arms import flatten, owes_the_teacher, resolve_arm
+from kd_megatron.recipe.arms import flatten
 
 OWN_TO_A_RUN = ("arm", "seed", "recipe", "command", "argv", "time", "date", "started", "finished", "pid", "directory")
 SEEDS = "seeds"
@@ -22,6 +23,7 @@ OF_THE_TEACHER = ("teacher", "teacher_source")  # entries of a fingerprint: of a
 OF_A_CHECKPOINT = ("begins_from",)  # of arms that begin from a model other than the teacher
 
 
+@once
 def run_findings(results: StudyResults) -> list[Finding]:
     """All checks, in the order the report prints them; empty when nothing has finished yet."""
     runs = results.all_runs()
@@ -38,6 +40,7 @@ def run_findings(results: StudyResults) -> list[Finding]:
     ]
 
 
+@once
 def unfair_checks(results: StudyResults) -> list[str]:
     """The checks in which arms with the same seed differ: such results name no winner.
 
@@ -68,12 +71,12 @@ def _settings(results: StudyResults) -> list[Finding]:
     """Whether every run was given what the recipe says of its arm; nothing of runs that did not record it."""
     problems, num_runs = [], 0
     for arm in results.arms:
-        expected = flatten(resolve_arm(results.recipe, arm).model_dump(mode="json"))
+        expected = flatten(results.resolved[arm].model_dump(mode="json"))
         for run in results.runs[arm].values():
             given = flatten(run.summary.get("settings") or {"": None})  # of runs before there was such a record
             num_runs += "settings" in run.summary
             differing = [key for key, value in given.items() if key and _counts(key) and expected.get(key) != value]
-            if not owes_the_teacher(results.recipe, arm):
+            if not results.resolved[arm].owes_the_teacher(arm):
                 differing = [key for key in differing if key.split(".")[0] != "teacher"]
             problems += [f"{arm}/{run.seed} had {key} {given[key]}, not {expected.get(key)}" for key in differing]
     if problems:
@@ -128,6 +131,7 @@ def _fingerprints(results: StudyResults) -> list[Finding]:
     return summed_up("data, versions, hardware and commit", findings, f"all {len(runs)} runs")
 
 
+@once
 def fingerprint_differences(results: StudyResults) -> dict[str, dict[str, Any]]:
     """Entry -> run (``ARM/SEED``) -> value, of what runs recorded otherwise than most of them did."""
     found = {}
@@ -158,6 +162,7 @@ def differences_between(studies: Mapping[str, StudyResults]) -> dict[str, str]:
     return said
 
 
+@once
 def _recorded(results: StudyResults) -> dict[str, dict[str, Any]]:
     """Entry of the fingerprints -> run -> what it recorded, of the runs in which the entry counts.
 
@@ -173,8 +178,8 @@ def _recorded(results: StudyResults) -> dict[str, dict[str, Any]]:
             *((f" at {100 * marker.fraction:g} %", marker.summary) for marker in run.markers),
         ]
     }
-    taught = {arm for arm in results.arms if owes_the_teacher(results.recipe, arm)}
-    begun = {arm for arm in results.arms if resolve_arm(results.recipe, arm).student.initialise.method == "checkpoint"}
+    taught = {arm for arm in results.arms if results.resolved[arm].owes_the_teacher(arm)}
+    begun = {arm for arm in results.arms if results.resolved[arm].student.initialise.method == "checkpoint"}
     own_to = dict.fromkeys(OF_THE_TEACHER, taught) | dict.fromkeys(OF_A_CHECKPOINT, begun)
     found = {}
     for key in sorted({key for one in prints.values() for key in one if _comparable(key)}):

@@ -1,8 +1,7 @@
 """What an arm of a study really runs: its overrides applied, and what is not the same in all arms."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from kd_megatron.errors import RecipeError, nearest
 from kd_megatron.recipe import StudyRecipe, config
@@ -11,7 +10,6 @@ from kd_megatron.recipe.config import BUDGET_UNITS
 STUDY_ONLY = frozenset(
     {"kind", "name", "description", "arms", "seeds", "allow_difference", "output", "notes", "tuning", "markers", "grid"}
 )
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,6 @@ def resolve_arm(study: StudyRecipe, arm: str) -> StudyRecipe:
         _refuse_unless_allowed(study, arm, key)
         _set(raw, key, value)
     return config.validate(StudyRecipe, raw, where=f"study {study.name}, arm {arm}")
-
-
-def by_arm(study: StudyRecipe, read: Callable[[StudyRecipe], Value]) -> dict[str, Value]:
-    """Arm -> what ``read`` finds in the recipe that it really runs (`resolve_arm`)."""
-    return {arm: read(resolve_arm(study, arm)) for arm in study.arms}
-
-
-def begins_from_teacher(study: StudyRecipe, arm: str) -> bool:
-    """Whether the first weights of an arm's students are layers of the teacher; without one they could not exist."""
-    return resolve_arm(study, arm).student.initialise.method == "teacher_layers"
 
 
 def differences(resolved: dict[str, StudyRecipe]) -> list[Difference]:

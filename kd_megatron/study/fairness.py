@@ -14,8 +14,12 @@ from kd_megatron.recipe.arms import Difference, _all_equal, differences, flatten
 BACKEND = "backend"  # the one option of an objective that changes its speed alone
 
 
-def check(study: StudyRecipe) -> list[Difference]:
+def check(study: StudyRecipe, resolved: dict[str, StudyRecipe] | None = None) -> list[Difference]:
     """Compare the resolved recipes of all arms; the allowed differences, for the report.
+
+    Args:
+        study: the recipe.
+        resolved: arm -> what it really runs, where that is known already.
 
     Raises:
         RecipeError: an arm differs in something that is neither its objective nor listed in ``allow_difference``,
@@ -24,7 +28,7 @@ def check(study: StudyRecipe) -> list[Difference]:
     from kd_megatron.objectives import of_arm
 
     _refuse_unknown_allowances(study)
-    resolved = {arm: resolve_arm(study, arm) for arm in study.arms}
+    resolved = resolved or {arm: resolve_arm(study, arm) for arm in study.arms}
     backends = {
         arm: getattr(of_arm.parse_options(recipe.arms[arm], where=f"study {study.name}, arms.{arm}"), BACKEND, AUTO)
         for arm, recipe in resolved.items()

@@ -8,7 +8,6 @@ from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import Finding
 from kd_megatron.console import units
 from kd_megatron.console.units import num_seeds, seeds_of
-from kd_megatron.recipe import arms
 from kd_megatron.recipe.arms import Difference
 from kd_megatron.report.study import branch_caveats, tables
 from kd_megatron.report.study.certainty_tables import INTERVALS
@@ -149,7 +148,7 @@ def _untrained(results: StudyResults) -> list[str]:
 
 
 def _untuned(results: StudyResults) -> list[str]:
-    rates = set(arms.by_arm(results.recipe, lambda arm: arm.training.learning_rate).values())
+    rates = {recipe.training.learning_rate for recipe in results.resolved.values()}
     if results.tuning is not None or len(rates) > 1:  # tuning may choose the same one for all
         return []
     return [f"All arms use one learning rate ({rates.pop():g}) and untuned weights; an arm may do better with its own."]

@@ -11,7 +11,6 @@ from kd_megatron.analysis.results import StudyResults
 from kd_megatron.console import units
 from kd_megatron.console.units import budget_in_words
 from kd_megatron.recipe import StudyRecipe
-from kd_megatron.recipe import arms as arms_module
 from kd_megatron.recipe.arms import split_arm
 from kd_megatron.report.page import words
 from kd_megatron.report.page.document import Block, Bullets, Details, TableBlock
@@ -176,7 +175,7 @@ def _rates(study: StudyResults) -> str:
 
 def by_arm(study: StudyResults, read: Callable[[StudyRecipe], str]) -> str:
     """What ``read`` finds in the recipes that arms really run, tuning and overrides included, in words."""
-    return units.by_arm(arms_module.by_arm(study.recipe, read))
+    return units.by_arm({arm: read(recipe) for arm, recipe in study.resolved.items()})
 
 
 def _finetuning(study: StudyResults) -> str:

@@ -9,7 +9,7 @@ from kd_megatron.analysis.run_checks import Finding
 from kd_megatron.console import units
 from kd_megatron.ledger import ACCOUNTS
 from kd_megatron.objectives.words import of_arm_in_words
-from kd_megatron.recipe.arms import Difference, begins_from_teacher
+from kd_megatron.recipe.arms import Difference
 from kd_megatron.report.page import words
 from kd_megatron.report.page.table import Column, Table
 
@@ -195,7 +195,7 @@ def teacher_cost(results: StudyResults) -> Table | None:
         Column("amortised", f"shared by {num_sharing} students", units.flops),
     ]
     note = f"FLOPs per student. The teacher's own training: {units.flops(cost)} FLOPs ({source})."
-    if beginning := [arm for arm in results.arms if begins_from_teacher(results.recipe, arm)]:
+    if beginning := [arm for arm in results.arms if break_even.begins_from_teacher(results, arm)]:
         note += f" Students whose first weights are the teacher's layers owe it too: {', '.join(beginning)}."
     return Table("teacher_cost", "", columns, rows, note)
 
