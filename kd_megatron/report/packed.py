@@ -15,7 +15,7 @@ from typing import Any
 from kd_megatron.analysis.statistics import Method
 from kd_megatron.errors import DataError, OutputError
 from kd_megatron.files import records
-from kd_megatron.finetune.grid.outputs import MACHINES
+from kd_megatron.finetune.places import MACHINES
 from kd_megatron.recipe import recipe_yaml
 from kd_megatron.study import layout
 

@@ -6,34 +6,53 @@ the study lists it in ``allow_difference``, and then the report names it. `check
 spent; `run_checks.py` judges what the runs recorded.
 """
 
+from typing import Any
+
 from kd_megatron.errors import RecipeError, nearest
-from kd_megatron.kernels.door import AUTO
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.recipe.arms import Difference, _all_equal, differences, flatten, resolve_arm
 
 BACKEND = "backend"  # the one option of an objective that changes its speed alone
 
 
-def check(study: StudyRecipe, resolved: dict[str, StudyRecipe] | None = None) -> list[Difference]:
+def check(study: StudyRecipe) -> list[Difference]:
     """Compare the resolved recipes of all arms; the allowed differences, for the report.
-
-    Args:
-        study: the recipe.
-        resolved: arm -> what it really runs, where that is known already.
 
     Raises:
         RecipeError: an arm differs in something that is neither its objective nor listed in ``allow_difference``,
             or an objective's options do not parse.
     """
+    _refuse_unknown_allowances(study)
+    resolved = {arm: resolve_arm(study, arm) for arm in study.arms}
+    return [*_backend_difference(study, _backends(study, resolved)), *differences(resolved)]
+
+
+def allowed(study: StudyRecipe, resolved: dict[str, StudyRecipe]) -> list[Difference]:
+    """The same of a study that has begun, whose options were parsed then, and whose arms are resolved already.
+
+    The objectives, and torch with them, are asked only where an arm names a backend.
+    """
+    _refuse_unknown_allowances(study)
+    backends = _backends(study, resolved) if _names_backend(list(study.arms.values())) else {}
+    return [*_backend_difference(study, backends), *differences(resolved)]
+
+
+def _names_backend(options: Any) -> bool:
+    """Whether an objective's options, or those of its parts and phases, have the key."""
+    if isinstance(options, dict):
+        return BACKEND in options or any(map(_names_backend, options.values()))
+    return isinstance(options, list) and any(map(_names_backend, options))
+
+
+def _backends(study: StudyRecipe, resolved: dict[str, StudyRecipe]) -> dict[str, str]:
+    """Arm -> the backend that its objective asks for."""
+    from kd_megatron.kernels.door import AUTO
     from kd_megatron.objectives import of_arm
 
-    _refuse_unknown_allowances(study)
-    resolved = resolved or {arm: resolve_arm(study, arm) for arm in study.arms}
-    backends = {
+    return {
         arm: getattr(of_arm.parse_options(recipe.arms[arm], where=f"study {study.name}, arms.{arm}"), BACKEND, AUTO)
         for arm, recipe in resolved.items()
     }
-    return [*_backend_difference(study, backends), *differences(resolved)]
 
 
 def _backend_difference(study: StudyRecipe, backends: dict[str, str]) -> list[Difference]:

@@ -10,8 +10,7 @@ from typing import Any
 
 from kd_megatron.errors import disk_full_is_clear
 from kd_megatron.files import records
-from kd_megatron.finetune.grid.jobs import SUMMARY
-from kd_megatron.finetune.grid.outputs import MACHINES
+from kd_megatron.finetune.places import MACHINES, SUMMARY
 from kd_megatron.report.finetune import figures, tables
 from kd_megatron.report.finetune import results as finetune_results
 from kd_megatron.report.finetune.results import FinetuneResults, Published

@@ -9,9 +9,7 @@ from typing import Any
 
 from kd_megatron.analysis.statistics import Estimate, estimate
 from kd_megatron.errors import DataError, OutputError
-from kd_megatron.finetune.cell.train import Cell
-from kd_megatron.finetune.grid.jobs import SUMMARY, cell_path
-from kd_megatron.finetune.grid.outputs import MACHINES
+from kd_megatron.finetune.places import MACHINES, SUMMARY, Cell, cell_path
 from kd_megatron.study.layout import read_summary
 
 CELLS = "cells.jsonl"  # of a page that is kept in a repository: the files of all cells, one a line

@@ -210,7 +210,7 @@ def _recorded_differently(grid: GridResults) -> dict[str, str]:
 
 def _allowed(grid: GridResults) -> list[str]:
     first = grid.cells[0].study if grid.cells else None
-    allowed = fairness.check(first.recipe, first.resolved) if first else []
+    allowed = fairness.allowed(first.recipe, first.resolved) if first else []
     keys = ", ".join(difference.key for difference in allowed)
     return [f"The recipe lets arms differ in {keys} beside their objective: see the reports of the cells."] * bool(keys)
 

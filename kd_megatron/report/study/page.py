@@ -66,7 +66,7 @@ def _write_study_files(study: StudyResults, target: Path, beside: Sequence[Path 
     comparisons.check_interval(study)
     found = Analysis(
         run_findings(study),
-        fairness.check(study.recipe, study.resolved),
+        fairness.allowed(study.recipe, study.resolved),
         laws.laws([study, *laws.load_beside(study, beside)]),
         break_even.all_break_evens(study),
     )

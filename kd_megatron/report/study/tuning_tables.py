@@ -10,8 +10,7 @@ from kd_megatron.analysis.results import StudyResults
 from kd_megatron.console import units
 from kd_megatron.report.page.document import Block, Heading, TableBlock
 from kd_megatron.report.page.table import Column, Table
-from kd_megatron.study.effective import LEARNING_RATE
-from kd_megatron.study.tuning import setting_in_words
+from kd_megatron.study.effective import LEARNING_RATE, setting_in_words
 
 
 def blocks(results: StudyResults) -> list[Block]:
