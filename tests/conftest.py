@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,3 +35,30 @@ def process_is_left_as_it_was() -> Iterator[None]:
     yield
     after = _shared_by_all_tests()
     assert {name: after[name] for name in before} == before
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a masked-language model of 2 layers x 32, with dropout, and its tokenizer."""
+    from tiny_encoder import make_model
+
+    return make_model(tmp_path_factory.mktemp("model"), seed=0)
+
+
+@pytest.fixture
+def review_files(tmp_path: Path) -> tuple[Path, Path]:
+    """train.tsv (96 rows) and dev.tsv (40 rows) of a task with two labels."""
+    from tiny_encoder import sentences, write_tsv
+
+    return write_tsv(tmp_path / "train.tsv", sentences(96, 1)), write_tsv(tmp_path / "dev.tsv", sentences(40, 2))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Scores are compared to the last digit with processes of one thread: sums split over threads round differently."""
+    import torch
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)

@@ -53,8 +53,9 @@ def ready(clone: Path) -> Path:
     write_script(clone / ".venv/bin/python", f'exec "{sys.executable}" "$@"')
     pinned = f"{clone}\n".encode() + (clone / "requirements.txt").read_bytes() + (clone / "pyproject.toml").read_bytes()
     (clone / ".venv/installed.sha256").write_text(hashlib.sha256(pinned).hexdigest() + "\n")
-    shutil.copytree(ROOT / "kd_megatron/launch", clone / "kd_megatron/launch")
-    for name in ("__init__", "atomic", "config", "errors", "machine", "manifest", "news", "ports"):
+    for package in ("launch", "files", "machine", "ranks", "recipe", "console"):
+        shutil.copytree(ROOT / f"kd_megatron/{package}", clone / f"kd_megatron/{package}")
+    for name in ("__init__", "errors", "redact"):
         shutil.copy(ROOT / f"kd_megatron/{name}.py", clone / "kd_megatron")
     (clone / "kd_megatron/__main__.py").write_text(WORKER)
     return clone

@@ -14,7 +14,7 @@ from kd_megatron.errors import OutputError, RecipeError
 from kd_megatron.launch import preflight
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe
-from kd_megatron.study import runner
+from kd_megatron.study import prerequisites
 from kd_megatron.study.prerequisites import prepare_inputs
 from kd_megatron.training import run
 
@@ -27,7 +27,7 @@ def test_a_calibrated_budget_is_said_to_be_run_by_the_clock(
     monkeypatch.setattr(logs, "say", said.append)
     monkeypatch.setattr(dist, "joined", contextlib.nullcontext)
     monkeypatch.setattr(preflight, "compare_nodes", lambda arguments: None)
-    monkeypatch.setattr(runner, "prepare_inputs", lambda recipe, root: None)
+    monkeypatch.setattr(prerequisites, "prepare_inputs", lambda recipe, root: None)
     monkeypatch.setattr(run, "pretrain", lambda *given: None)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(study_on_disk.recipe_data(budget=budget)))
     assert cli.main(["pretrain", str(tmp_path / "recipe.yaml"), "--arm", "scratch"]) == 0

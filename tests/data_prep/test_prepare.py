@@ -268,7 +268,7 @@ def test_kill_in_the_middle_then_the_same_bytes(make_recipe, tmp_path, workers):
     recipe = make_recipe(corpus, num_shards=12, num_workers=workers)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     script = (
-        "from data_prep.prepare import prepare\nfrom kd_megatron import config\n"
+        "from data_prep.prepare import prepare\nfrom kd_megatron.recipe import config\n"
         "from kd_megatron.recipe import CorpusRecipe\n"
         f"if __name__ == '__main__': prepare(config.load({str(tmp_path / 'recipe.yaml')!r}, CorpusRecipe))"
     )

@@ -142,7 +142,7 @@ def test_a_full_disk_is_one_clear_message(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(jobs.logs, "write_json", full)
+    monkeypatch.setattr(jobs.records, "write_json", full)
     with pytest.raises(OutputError, match="no space left"):
         run_grid(tiny_model, recipe_of(raw), tmp_path / "out")
 

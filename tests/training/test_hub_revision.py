@@ -23,7 +23,7 @@ OLD, NEW = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from kd_megatron import hub
+from kd_megatron.files import hub
 from kd_megatron.errors import ModelError
 from kd_megatron.training.run import pretrain
 from kd_megatron.study.effective import run_recipe

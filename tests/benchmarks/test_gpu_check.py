@@ -1,6 +1,6 @@
 """`benchmarks/gpu_check.sh`, dry: the kernels need torch, triton and nothing else; a red check or a fault ends with 1.
 
-Of whole steps: tests/study/test_device_steps.py.
+Of whole steps: tests/benchmarks/test_device_steps.py.
 """
 
 import importlib.metadata

@@ -11,6 +11,8 @@ import yaml
 from kd_megatron import errors
 from kd_megatron.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
 def recipe(review_files: tuple[Path, Path], tmp_path: Path) -> Path:

@@ -14,7 +14,7 @@ from kd_megatron.engine.flops import sequence_cost
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.study import timed_arms
 from kd_megatron.study.effective import run_recipe
-from kd_megatron.training.timed_run import TimedRun, batch_shape
+from kd_megatron.training.timed_run import TimedRun, Variant, batch_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "benchmarks/recipes/step_6x384.yaml"
@@ -156,7 +156,7 @@ def test_the_shipped_recipe_needs_no_corpus_and_no_trained_teacher(tmp_path: Pat
         study = study.model_copy(update={"training": study.training.model_copy(update=cheap)})
         teacher_recipe = study.teacher.model_copy(update={"precision": "fp32"})
         study = study.model_copy(update={"teacher": teacher_recipe})
-        timed = TimedRun(throughput.Variant("step/minilm", "auto", study, "minilm"), tmp_path / "run", teacher)
+        timed = TimedRun(Variant("step/minilm", "auto", study, "minilm"), tmp_path / "run", teacher)
         timed.step()
         timed.close()
     assert not Path(shards.path).exists()
@@ -165,7 +165,7 @@ def test_the_shipped_recipe_needs_no_corpus_and_no_trained_teacher(tmp_path: Pat
 
 def test_mfu_is_the_model_flops_over_the_data_sheet(inputs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     study = run_recipe(tiny_study(inputs), "minilm", 0)
-    timed = TimedRun(throughput.Variant("step/minilm", "auto", study, "minilm"), tmp_path, str(inputs / "teacher"))
+    timed = TimedRun(Variant("step/minilm", "auto", study, "minilm"), tmp_path, str(inputs / "teacher"))
     assert timed.flops_share(1000.0) is None  # a CPU
     training = study.training.model_copy(update={"precision": "bf16"})
     timed.run.study = study.model_copy(update={"training": training})

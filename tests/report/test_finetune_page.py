@@ -18,6 +18,7 @@ from kd_megatron.report.finetune import results
 from kd_megatron.report.finetune.page import write_page
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def of_size(directory, size, generator):
 
 
 def test_crossovers_are_those_of_the_studys_own_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(scaling_table, "fit", partial(scaling.fit, num_draws=20))
+    monkeypatch.setattr(laws_module, "fit", partial(scaling.fit, num_draws=20))
     generator = numpy.random.default_rng(9)
     small, middle, large = (of_size(tmp_path / f"{size:g}", size, generator) for size in (1e6, 16e6, 256e6))
     # at 1e6 parameters minilm's size costs 0.30 nats and its floor gains 0.20; at 16e6, the mean of all, 0.11
