@@ -15,7 +15,6 @@ as well, T is common to both and there is nothing to pay back.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy
 
@@ -176,7 +175,7 @@ def shares_the_teacher(results: StudyResults, arm: str) -> bool:
     `StudyRecipe.owes_the_teacher` judges recipes that may not have run, and takes every objective but scratch for one
     that has a teacher; cost is charged by what ran.
     """
-    learns = any(run.summary.get("teacher") for run in results.runs.get(arm, {}).values())
+    learns = any(run.summary.teacher for run in results.runs.get(arm, {}).values())
     return learns or begins_from_teacher(results, arm)
 
 
@@ -206,11 +205,9 @@ def common_cost(results: StudyResults) -> str | None:
 def teacher_flops(results: StudyResults) -> tuple[float | None, str]:
     """(FLOPs of the teacher's own training or None, where the figure comes from)."""
     if results.teacher:
-        return float(results.teacher["flops"]), "trained by this study; its ledger"
-    recipe = results.recipe.teacher  # all there is where students begin from the teacher and none learns from it
-    stated = {"cost_flops": recipe.cost_flops, "cost_source": recipe.cost_source} if recipe else {}
-    teacher: dict[str, Any] = next(
-        (run.summary["teacher"] for run in results.all_runs() if run.summary.get("teacher")), stated
-    )
-    source = teacher.get("cost_source") or "no source given"
-    return teacher.get("cost_flops"), source if teacher.get("cost_flops") else "not stated in the recipe: unknown"
+        return float(results.teacher.flops), "trained by this study; its ledger"
+    # the recipe is all there is where students begin from the teacher and none learns from it
+    stated = next((run.summary.teacher for run in results.all_runs() if run.summary.teacher), results.recipe.teacher)
+    if stated is None or not stated.cost_flops:
+        return stated.cost_flops if stated else None, "not stated in the recipe: unknown"
+    return stated.cost_flops, stated.cost_source or "no source given"

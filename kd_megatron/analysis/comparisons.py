@@ -159,8 +159,8 @@ def variance(results: StudyResults, arm: str, task: str | None = None) -> Varian
 
 def _finetuning_scores(run: Run, task: str | None, tasks: list[str]) -> list[float]:
     """One score for each fine-tuning seed that all the tasks have."""
-    summaries = (run.finetune or {"tasks": {}})["tasks"]
-    wanted = [summaries.get(name, {}).get("scores", {}) for name in ([task] if task else tasks)]
+    names = [task] if task else tasks
+    wanted = [run.tasks[name].scores if name in run.tasks else {} for name in names]
     if not wanted:
         return []
     shared = sorted(set.intersection(*(set(scores) for scores in wanted)))

@@ -8,6 +8,7 @@ from typing import Any
 
 from kd_megatron.analysis.findings import Finding, same, summed_up
 from kd_megatron.analysis.results import StudyResults
+from kd_megatron.analysis.summaries import FinetuneSummary
 from kd_megatron.recipe.arms import flatten
 
 # What changes no score, or is compared by what it led to: the rows of the tasks, as they were read.
@@ -21,7 +22,7 @@ class Finetuning:
 
     arm: str
     name: str  # "minilm/0", of a branch "minilm/0 at 40 %"
-    summary: dict[str, Any]
+    summary: FinetuneSummary
     machines: list[dict[str, Any]]  # one for each start on another machine or commit
 
 
@@ -55,11 +56,11 @@ def _settings(results: StudyResults, found: list[Finetuning]) -> list[Finding]:
         arm: flatten(recipe.finetune.model_dump(mode="json")) if recipe.finetune else {}
         for arm, recipe in results.resolved.items()
     }
-    recorded = [one for one in found if "settings" in one.summary]
+    recorded = [one for one in found if one.summary.settings is not None]
     problems = []
     for one in recorded:
         wanted = expected[one.arm]
-        for key, value in flatten(one.summary["settings"]).items():
+        for key, value in flatten(one.summary.settings).items():
             if key.split(".")[0] not in NOT_COMPARED and wanted.get(key, value) not in (value, AUTO):
                 problems.append(f"{one.name} had {key} {value}, not {wanted[key]}")
     detail = "; ".join(problems) or f"in all {len(recorded)} fine-tunings"
@@ -70,14 +71,14 @@ def _rows(found: list[Finetuning]) -> dict[str, Finding]:
     """Task -> whether all students learned and were scored on the same rows of it."""
     rows: dict[str, dict[str, str]] = {}
     for one in found:
-        for task, part in one.summary["tasks"].items():
-            if "content_hash" in part:
-                rows.setdefault(task, {})[one.name] = part["content_hash"]
+        for task, part in one.summary.tasks.items():
+            if part.content_hash is not None:
+                rows.setdefault(task, {})[one.name] = part.content_hash
     return {f"rows of {task}": same(f"fine-tuning: rows of {task}", hashes) for task, hashes in rows.items()}
 
 
 def _precision(found: list[Finetuning]) -> dict[str, Finding]:
-    given = {one.name: one.summary["precision"] for one in found if "settings" in one.summary}
+    given = {one.name: one.summary.precision for one in found if one.summary.settings is not None}
     return {"precision": same("fine-tuning: precision", given)} if given else {}
 
 

@@ -38,8 +38,7 @@ class Cell:
     @once
     def epochs(self, arm: str) -> float | None:
         """How often ``arm`` read its text, mean over seeds; None before it has a run."""
-        runs = self.study.runs.get(arm, {}).values()
-        each = [run.summary["tokens"] / max(run.summary["unique_tokens"], 1) for run in runs]
+        each = [run.summary.epochs for run in self.study.runs.get(arm, {}).values()]
         return math.fsum(each) / len(each) if each else None
 
     @once
@@ -81,7 +80,7 @@ class GridResults:
     def distilled(self) -> list[str]:
         """Those of them that have a teacher."""
         runs = [run for cell in self.cells for run in cell.study.all_runs()]
-        taught = {run.arm for run in runs if run.summary.get("teacher")}
+        taught = {run.arm for run in runs if run.summary.teacher}
         return [arm for arm in self.arms if arm in taught]
 
     @property

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kd_megatron.analysis import summaries
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.statistics import Estimate, Method, estimate, paired_difference
+from kd_megatron.analysis.summaries import FinetuneSummary, RunSummary, TaskSummary
 from kd_megatron.files import records
 from kd_megatron.finetune.places import MACHINES
 from kd_megatron.recipe import StudyRecipe, config
@@ -22,23 +24,21 @@ from kd_megatron.study.layout import (
     arm_directory,
     branch_directory,
     finetune_directory,
-    finished_run,
     marker_directory,
     no_study,
-    read_summary,
     teacher_directory,
 )
 
 
-def finetuned(directory: Path, student: dict[str, Any]) -> dict[str, Any] | None:
+def finetuned(directory: Path, student: RunSummary) -> FinetuneSummary | None:
     """The summary of the fine-tuning in ``directory``; None when there is none yet, or it is of another student.
 
     Args:
         directory: of the fine-tuning.
         student: the summary of its run. Earlier versions recorded no hash of the export: they are taken at their word.
     """
-    summary = read_summary(directory)
-    hashes = (summary or {}).get("model_hash"), student.get("export_hash")
+    summary = summaries.finetuning(directory)
+    hashes = summary.model_hash if summary else None, student.export_hash
     return None if None not in hashes and hashes[0] != hashes[1] else summary
 
 
@@ -53,35 +53,35 @@ class Marker:
     """A student that left its run before the end: what a smaller budget buys."""
 
     fraction: float  # of the budget
-    summary: dict[str, Any]
-    finetune: dict[str, Any] | None
+    summary: RunSummary
+    finetune: FinetuneSummary | None
     machines: list[dict[str, Any]] = field(default_factory=list)  # that it was fine-tuned on
 
     @property
     def tokens(self) -> int:
         """Tokens seen, those of the run before it left included."""
-        return int(self.summary["tokens"])
+        return int(self.summary.tokens)
 
     @property
     def flops(self) -> float:
         """FLOPs charged, likewise."""
-        return float(self.summary["flops"])
+        return float(self.summary.flops)
 
     @property
     def decayed(self) -> bool:
         """Whether its learning rate came down."""
-        return bool(self.summary["branch"]["decayed"])
+        return self.summary.branch is not None and self.summary.branch.decayed
 
     @property
     def decay_tokens(self) -> int:
         """Tokens that the branch saw after it had left."""
-        steps = self.summary["branch"]["decay_steps"]
-        return round(self.tokens * steps / max(self.summary["steps"], 1))
+        steps = self.summary.branch.decay_steps if self.summary.branch else 0
+        return round(self.tokens * steps / max(self.summary.steps, 1))
 
     @property
     def probe_loss(self) -> float | None:
         """Held-out MLM loss of the probe head, in nats per masked token."""
-        return self.summary["validation"].get("probe_mlm_loss")
+        return self.summary.probe_loss
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ class Run:
     arm: str
     seed: int
     directory: Path
-    summary: dict[str, Any]
+    summary: RunSummary
     metrics: list[dict[str, Any]]
-    finetune: dict[str, Any] | None
+    finetune: FinetuneSummary | None
     markers: list[Marker] = field(default_factory=list)  # its branches, in the order of the budget
     machines: list[dict[str, Any]] = field(default_factory=list)  # that it was fine-tuned on
 
@@ -104,21 +104,26 @@ class Run:
 
     def account(self, name: str, unit: str) -> float:
         """What one account of the ledger spent; ``unit`` is ``"seconds"`` or ``"flops"``."""
-        return float(self.summary["ledger"]["accounts"].get(name, {}).get(unit, 0.0))
+        return float(self.summary.accounts.get(name, {}).get(unit, 0.0))
 
     @property
     def probe_loss(self) -> float | None:
         """Held-out MLM loss of the probe head, in nats per masked token."""
-        return self.summary["validation"].get("probe_mlm_loss")
+        return self.summary.probe_loss
 
     @property
     def score(self) -> float | None:
         """Average over tasks, in [0, 1]; None before fine-tuning."""
-        return self.finetune["average"] if self.finetune else None
+        return self.finetune.average if self.finetune else None
 
     def task_score(self, task: str) -> float | None:
         """Score of one task (mean over fine-tuning seeds); None before fine-tuning."""
-        return self.finetune["tasks"][task]["mean"] if self.finetune and task in self.finetune["tasks"] else None
+        return self.tasks[task].mean if task in self.tasks else None
+
+    @property
+    def tasks(self) -> dict[str, TaskSummary]:
+        """What fine-tuning found, by task; empty before it."""
+        return self.finetune.tasks if self.finetune else {}
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class StudyResults:
     directory: Path
     recipe: StudyRecipe  # the effective one: with what tuning chose
     runs: dict[str, dict[int, Run]]  # arm -> seed -> run, in the recipe's order; finished ones alone
-    teacher: dict[str, Any] | None  # summary of the study's own teacher
+    teacher: RunSummary | None  # summary of the study's own teacher
     missing: list[str] = field(default_factory=list)  # pieces in words
     interval: Method = "t"  # how intervals are made
     tuning: dict[str, Any] | None = None  # tuning.json of a tuned study
@@ -198,7 +203,7 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
     recipe = with_tuning(recipe, tuning)
     runs: dict[str, dict[int, Run]] = {arm: {} for arm in recipe.arms}
     missing = []
-    teacher = finished_run(teacher_directory(directory))
+    teacher = summaries.finished_run(teacher_directory(directory))
     if recipe.teacher and recipe.teacher.train and teacher is None:
         missing.append("the teacher's own training")
     for arm in recipe.arms:
@@ -217,7 +222,7 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
 
 def _load_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> Run | None:
     where = arm_directory(directory, arm, seed)
-    summary = finished_run(where)
+    summary = summaries.finished_run(where)
     if summary is None:
         return None
     tuned = finetune_directory(directory, arm, seed)
@@ -229,7 +234,7 @@ def _load_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> Run 
 def _load_markers(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> list[Marker]:
     found = []
     for fraction in recipe.markers.branches if recipe.markers else []:
-        summary = finished_run(branch_directory(directory, arm, seed, fraction))
+        summary = summaries.finished_run(branch_directory(directory, arm, seed, fraction))
         if summary is not None:
             tuned = marker_directory(directory, arm, seed, fraction)
             finetune = finetuned(tuned, summary) if recipe.finetune else None

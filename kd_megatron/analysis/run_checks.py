@@ -13,6 +13,7 @@ from kd_megatron.analysis.finetune_checks import finetune_findings
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import Run, StudyResults
 from kd_megatron.recipe.arms import flatten
+from kd_megatron.recipe.config import TIME_UNITS
 
 OWN_TO_A_RUN = ("arm", "seed", "recipe", "command", "argv", "time", "date", "started", "finished", "pid", "directory")
 SEEDS = "seeds"
@@ -33,7 +34,7 @@ def run_findings(results: StudyResults) -> list[Finding]:
         _same(runs, "budget unit, limit and charged accounts", _budget(results)),
         _budgets_are_spent(runs),
         _same_seeds(results),
-        _same(runs, "student parameters", lambda run: run.summary.get("parameters")),
+        _same(runs, "student parameters", lambda run: run.summary.parameters),
         *_settings(results),
         *_fingerprints(results),
         *finetune_findings(results),
@@ -60,9 +61,9 @@ def _budget(results: StudyResults) -> Callable[[Run], dict[str, Any]]:
     charged: dict[str, float] = (results.tuning or {}).get("charged") or {}
 
     def given(run: Run) -> dict[str, Any]:
-        budget = run.summary["budget"]
-        whole = budget["limit"] + charged.get(run.arm, 0.0)
-        return {"unit": budget["unit"], "limit": whole, "charge": budget["charge"]}
+        budget = run.summary.budget
+        whole = budget.limit + charged.get(run.arm, 0.0)
+        return {"unit": budget.unit, "limit": whole, "charge": budget.charge}
 
     return given
 
@@ -73,8 +74,8 @@ def _settings(results: StudyResults) -> list[Finding]:
     for arm in results.arms:
         expected = flatten(results.resolved[arm].model_dump(mode="json"))
         for run in results.runs[arm].values():
-            given = flatten(run.summary.get("settings") or {"": None})  # of runs before there was such a record
-            num_runs += "settings" in run.summary
+            given = flatten(run.summary.settings or {"": None})  # of runs before there was such a record
+            num_runs += run.summary.settings is not None
             differing = [key for key, value in given.items() if key and _counts(key) and expected.get(key) != value]
             if not results.resolved[arm].owes_the_teacher(arm):
                 differing = [key for key in differing if key.split(".")[0] != "teacher"]
@@ -96,22 +97,24 @@ def _budgets_are_spent(runs: list[Run]) -> Finding:
     """Each run spent its limit, and at most one step more; a calibrated one took exactly its steps."""
     problems, worst = [], 0.0
     for run in runs:
-        budget, steps = run.summary["budget"], max(run.summary["steps"], 1)
-        if calibrated := budget.get("calibrated"):
-            if steps != calibrated["steps"]:
-                problems.append(f"{run.arm}/{run.seed} took {steps} of the {calibrated['steps']} steps fixed for it")
+        budget, steps = run.summary.budget, max(run.summary.steps, 1)
+        if budget.calibrated_steps is not None:
+            if steps != budget.calibrated_steps:
+                problems.append(
+                    f"{run.arm}/{run.seed} took {steps} of the {budget.calibrated_steps} steps fixed for it"
+                )
             continue
-        allowance = budget["spent"] / steps
-        if budget["unit"] in ("hours", "gpu_hours"):
-            allowance = max(allowance, CLOCK_TOLERANCE * budget["limit"])
-        excess = budget["spent"] - budget["limit"]
-        worst = max(worst, excess / budget["limit"])
-        if not -1e-9 * budget["limit"] <= excess <= allowance * (1 + 1e-9):
-            spent = f"{budget['spent']:.4g} of {budget['limit']:.4g} {budget['unit']}"
+        allowance = budget.spent / steps
+        if budget.unit in TIME_UNITS:
+            allowance = max(allowance, CLOCK_TOLERANCE * budget.limit)
+        excess = budget.spent - budget.limit
+        worst = max(worst, excess / budget.limit)
+        if not -1e-9 * budget.limit <= excess <= allowance * (1 + 1e-9):
+            spent = f"{budget.spent:.4g} of {budget.limit:.4g} {budget.unit}"
             problems.append(f"{run.arm}/{run.seed} spent {spent}")
     if problems:
         return Finding("equal budgets", False, "; ".join(problems))
-    if all(run.summary["budget"].get("calibrated") for run in runs):
+    if all(run.summary.budget.calibrated_steps is not None for run in runs):
         return Finding("equal budgets", True, "all took the steps that calibration fixed before training")
     return Finding("equal budgets", True, f"all within one step; largest overshoot {100 * worst:.2g} % of the budget")
 
@@ -171,7 +174,7 @@ def _recorded(results: StudyResults) -> dict[str, dict[str, Any]]:
     An arm that owes the teacher nothing is the same with another one: `claim` lets it stand, and so does this.
     """
     prints = {
-        (run.arm, f"{run.seed}{place}"): flatten(summary.get("fingerprint") or {"fingerprint": "absent"})
+        (run.arm, f"{run.seed}{place}"): flatten(summary.fingerprint or {"fingerprint": "absent"})
         for run in results.all_runs()
         for place, summary in [
             ("", run.summary),

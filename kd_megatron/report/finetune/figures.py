@@ -43,7 +43,7 @@ def scores(results: FinetuneResults) -> Figure:
         if found.has_interval:
             axes.errorbar(100 * found.mean, row, xerr=interval_bars([found], 100), color=COLOURS[0], capsize=3.5)
         axes.plot(100 * found.mean, row, "o", color=COLOURS[0], markersize=7)
-        seeds = [100 * value for value in results.tasks[task]["scores"].values()]
+        seeds = [100 * value for value in results.tasks[task].scores.values()]
         axes.plot(seeds, [row + 0.22] * len(seeds), "o", mfc="white", mec=COLOURS[0], markersize=4)
     axes.set_yticks(range(len(results.tasks)), [tables.heading(results, task) for task in results.tasks])
     axes.set_ylim(len(results.tasks) - 0.45, -0.55)

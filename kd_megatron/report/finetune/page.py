@@ -27,6 +27,7 @@ from kd_megatron.report.page.document import (
     to_markdown,
 )
 from kd_megatron.report.page.table import Table
+from kd_megatron.study import layout
 
 PAGE = "scores.md"
 HTML = "scores.html"
@@ -73,7 +74,7 @@ def write_page(output: Path, target: Path | None = None, published: Path | None 
         if target == output:
             (aside / HTML).write_text(to_html(title, subtitle(results), blocks), encoding="utf-8")
         else:
-            records.write_json(aside / SUMMARY, _without_places(results.summary))
+            records.write_json(aside / SUMMARY, _without_places(layout.read_summary(output)))
             records.write_json(aside / MACHINES, results.machines)
             _keep_cells(aside / finetune_results.CELLS, results)
         places.move(aside, target, last=PAGE, own=OWN if (target / PAGE).is_file() else ())
@@ -105,18 +106,18 @@ def content(results: FinetuneResults, others: Published | None, drawn: dict[str,
 
 
 def _lead(results: FinetuneResults) -> str:
-    partial = [task for task, part in results.tasks.items() if part["partial_split"]]
+    partial = [task for task, part in results.tasks.items() if part.partial_split]
     text = f"Average over {_count(len(results.tasks), 'task')}: {words.score(results.average())} points"
-    num_seeds = {len(part["scores"]) for part in results.tasks.values()}
+    num_seeds = {len(part.scores) for part in results.tasks.values()}
     text += f" ({_count(num_seeds.pop(), 'seed') if len(num_seeds) == 1 else 'seeds differ'})."
     return text + (f" Not GLUE's rows: {', '.join(partial)}." if partial else "")
 
 
 def _method(results: FinetuneResults) -> list[Block]:
     facts = [
-        f"Model: {results.model}, hash of configuration, weights and tokenizer {results.summary['model_hash']}.",
-        f"Each score is that of the {results.summary['selection']}.",
-        f"Precision: {results.summary['precision']}. {_cost(results)}",
+        f"Model: {results.model}, hash of configuration, weights and tokenizer {results.summary.model_hash}.",
+        f"Each score is that of the {results.summary.selection}.",
+        f"Precision: {results.summary.precision}. {_cost(results)}",
     ]
     blocks: list[Block] = [Bullets(facts)]
     if table := tables.settings(results):
@@ -140,8 +141,8 @@ def _figure(drawn: dict[str, Path], name: str) -> list[Block]:
 
 def subtitle(results: FinetuneResults) -> str:
     """What was run, in one line."""
-    num_cells = sum(len(part["cells"]) for part in results.tasks.values())
-    return f"{_count(len(results.tasks), 'task')}, {_count(num_cells, 'cell')}, {results.summary['precision']}."
+    num_cells = sum(len(part.cells) for part in results.tasks.values())
+    return f"{_count(len(results.tasks), 'task')}, {_count(num_cells, 'cell')}, {results.summary.precision}."
 
 
 def _count(number: int, what: str) -> str:

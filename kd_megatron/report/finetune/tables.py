@@ -13,7 +13,7 @@ from kd_megatron.report.page.table import Column, Table
 
 def heading(results: FinetuneResults, task: str) -> str:
     """The task's name, starred when there is something to know of its rows."""
-    return task + ("*" if results.tasks[task]["note"] else "")
+    return task + ("*" if results.tasks[task].note else "")
 
 
 def scores(results: FinetuneResults) -> Table:
@@ -24,16 +24,16 @@ def scores(results: FinetuneResults) -> Table:
         rows.append(
             {
                 "task": heading(results, task),
-                "metric": part["metric"],
-                "num_train": part["num_train"],
-                "num_dev": part["num_dev"],
+                "metric": part.metric,
+                "num_train": part.num_train,
+                "num_dev": part.num_dev,
                 "learning_rate": learning_rate,
                 "batch_size": batch_size,
-                "num_runs": part.get("num_runs", len(part["cells"])),
-                "n": len(part["scores"]),
-                "score": estimate(list(part["scores"].values())),
-                "partial_split": part["partial_split"],
-                "note": part["note"],
+                "num_runs": part.num_runs,
+                "n": len(part.scores),
+                "score": estimate(list(part.scores.values())),
+                "partial_split": part.partial_split,
+                "note": part.note,
             }
         )
     rows.append({"task": "average", "metric": "plain mean over these tasks", "score": results.average()})
@@ -54,8 +54,8 @@ def scores(results: FinetuneResults) -> Table:
 
 def _note_of_scores(results: FinetuneResults) -> str:
     note = "Points of 100. Mean over seeds ± half of Student's 95 % interval. "
-    note += f"Each score is that of the {results.summary['selection']}."
-    stars = [f"{task}: {part['note']}" for task, part in results.tasks.items() if part["note"]]
+    note += f"Each score is that of the {results.summary.selection}."
+    stars = [f"{task}: {part.note}" for task, part in results.tasks.items() if part.note]
     return note + (f" * {'; '.join(stars)}." if stars else "")
 
 
@@ -68,7 +68,7 @@ def interval(value: Estimate | None) -> str:
 
 def averages(results: FinetuneResults) -> Table | None:
     """The averages that others take; one over fewer tasks than its own would be another number, so it is not shown."""
-    found = [part for part in results.summary.get("averages", {}).values() if part["tasks"]]
+    found = [part for part in results.summary.averages.values() if part["tasks"]]
     if not found:
         return None
     rows = [
@@ -150,7 +150,7 @@ def cells(results: FinetuneResults) -> Table:
 
 def published(results: FinetuneResults, others: Published) -> Table:
     """This model beside what others report, and the differences."""
-    mine = {task: 100 * part["mean"] for task, part in results.tasks.items()}
+    mine = {task: 100 * part.mean for task, part in results.tasks.items()}
     rows: list[dict[str, Any]] = [{"model": f"{results.model} (this page)", **mine, "source": "the table above"}]
     for row in others.rows:
         rows.append({"model": row["model"], **row["scores"], "source": row["source"]})
@@ -169,7 +169,7 @@ def _points_as_given(value: float | None) -> str:
 
 def settings(results: FinetuneResults) -> Table | None:
     """The resolved recipe: everything the scores depend on beside model and data."""
-    found = results.summary.get("settings")
+    found = results.summary.settings
     if not found:
         return None
     tasks = {task["name"]: TaskRecipe.model_validate(task).model_dump(exclude_defaults=True) for task in found["tasks"]}

@@ -124,6 +124,7 @@ def cells_table(grid: GridResults) -> Table:
 
 def _cell_row(cell: Cell, arm: str) -> dict[str, Any]:
     runs = list(cell.study.runs[arm].values())
-    mean = {key: math.fsum(run.summary[key] for run in runs) / len(runs) for key in ("tokens", "unique_tokens")}
+    keys = ("tokens", "unique_tokens")
+    mean = {key: math.fsum(getattr(run.summary, key) for run in runs) / len(runs) for key in keys}
     scores = {quantity: cell.study.mean(arm, quantity) for quantity in ("score", "probe_loss")}
     return {"cell": cell.place.name, "arm": arm, "seeds": len(runs), **mean, **scores}

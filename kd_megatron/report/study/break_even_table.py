@@ -90,7 +90,7 @@ def _by_laws(results: StudyResults, one: BreakEven, laws: Mapping[str, Fit]) -> 
 def _price(results: StudyResults, arm: str) -> float:
     """FLOPs that a token costs."""
     runs = results.runs[arm].values()
-    return math.fsum(run.summary["flops"] for run in runs) / math.fsum(run.summary["tokens"] for run in runs)
+    return math.fsum(run.summary.flops for run in runs) / math.fsum(run.summary.tokens for run in runs)
 
 
 def _flops_with_interval(value: Estimate | None) -> str:

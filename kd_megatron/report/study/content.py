@@ -200,7 +200,7 @@ def _optimisation(study: StudyResults) -> str:
 
 
 def _parameters(study: StudyResults) -> str:
-    counts = sorted({run.summary["parameters"] for run in study.all_runs()})
+    counts = sorted({run.summary.parameters for run in study.all_runs()})
     return f"{' or '.join(f'{number:,}' for number in counts) or 'not yet known number of'} parameters"
 
 
@@ -208,14 +208,14 @@ def _teacher(study: StudyResults) -> str:
     recipe = study.recipe.teacher
     if recipe is None:
         return "none"
-    taught = next((run.summary["teacher"] for run in study.all_runs() if run.summary.get("teacher")), None)
-    size = f", {taught['parameters']:,} parameters" if taught else ""
+    taught = next((run.summary.teacher for run in study.all_runs() if run.summary.teacher), None)
+    size = f", {taught.parameters:,} parameters" if taught and taught.parameters else ""
     return f"{recipe.path or 'trained first by this study, on the same data'}{size}, frozen, {recipe.precision}"
 
 
 def _fingerprint(study: StudyResults) -> Table:
     run = study.all_runs()[0]
-    flat = flatten(run.summary.get("fingerprint") or {})
+    flat = flatten(run.summary.fingerprint or {})
     columns = [Column("key", "entry", is_text=True), Column("value", "value", is_text=True)]
     title = f"Recorded by {run.arm}, seed {run.seed}; the fairness check compares it with the others"
     return Table("fingerprint", title, columns, [{"key": key, "value": value} for key, value in flat.items()])

@@ -147,7 +147,7 @@ def score_against_tokens(results: StudyResults) -> Figure | None:
         if mean is None:
             continue
         colour, marker, _ = look(results, arm)
-        tokens = [float(run.summary["tokens"]) for run in scored]
+        tokens = [float(run.summary.tokens) for run in scored]
         values = [100 * run.score for run in scored if run.score is not None]
         axes.plot(tokens, values, marker, mfc="none", mec=colour, markersize=4.5, linestyle="none")
         centre = sum(tokens) / len(tokens)

@@ -106,7 +106,7 @@ def as_data(study: StudyResults, analysis: Analysis) -> dict[str, Any]:
         "tables": {table.name: [_plain(row) for row in table.rows] for table in found},
         "caveats": caveats(study, analysis.findings, analysis.allowed),
         "scaling_warnings": analysis.laws.warnings,
-        "fingerprint": study.all_runs()[0].summary.get("fingerprint") if study.arms else None,
+        "fingerprint": study.all_runs()[0].summary.fingerprint if study.arms else None,
         "recipe": recipe_yaml.read((study.directory / layout.RECIPE_FILE).read_text(encoding="utf-8")),
     }
 

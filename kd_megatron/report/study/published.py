@@ -58,7 +58,7 @@ def rows(study: StudyResults) -> Table | None:
     arms = [arm for arm in study.arms if objective_of(study, arm) in theirs]
     if objective_of(study, study.reference) != REFERENCE or set(arms) <= {study.reference}:
         return None
-    tokens = {arm: mean_over(list(study.runs[arm].values()), lambda run: run.summary["tokens"]) for arm in arms}
+    tokens = {arm: mean_over(list(study.runs[arm].values()), lambda run: run.summary.tokens) for arm in arms}
     base = tokens.get(study.reference)
     shown = []
     for arm in arms:

@@ -59,8 +59,9 @@ def scores(results: StudyResults) -> Table:
 
 def _metrics_in_words(results: StudyResults) -> str:
     """Each metric with its tasks, such as ``accuracy: SST-2, RTE; Matthews correlation: CoLA``."""
-    summaries = [run.finetune["tasks"] for run in results.all_runs() if run.finetune]
-    metrics = {task: str(found[task]["metric"]) for found in summaries for task in results.tasks if task in found}
+    metrics = {
+        task: run.tasks[task].metric for run in results.all_runs() for task in results.tasks if task in run.tasks
+    }
     tasks_of = {metric: [task for task in metrics if metrics[task] == metric] for metric in metrics.values()}
     return "; ".join(f"{metric}: {', '.join(tasks)}" for metric, tasks in tasks_of.items())
 
@@ -86,11 +87,9 @@ def _scores_row(results: StudyResults, arm: str) -> dict[str, Any]:
 
 def partial_tasks(results: StudyResults) -> dict[str, str]:
     """Task -> note, of the tasks that were scored on a partial or substitute split."""
-    found = {}
+    found: dict[str, str] = {}
     for run in results.all_runs():
-        for task, summary in (run.finetune or {"tasks": {}})["tasks"].items():
-            if summary.get("partial_split"):
-                found[task] = str(summary.get("note", ""))
+        found |= {task: summary.note for task, summary in run.tasks.items() if summary.partial_split}
     return found
 
 
@@ -101,7 +100,7 @@ def task_heading(results: StudyResults, task: str) -> str:
 
 def spending(results: StudyResults) -> Table:
     """Per arm: what the budget bought."""
-    reference = mean_over(_runs(results, results.reference), lambda run: run.summary["tokens_per_second"])
+    reference = mean_over(_runs(results, results.reference), lambda run: run.summary.tokens_per_second)
     rows = [_spending_row(results, arm, reference) for arm in results.arms]
     columns = [
         Column("arm", "arm", is_text=True),
@@ -123,7 +122,7 @@ def spending(results: StudyResults) -> Table:
 def _spending_row(results: StudyResults, arm: str, reference: float | None) -> dict[str, Any]:
     runs = _runs(results, arm)
     means = {
-        key: mean_over(runs, lambda run, key=key: run.summary[key])  # type: ignore[misc]
+        key: mean_over(runs, lambda run, key=key: getattr(run.summary, key))  # type: ignore[misc]
         for key in ("tokens", "unique_tokens", "steps", "flops", "hours", "tokens_per_second")
     }
     speed = means["tokens_per_second"]
@@ -138,8 +137,8 @@ def _spending_row(results: StudyResults, arm: str, reference: float | None) -> d
 
 def _overshoot(run: Run) -> float | None:
     """Beyond the budget, as a share of it; None of a calibrated run, whose steps were fixed before."""
-    budget = run.summary["budget"]
-    return None if budget.get("calibrated") else budget["spent"] / budget["limit"] - 1
+    budget = run.summary.budget
+    return budget.spent / budget.limit - 1 if budget.calibrated_steps is None else None
 
 
 def ledger(results: StudyResults, unit: str) -> Table:
@@ -178,7 +177,7 @@ def teacher_cost(results: StudyResults) -> Table | None:
     rows = []
     for arm in results.arms:
         runs = _runs(results, arm)
-        own = mean_over(runs, lambda run: run.summary["flops"])
+        own = mean_over(runs, lambda run: run.summary.flops)
         extra = cost if break_even.shares_the_teacher(results, arm) else 0.0
         rows.append(
             {
@@ -218,9 +217,14 @@ def runs(results: StudyResults) -> Table:
 
 def _run_row(run: Run) -> dict[str, Any]:
     keys = ("steps", "tokens", "unique_tokens", "flops", "hours", "tokens_per_second")
-    row = {"arm": run.arm, "seed": run.seed, **{key: run.summary[key] for key in keys}, "probe_loss": run.probe_loss}
+    row = {
+        "arm": run.arm,
+        "seed": run.seed,
+        **{key: getattr(run.summary, key) for key in keys},
+        "probe_loss": run.probe_loss,
+    }
     row["score"] = run.score
-    return row | {f"score_{task}": run.task_score(task) for task in (run.finetune or {"tasks": {}})["tasks"]}
+    return row | {f"score_{task}": run.task_score(task) for task in run.tasks}
 
 
 def fairness_checks(findings: list[Finding]) -> Table:

@@ -131,13 +131,12 @@ def calibration(results: StudyResults) -> Table | None:
     rows = []
     for arm, entry in found["arms"].items():
         runs = list(results.runs.get(arm, {}).values())
-        fixed = next((run.summary["budget"]["calibrated"] for run in runs), None) or {"steps": None}
-        hours = [run.summary["hours"] for run in runs]
+        hours = [run.summary.hours for run in runs]
         rows.append(
             {
                 "arm": arm,
                 **{key: entry["tokens_per_second"][key] for key in ("p50", "p20", "p80")},
-                "steps": fixed["steps"],
+                "steps": next((run.summary.budget.calibrated_steps for run in runs), None),
                 "least_hours": min(hours, default=None),
                 "most_hours": max(hours, default=None),
             }
@@ -168,7 +167,7 @@ def calibration_caveats(results: StudyResults) -> list[str]:
         f"The budget of {budget.limit:g} {budget.unit.replace('_', ' ')} became steps before training, by each arm's "
         f"median speed in {found['rounds']} rounds in turn on {found['hardware']['device']}: the clock ended no run"
     )
-    shares = [run.summary["budget"]["spent"] / run.summary["budget"]["limit"] for run in results.all_runs()]
+    shares = [run.summary.budget.spent / run.summary.budget.limit for run in results.all_runs()]
     if shares:
         said += f". By the clock the runs took {min(shares):.0%} to {max(shares):.0%} of it"
     scaled = [arm for arm, entry in found["arms"].items() if "scaled_by" in entry]
