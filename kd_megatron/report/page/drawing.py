@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+
+matplotlib.use("Agg")
+
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 

@@ -3,16 +3,6 @@
 Colours are Okabe and Ito's (2008), which people with colour-blindness can tell apart.
 """
 
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-
-import matplotlib
-
-from kd_megatron.report.page.drawing import interval_bars, look, power_unit, write
-
-matplotlib.use("Agg")
-
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +10,7 @@ from matplotlib.ticker import EngFormatter
 
 from kd_megatron.analysis.measure import Measure, measure_of
 from kd_megatron.analysis.results import StudyResults
+from kd_megatron.report.page.drawing import interval_bars, look, power_unit
 from kd_megatron.report.study import tables
 from kd_megatron.report.study.tables import activity_in_words
 
@@ -30,16 +21,6 @@ ACTIVITY_STYLE = {
     "data_wait": ("#D55E00", "xxx"),
     "other": ("#BBBBBB", ""),
 }
-
-
-def write_figures(
-    results: StudyResults, directory: Path, more: dict[str, Callable[[], Figure | None]] | None = None
-) -> dict[str, Path]:
-    """Draw what the study has data for, and ``more``: name -> PNG file."""
-    own: dict[str, Callable[[], Figure | None]] = {
-        draw.__name__: partial(draw, results) for draw in (scores, scores_by_task, loss, score_against_tokens, ledger)
-    }
-    return write(directory, {**own, **(more or {})})
 
 
 def scores(results: StudyResults) -> Figure | None:

@@ -8,15 +8,8 @@ from rich.table import Table as RichTable
 
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.console import units
-from kd_megatron.report.page.document import Block, Heading, TableBlock
 from kd_megatron.report.page.table import Column, Table
 from kd_megatron.study.effective import LEARNING_RATE, setting_in_words
-
-
-def blocks(results: StudyResults) -> list[Block]:
-    """The report's section on what came before training; empty where nothing did."""
-    found = [table for table in (tuning(results), calibration(results)) if table]
-    return [Heading("Before training"), *map(TableBlock, found)] if found else []
 
 
 def tuning(results: StudyResults) -> Table | None:
