@@ -8,7 +8,7 @@ from kd_megatron.recipe import TaskRecipe
 from kd_megatron.recipe.arms import flatten
 from kd_megatron.report.finetune.results import FinetuneResults, Published
 from kd_megatron.report.page import words
-from kd_megatron.report.page.table import Column, Table
+from kd_megatron.report.page.table import Column, Table, numbers, texts
 
 
 def heading(results: FinetuneResults, task: str) -> str:
@@ -38,14 +38,10 @@ def scores(results: FinetuneResults) -> Table:
         )
     rows.append({"task": "average", "metric": "plain mean over these tasks", "score": results.average()})
     columns = [
-        Column("task", "task", is_text=True),
-        Column("metric", "metric", is_text=True),
-        Column("num_train", "train"),
-        Column("num_dev", "dev"),
-        Column("learning_rate", "learning rate", lambda value: units.NOTHING if value is None else f"{value:g}"),
-        Column("batch_size", "batch"),
-        Column("num_runs", "runs"),
-        Column("n", "seeds"),
+        *texts(task="task", metric="metric"),
+        *numbers(num_train="train", num_dev="dev"),
+        Column("learning_rate", "learning rate", units.number),
+        *numbers(batch_size="batch", num_runs="runs", n="seeds"),
         Column("score", "score", words.score),
         Column("score", "95 % interval", interval),
     ]
@@ -101,11 +97,7 @@ def metrics(results: FinetuneResults) -> Table:
         for name in cells[0]["metrics"]:
             values = [float(cell["metrics"][name]) for cell in cells]
             rows.append({"task": heading(results, task), "metric": name, "value": estimate(values)})
-    columns = [
-        Column("task", "task", is_text=True),
-        Column("metric", "metric", is_text=True),
-        Column("value", "mean", words.score),
-    ]
+    columns = [*texts(task="task", metric="metric"), Column("value", "mean", words.score)]
     return Table("metrics", "", columns, rows, "Points of 100, mean over seeds ± half of the 95 % interval.")
 
 
@@ -127,9 +119,8 @@ def grid(results: FinetuneResults) -> Table | None:
         return None
     columns = [
         Column("task", "task", is_text=True),
-        Column("learning_rate", "learning rate", lambda value: f"{value:g}"),
-        Column("batch_size", "batch"),
-        Column("n", "seeds"),
+        Column("learning_rate", "learning rate", units.number),
+        *numbers(batch_size="batch", n="seeds"),
         Column("score", "score", words.score),
         Column("chosen", "chosen", is_text=True),
     ]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from kd_megatron.analysis.leads import Cell, GridResults
 from kd_megatron.analysis.statistics import estimate
-from kd_megatron.report.page.drawing import interval_bars, look
+from kd_megatron.report.page.drawing import interval_bars, legend_beside, look
 
 
 def lead_against_repetition(grid: GridResults) -> Figure | None:
@@ -48,7 +48,7 @@ def _panels(
         axes.xaxis.set_major_formatter("{x:g}")
     row[0, 0].set_ylabel(f"lead over {grid.reference}\n{measure.name} ({measure.unit})")
     figure.supxlabel(label, fontsize=9)
-    row[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
+    legend_beside(row[0, -1], handlelength=3)
     return figure
 
 

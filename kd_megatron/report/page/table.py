@@ -50,6 +50,16 @@ class Table:
             writer.writerows(flat)
 
 
+def texts(**headings: str) -> list[Column]:
+    """Columns of text: key -> heading."""
+    return [Column(key, heading, is_text=True) for key, heading in headings.items()]
+
+
+def numbers(show: Callable[[Any], str] = units.plain, /, **headings: str) -> list[Column]:
+    """Columns of numbers that are shown alike: key -> heading."""
+    return [Column(key, heading, show) for key, heading in headings.items()]
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Estimate):
         return asdict(value)

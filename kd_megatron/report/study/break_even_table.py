@@ -10,7 +10,7 @@ from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.scaling import Fit
 from kd_megatron.analysis.statistics import Estimate
 from kd_megatron.console import units
-from kd_megatron.report.page.table import Column, Table
+from kd_megatron.report.page.table import Column, Table, texts
 
 
 def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit] | None = None) -> Table | None:
@@ -25,12 +25,10 @@ def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit]
         return None
     num_sharing = break_even.num_sharing(results)
     columns = [
-        Column("arm", "arm", is_text=True),
-        Column("quantity", "measured by", is_text=True),
+        *texts(arm="arm", quantity="measured by"),
         Column("readings", "readings a run"),
         Column("saved", "FLOPs saved per student", _flops_with_interval),
-        Column("finding", "teacher is paid back by", is_text=True),
-        Column("interval", "95 % interval", is_text=True),
+        *texts(finding="teacher is paid back by", interval="95 % interval"),
         Column("budget_alone", "break-even budget, 1 student", _budget),
         Column("budget_shared", f"the same, {num_sharing} students", _budget),
     ]

@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter
 
 from kd_megatron.analysis.measure import Measure, measure_of
 from kd_megatron.analysis.results import StudyResults
-from kd_megatron.report.page.drawing import interval_bars, look, power_unit
+from kd_megatron.report.page.drawing import interval_bars, legend_beside, look, power_unit, seeds_and_mean
 from kd_megatron.report.study import tables
 from kd_megatron.report.study.tables import activity_in_words
 
@@ -91,7 +91,8 @@ def loss(results: StudyResults) -> Figure | None:
     figure, panels = pyplot.subplots(1, 2, figsize=(7.2, 3.0), sharey=True)
     for axes, against in zip(panels, ("tokens", "budget_fraction"), strict=True):
         for arm in results.arms:
-            _curves(axes, results, arm, metric, against)
+            curves = [run.curve(metric, against) for run in results.runs[arm].values()]
+            seeds_and_mean(axes, results, arm, [curve for curve in curves if curve[0]])
     panels[0].set_ylabel("held-out MLM loss, probe head (nats)")
     panels[0].set_xlabel("tokens seen")
     panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -100,21 +101,6 @@ def loss(results: StudyResults) -> Figure | None:
     panels[1].set_xlim(0, 1.04)
     panels[1].legend(*panels[0].get_legend_handles_labels(), handlelength=3)
     return figure
-
-
-def _curves(axes: Axes, results: StudyResults, arm: str, metric: str, against: str) -> None:
-    colour, marker, dash = look(results, arm)
-    curves = [run.curve(metric, against) for run in results.runs[arm].values()]
-    curves = [curve for curve in curves if curve[0]]
-    if not curves:
-        return
-    if len(curves) > 1:
-        for x, y in curves:
-            axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.5)
-    length = min(len(x) for x, _ in curves)
-    x = [sum(curve[0][i] for curve in curves) / len(curves) for i in range(length)]
-    y = [sum(curve[1][i] for curve in curves) / len(curves) for i in range(length)]
-    axes.plot(x, y, color=colour, linestyle=dash, marker=marker, markersize=4.5, label=arm)
 
 
 def score_against_tokens(results: StudyResults) -> Figure | None:
@@ -137,7 +123,7 @@ def score_against_tokens(results: StudyResults) -> Figure | None:
     axes.set_ylabel("average score (points)")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.margins(x=0.12)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend_beside(axes)
     return figure
 
 

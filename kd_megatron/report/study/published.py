@@ -14,7 +14,7 @@ from kd_megatron.recipe import StudyRecipe
 from kd_megatron.recipe.arms import split_arm
 from kd_megatron.report.page import words
 from kd_megatron.report.page.document import Block, Bullets, Details, TableBlock
-from kd_megatron.report.page.table import Column, Table
+from kd_megatron.report.page.table import Column, Table, texts
 from kd_megatron.report.study.tables import mean_over
 
 FILE = Path(__file__).with_suffix(".json")
@@ -77,8 +77,7 @@ def rows(study: StudyResults) -> Table | None:
             }
         )
     columns = [
-        Column("arm", "arm", is_text=True),
-        Column("published_name", "its name there", is_text=True),
+        *texts(arm="arm", published_name="its name there"),
         Column("published_tokens", "their tokens", units.count),
         Column("published_ratio", "to No-KD's", units.ratio),
         Column("published_difference", "their GLUE to No-KD", is_text=True),

@@ -60,7 +60,7 @@ def _on_the_way(run: Run) -> Table:
         Column("budget_fraction", "budget", lambda value: units.percent(None if value is None else min(value, 1.0))),
         Column("tokens", "tokens", units.count),
         Column("loss", "own loss", _own),
-        Column("probe_loss", "held-out MLM loss (probe, nats)", _nats),
+        Column("probe_loss", "held-out MLM loss (probe, nats)", units.thousandths),
     ]
     return Table("", "On the way", columns, shown, "The own loss is that of the objective: no two arms share it.")
 
@@ -97,7 +97,7 @@ def _finetuning(study: StudyResults, run: Run) -> Table:
         Column("task", "task", is_text=True),
         Column("score", "score (points)", units.points),
         Column("seeds", "fine-tuning seeds"),
-        Column("learning_rate", "learning rate", lambda value: units.NOTHING if value is None else f"{value:g}"),
+        Column("learning_rate", "learning rate", units.number),
         Column("batch_size", "batch size"),
     ]
     return Table("", "Its fine-tuning", columns, rows)
@@ -106,7 +106,3 @@ def _finetuning(study: StudyResults, run: Run) -> Table:
 def _own(value: float | None) -> str:
     """Of any size: relations that are nearly uniform differ by millionths."""
     return units.NOTHING if value is None else f"{value:#.4g}"
-
-
-def _nats(value: float | None) -> str:
-    return units.NOTHING if value is None else f"{value:.3f}"

@@ -11,7 +11,7 @@ from kd_megatron.ledger import ACCOUNTS
 from kd_megatron.objectives.words import of_arm_in_words
 from kd_megatron.recipe.arms import Difference
 from kd_megatron.report.page import words
-from kd_megatron.report.page.table import Column, Table
+from kd_megatron.report.page.table import Column, Table, numbers, texts
 
 ACTIVITIES = ("student", "teacher", "loss", "data_wait", "other")
 
@@ -103,11 +103,8 @@ def spending(results: StudyResults) -> Table:
     reference = mean_over(_runs(results, results.reference), lambda run: run.summary.tokens_per_second)
     rows = [_spending_row(results, arm, reference) for arm in results.arms]
     columns = [
-        Column("arm", "arm", is_text=True),
-        Column("objective", "objective", is_text=True),
-        Column("tokens", "tokens seen", units.count),
-        Column("unique_tokens", "unique tokens", units.count),
-        Column("steps", "steps", units.count),
+        *texts(arm="arm", objective="objective"),
+        *numbers(units.count, tokens="tokens seen", unique_tokens="unique tokens", steps="steps"),
         Column("flops", "FLOPs charged", units.flops),
         Column("hours", "hours charged", units.hours),
         Column("tokens_per_second", "tokens/s", units.count),
@@ -189,9 +186,7 @@ def teacher_cost(results: StudyResults) -> Table | None:
         )
     columns = [
         Column("arm", "arm", is_text=True),
-        Column("excluded", "excluded", units.flops),
-        Column("included", "included", units.flops),
-        Column("amortised", f"shared by {num_sharing} students", units.flops),
+        *numbers(units.flops, excluded="excluded", included="included", amortised=f"shared by {num_sharing} students"),
     ]
     note = f"FLOPs per student. The teacher's own training: {units.flops(cost)} FLOPs ({source})."
     if beginning := [arm for arm in results.arms if break_even.begins_from_teacher(results, arm)]:
@@ -204,12 +199,11 @@ def runs(results: StudyResults) -> Table:
     rows = [_run_row(run) for run in results.all_runs()]
     columns = [
         Column("arm", "arm", is_text=True),
-        Column("seed", "seed"),
-        Column("steps", "steps"),
+        *numbers(seed="seed", steps="steps"),
         Column("tokens", "tokens", units.count),
         Column("flops", "FLOPs", units.flops),
         Column("hours", "hours", units.hours),
-        Column("probe_loss", "probe loss", lambda value: units.NOTHING if value is None else f"{value:.3f}"),
+        Column("probe_loss", "probe loss", units.thousandths),
         Column("score", "average score", units.points),
     ]
     return Table("runs", "", columns, rows)

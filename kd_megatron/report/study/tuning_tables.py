@@ -8,7 +8,7 @@ from rich.table import Table as RichTable
 
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.console import units
-from kd_megatron.report.page.table import Column, Table
+from kd_megatron.report.page.table import Column, Table, numbers
 from kd_megatron.study.effective import LEARNING_RATE, setting_in_words
 
 
@@ -36,10 +36,10 @@ def tuning(results: StudyResults) -> Table | None:
     columns = [
         Column("arm", "arm", is_text=True),
         Column("trial", "trial"),
-        Column("learning_rate", "learning rate", lambda value: f"{value:g}"),
+        Column("learning_rate", "learning rate", units.number),
         Column("weight", "weight", is_text=True),
-        Column("weight_value", "its value", lambda value: units.NOTHING if value is None else f"{value:g}"),
-        Column("probe_mlm_loss", "held-out loss (probe), nats", _loss),
+        Column("weight_value", "its value", units.number),
+        Column("probe_mlm_loss", "held-out loss (probe), nats", units.thousandths),
         Column("tokens", "tokens seen", units.count),
         Column("outcome", "outcome", is_text=True),
     ]
@@ -50,10 +50,6 @@ def _outcome(found: dict[str, Any], arm: str, trial: dict[str, Any]) -> str:
     if not trial["is_finite"]:
         return "not finite: counts as the worst"
     return "chosen" if trial["setting"] == found["chosen"][arm] else ""
-
-
-def _loss(value: float | None) -> str:
-    return units.NOTHING if value is None else f"{value:.3f}"
 
 
 def _note(found: dict[str, Any]) -> str:
@@ -78,7 +74,11 @@ def show(results: StudyResults) -> None:
     shown.add_column("outcome")
     for arm, trials in found["trials"].items():
         for trial in trials:
-            cells = (setting_in_words(trial["setting"]), _loss(trial["probe_mlm_loss"]), _outcome(found, arm, trial))
+            cells = (
+                setting_in_words(trial["setting"]),
+                units.thousandths(trial["probe_mlm_loss"]),
+                _outcome(found, arm, trial),
+            )
             shown.add_row(arm, *cells)
     console = Console(soft_wrap=False)
     console.print(shown)
@@ -136,12 +136,9 @@ def calibration(results: StudyResults) -> Table | None:
         )
     columns = [
         Column("arm", "arm", is_text=True),
-        Column("p50", "tokens/s", units.count),
-        Column("p20", "p20", units.count),
-        Column("p80", "p80", units.count),
+        *numbers(units.count, p50="tokens/s", p20="p20", p80="p80"),
         Column("steps", "steps fixed", units.plain),
-        Column("least_hours", "hours taken, least", units.hours),
-        Column("most_hours", "most", units.hours),
+        *numbers(units.hours, least_hours="hours taken, least", most_hours="most"),
     ]
     note = (
         f"Measured before training in {found['rounds']} rounds of {found['steps']} steps, arms in turn, on "
