@@ -1,5 +1,6 @@
 """Puts this directory on the import path, and holds that every test leaves the process as it found it."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,15 @@ import pytest
 # Triton reads it when a kernel is decorated: every kernel of this process runs in its interpreter, on CPU tensors.
 # Compiling for a GPU is tested in processes of their own.
 os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collector, which every run calls, need not look through it each time."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # at the end of the process all of it is let go of
 
 
 def _shared_by_all_tests() -> dict[str, Any]:

@@ -4,19 +4,21 @@ The work itself only marks that it got on (`beat`, well under a microsecond); al
 """
 
 import contextlib
-import faulthandler
 import linecache
-import os
 import re
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, starmap
+from operator import attrgetter, itemgetter
 from pathlib import Path
+from types import CodeType
+from typing import Self
 
 QUIET_SECONDS = 0.5  # without a mark, before anybody looks where the work is
-_INNERMOST = re.compile(r'^(?:Current thread|Thread) 0x([0-9a-f]+).*\n  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
+_PLACE = attrgetter("f_code", "f_lineno")  # of a frame
 _COLLECTIVE_FILES = re.compile(r"/torch/distributed/|/deepspeed/comm/")
 _WAITING_FILES = re.compile(r"/torch/|/deepspeed/|/kd_megatron/")
 _WAITS_FOR_RANKS = re.compile(r"\.wait\(\)")
@@ -98,6 +100,12 @@ class _Call:
     line: int
     function: str
 
+    @classmethod
+    def at(cls, place: tuple[CodeType, int | None]) -> Self:
+        """Where a `_PLACE` is."""
+        code, line = place
+        return cls(code.co_filename, line or 0, code.co_name)
+
     def waits(self) -> bool:
         """Whether it is a wait for other ranks."""
         if _COLLECTIVE_FILES.search(self.file):
@@ -115,31 +123,30 @@ def place() -> Place:
     """
     if _marks.idle_seconds() < QUIET_SECONDS:
         return Place("its work", waits=False)
-    calls = _innermost_calls()
-    main = calls.pop(threading.main_thread().ident or 0, None)
-    calls.pop(threading.get_ident(), None)
+    main, calls = _innermost_calls()
     if main is None:
         return Place("ended", waits=False)
     # Backward of a GPU runs its hooks, and their collectives, in threads of autograd.
     in_autograd = "/torch/autograd/" in main.file
-    waits = _marks.waits or main.waits() or (in_autograd and any(call.waits() for call in calls.values()))
+    waits = _marks.waits or main.waits() or (in_autograd and any(call.waits() for call in calls))
     return Place(f"{main.function} ({Path(main.file).name}:{main.line})", waits)
 
 
-def _innermost_calls() -> dict[int, _Call]:
-    """By thread. Read from a traceback's text, which leaves the threads as they are.
+def _innermost_calls() -> tuple[_Call | None, list[_Call]]:
+    """The main thread's, None when it has ended, and those of all threads. Each look is one call into C.
 
-    `sys._current_frames` does not: a frame that was looked at while it ran keeps its variables after its end, tensors
-    among them, until the collector of cycles comes. Looking five times a second doubled the peak of a backward pass.
+    Neither of the plainer ways will do. A frame that somebody holds at its end keeps its variables, tensors among them:
+    held across a switch of threads, those of `sys._current_frames` doubled the peak of a backward pass. And
+    `faulthandler.dump_traceback` walks the threads without the lock of their list: a native thread, as of gloo, that
+    enters Python meanwhile made it end the process by SIGSEGV, without a word.
     """
-    memory = os.memfd_create("innermost calls")
+    main = itemgetter(threading.main_thread().ident or 0)
     try:
-        faulthandler.dump_traceback(memory, all_threads=True)
-        text = os.pread(memory, os.fstat(memory).st_size, 0).decode("utf-8", "replace")
-    finally:
-        os.close(memory)
-    found = _INNERMOST.findall(text)
-    return {int(thread, 16): _Call(file, int(line), function) for thread, file, line, function in found}
+        of_main = list(map(_PLACE, map(main, starmap(sys._current_frames, [()]))))
+    except KeyError:
+        of_main = []
+    of_all = list(map(_PLACE, chain.from_iterable(map(dict.values, starmap(sys._current_frames, [()])))))
+    return next(map(_Call.at, of_main), None), [*map(_Call.at, of_all)]
 
 
 def _has_gpu() -> bool:

@@ -2,7 +2,9 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,8 @@ from benchmarks.gpu.device_step_sizes import (
     variant,
 )
 from benchmarks.gpu.report import Report
+from benchmarks.steps import made_up_inputs
+from data_prep import made_up
 from kd_megatron.cli.main import main
 from kd_megatron.training.timed_run import TimedRun
 
@@ -39,6 +43,15 @@ def run(sizes: StepSizes, directory: Path, minutes: float = 5.0) -> tuple[int, d
     report = Report(directory, minutes)
     device_steps.run(sizes, report)
     return report.finish(), json.loads((directory / "gpu_check.json").read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_inputs() -> Iterator[None]:
+    """A few words and windows: what is held here asks nothing of them, and they were most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made_up, "write_made_up", partial(made_up.write_made_up, vocab_size=2000))
+        patch.setattr(made_up_inputs, "MADE_UP_TOKENS", 20_000)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -32,8 +31,6 @@ import yaml
 from safetensors.torch import load_file
 from tiny_study import tiny_study, write_inputs
 
-from kd_megatron.ranks.ports import free_port
-
 ARM = "vanilla_kd"
 NUM_STEPS = 300
 WORLD_SIZE = 2
@@ -47,7 +44,7 @@ AIMS = {
     "both ranks": 4, "rank 0": 4, "rank 1": 4,
     "both ranks, writing": 4, "rank 0, writing": 3, "both ranks, starting": 3, "both ranks, finishing": 1,
 }  # fmt: skip
-SECONDS_OF_TRAINING = 2.0  # the latest moment of a kill after the first step
+SECONDS_OF_TRAINING = 2.0 / NUM_STEPS  # a step of the run: the latest moment of a kill after the first step
 SECONDS_OF_START = 12.0
 SECONDS_OF_END = 1.0  # from the last step on
 PEER_SECONDS = 90.0  # within which the rank that is left must end
@@ -78,31 +75,22 @@ class Tally:
 
 
 class Ranks:
-    """The two processes of a run, their output in files."""
+    """The two processes of a run; ``fresh``: they import the libraries themselves, and may be killed meanwhile."""
 
-    def __init__(self, recipe: Path, run: Path) -> None:
-        self.run, self._logs = run, [recipe.with_name(f"rank{rank}.log") for rank in range(WORLD_SIZE)]
-        port = free_port()
-        command = [sys.executable, "-m", "kd_megatron", "pretrain", str(recipe), "--arm", ARM, "--output", str(run)]
-        self.processes = []
-        for rank, log in enumerate(self._logs):
-            with log.open("w") as output:
-                environment = processes.environment(rank, WORLD_SIZE, port)
-                self.processes.append(
-                    subprocess.Popen(
-                        command, env=environment, cwd=processes.ROOT, stdout=output, stderr=subprocess.STDOUT
-                    )
-                )
+    def __init__(self, recipe: Path, run: Path, fresh: bool = False) -> None:
+        self.run = run
+        command = ["-m", "kd_megatron", "pretrain", str(recipe), "--arm", ARM, "--output", str(run)]
+        self.processes = processes.start(command, WORLD_SIZE, fresh)
 
     def output(self) -> str:
-        return "\n".join(log.read_text(errors="replace") for log in self._logs)
+        return "\n".join(process.output() for process in self.processes)
 
     def running(self) -> bool:
         return all(process.poll() is None for process in self.processes)
 
     def kill(self, ranks: Iterable[int]) -> None:
         for rank in ranks:
-            self.processes[rank].send_signal(signal.SIGKILL)
+            self.processes[rank].kill()
 
     def wait(self, seconds: float) -> list[int]:
         """Exit codes, within ``seconds``; afterwards nothing is left running."""
@@ -140,10 +128,10 @@ def count_start(ranks: Ranks, tally: Tally) -> None:
     tally.resumes += "resumed from" in ranks.output()
 
 
-def kill_once(recipe: Path, run: Path, aim: str, chance: random.Random, tally: Tally) -> None:
+def kill_once(recipe: Path, run: Path, aim: str, chance: random.Random, latest: float, tally: Tally) -> None:
     """Start (or resume) the run and kill it at a random moment; it may also finish before."""
-    ranks = Ranks(recipe, run)
-    aimed = wait_for_the_moment(ranks, aim, chance)
+    ranks = Ranks(recipe, run, fresh=aim.endswith("starting"))
+    aimed = wait_for_the_moment(ranks, aim, chance, latest)
     if not aimed:
         codes = ranks.wait(PATIENCE_SECONDS)
         if any(codes):
@@ -161,14 +149,14 @@ def kill_once(recipe: Path, run: Path, aim: str, chance: random.Random, tally: T
         tally.differences.append(f"a rank outlived its peer by {PEER_SECONDS:.0f} s: {ranks.output()[-3000:]}")
     if len(victims) == 1:
         tally.slowest_peer = max(tally.slowest_peer, time.monotonic() - start)
-        if 0 in codes:
+        if 0 in codes and not (run / "summary.json").exists():  # written last: who has seen it may say so
             tally.differences.append("a rank whose peer was killed said that all went well")
     count_start(ranks, tally)
     tally.torn_writes += any((run / "checkpoints").glob(".writing_*"))
 
 
-def wait_for_the_moment(ranks: Ranks, aim: str, chance: random.Random) -> bool:
-    """Whether the moment came while the ranks were running."""
+def wait_for_the_moment(ranks: Ranks, aim: str, chance: random.Random, latest: float) -> bool:
+    """Whether the moment, of training ``latest`` seconds after its first step, came while the ranks were running."""
     if aim.endswith("starting"):
         return keep_looking(ranks, time.monotonic() + chance.uniform(0.0, SECONDS_OF_START))
     before = metrics(ranks.run)
@@ -176,7 +164,7 @@ def wait_for_the_moment(ranks: Ranks, aim: str, chance: random.Random) -> bool:
         done = keep_looking(ranks, None, lambda: b'"budget_fraction": 1.0' in metrics(ranks.run))
         return done and keep_looking(ranks, time.monotonic() + chance.uniform(0.0, SECONDS_OF_END))
     started = keep_looking(ranks, None, lambda: metrics(ranks.run) != before)  # dropped rows are a change as well
-    if not started or not keep_looking(ranks, time.monotonic() + chance.uniform(0.0, SECONDS_OF_TRAINING)):
+    if not started or not keep_looking(ranks, time.monotonic() + chance.uniform(0.0, latest)):
         return False
     if aim.endswith("writing"):
         return keep_looking(ranks, None, lambda: is_writing(ranks.run))
@@ -262,7 +250,7 @@ def kill_and_resume(
             if done == len(aims):
                 run_to_the_end(recipe, run, tally)
             else:
-                kill_once(recipe, run, aims[done], chance, tally)
+                kill_once(recipe, run, aims[done], chance, num_steps * SECONDS_OF_TRAINING, tally)
                 say(f"{tally.kills.total()} of {len(aims)} kills; {run.name} at {progress(run)}")
         if not tally.differences:
             tally.differences += differences(reference, run)

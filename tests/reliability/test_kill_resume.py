@@ -8,7 +8,7 @@ import pytest
 
 def test_three_kills_and_the_same_bits(tmp_path: Path) -> None:
     aims = ["both ranks, writing", "rank 1", "rank 0"]
-    tally = kill_resume.kill_and_resume(tmp_path, aims, seed=0, num_steps=60)
+    tally = kill_resume.kill_and_resume(tmp_path, aims, seed=0, num_steps=48)
     assert tally.differences == [], tally.text()
     assert tally.kills.total() == 3
     assert tally.finished_runs >= 1

@@ -14,11 +14,16 @@ WORKER = str(Path(__file__).parent / "parity_worker.py")
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 
 
-def run_cases(directory: Path, cases: list[str], world_size: int) -> Curves:
-    output = directory / f"curves_{world_size}.json"
-    processes.run([WORKER, str(directory), str(output), *cases], world_size)
-    curves: Curves = json.loads(output.read_text(encoding="utf-8"))
-    return curves
+def run_cases(directory: Path, cases: dict[int, list[str]]) -> Curves:
+    """The curves of all cases, by name; ``cases`` by the number of processes, side by side."""
+    outputs = {world_size: directory / f"curves_{world_size}.json" for world_size in cases}
+    started = [
+        processes.start([WORKER, str(directory), str(output), *cases[world_size]], world_size)
+        for world_size, output in outputs.items()
+    ]
+    for ranks in started:
+        processes.finish(ranks)
+    return {name: curve for path in outputs.values() for name, curve in json.loads(path.read_text()).items()}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> Curves:
         together.append(f"{objective}-2-zero2-2-fp32:{objective}:zero2:2:fp32")
         alone += [f"{objective}-1-{stage}-4-bf16:{objective}:{stage}:4:bf16" for stage in ("zero0", "zero2")]
         together.append(f"{objective}-2-zero1-2-bf16:{objective}:zero1:2:bf16")
-    return run_cases(directory, alone, 1) | run_cases(directory, together, 2)
+    return run_cases(directory, {1: alone, 2: together})
 
 
 @pytest.mark.parametrize("objective", ARMS)
