@@ -21,6 +21,7 @@ from kd_megatron.analysis.statistics import (
     paired_values,
     simultaneous_confidence,
     variance_components,
+    verdict,
 )
 
 Pair = tuple[str, str, str, str | None]  # arm, other, quantity, task
@@ -57,15 +58,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """``"better"`` or ``"worse"`` when the corrected interval excludes zero, else why nothing can be said."""
-        if not self.is_fair:
-            return "unfair: none"
-        if not self.difference.has_interval:
-            return "one seed: no evidence"
-        if self.difference.low == self.difference.high:
-            return "no variation: undecided"
-        if not self.corrected.excludes_zero:
-            return "undecided"
-        return "better" if self.is_better else "worse"
+        return verdict(self.difference, self.corrected, self.is_fair, "better" if self.is_better else "worse")
 
 
 @once

@@ -17,7 +17,15 @@ from kd_megatron.analysis.measure import PROBE, SCORE, Measure
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
-from kd_megatron.analysis.statistics import Estimate, Method, estimate, holm, paired_p_value, simultaneous_confidence
+from kd_megatron.analysis.statistics import (
+    Estimate,
+    Method,
+    estimate,
+    holm,
+    paired_p_value,
+    simultaneous_confidence,
+    verdict,
+)
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.study import layout
 from kd_megatron.study.cells import Place, cell_directory, cell_recipe, places
@@ -48,6 +56,11 @@ class Cell:
         own = self.study.by_seed(arm, measure.quantity)
         reference = self.study.by_seed(self.study.reference, measure.quantity)
         return {seed: sign * (own[seed] - reference[seed]) for seed in sorted(own.keys() & reference.keys())}
+
+    @once
+    def lead(self, arm: str, measure: Measure) -> Estimate | None:
+        """Mean of `leads` with its interval; None without any."""
+        return estimate(list(self.leads(arm, measure).values()), method=self.study.interval)
 
 
 @dataclass(frozen=True)
@@ -115,15 +128,7 @@ class Growth:
     @property
     def verdict(self) -> str:
         """``"grows"`` or ``"shrinks"`` when the corrected interval excludes zero, else why nothing can be said."""
-        if not self.is_fair:
-            return "unfair: none"
-        if not self.growth.has_interval:
-            return "one seed: no evidence"
-        if self.growth.low == self.growth.high:
-            return "no variation: undecided"
-        if not self.corrected.excludes_zero:
-            return "undecided"
-        return "grows" if self.growth.mean > 0 else "shrinks"
+        return verdict(self.growth, self.corrected, self.is_fair, "grows" if self.growth.mean > 0 else "shrinks")
 
 
 @dataclass(frozen=True)

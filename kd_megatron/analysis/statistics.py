@@ -12,6 +12,7 @@ from typing import Literal
 from kd_megatron.errors import RecipeError
 
 CONFIDENCE = 0.95
+UNFAIR = "unfair: none"  # the verdict where arms differ in more than their objective
 Method = Literal["t", "bootstrap"]
 FEWEST_FOR_BOOTSTRAP = 10  # below it, resampled means take few values and the interval is much too narrow
 NUM_RESAMPLES = 9_999
@@ -92,6 +93,17 @@ def _bootstrap_interval(values: Sequence[float], confidence: float) -> tuple[flo
         (values,), numpy.mean, confidence_level=confidence, n_resamples=NUM_RESAMPLES, method="BCa", rng=generator
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def verdict(plain: Estimate, corrected: Estimate, is_fair: bool, in_words: str) -> str:
+    """``in_words`` where the interval that holds together with its family's excludes zero, else why nothing is said."""
+    if not is_fair:
+        return UNFAIR
+    if not plain.has_interval:
+        return "one seed: no evidence"
+    if plain.low == plain.high:
+        return "no variation: undecided"
+    return in_words if corrected.excludes_zero else "undecided"
 
 
 def deviation(values: Sequence[float]) -> float:

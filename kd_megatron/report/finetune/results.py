@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_megatron.analysis import summaries
+from kd_megatron.analysis.once import once
 from kd_megatron.analysis.statistics import Estimate, estimate
 from kd_megatron.analysis.summaries import FinetuneSummary, TaskSummary
 from kd_megatron.errors import DataError, OutputError
@@ -49,6 +50,7 @@ class FinetuneResults:
         """Learning rates and batch sizes of the task's cells, in the order of the grid."""
         return list(dict.fromkeys(setting_of(cell) for cell in self.tasks[task].cells))
 
+    @once
     def scores(self, task: str, setting: Setting) -> Estimate | None:
         """Mean over the seeds that a setting ran with."""
         return estimate([cell["score"] for cell in self.tasks[task].cells if setting_of(cell) == setting])
@@ -61,6 +63,7 @@ class FinetuneResults:
         """Contents of the cells of the task's best setting, one for each seed."""
         return [cell for cell in self.cells[task] if setting_of(cell) == self.best(task)]
 
+    @once
     def average(self) -> Estimate | None:
         """The average over tasks, with an interval over seeds where all tasks ran with the same ones."""
         by_task = [task.scores for task in self.tasks.values()]

@@ -42,7 +42,6 @@ def _shown(measure: Measure, value: Estimate | None) -> str:
 
 
 def _lead_row(grid: GridResults, cell: Cell, arm: str) -> dict[str, Any]:
-    found = {m.quantity: list(cell.leads(arm, m).values()) for m in grid.measures}
     return {
         "cell": cell.place.name,
         "budget": cell.place.budget,
@@ -51,7 +50,7 @@ def _lead_row(grid: GridResults, cell: Cell, arm: str) -> dict[str, Any]:
         "arm": arm,
         "epochs_reference": cell.epochs(grid.reference),
         "epochs": cell.epochs(arm),
-        **{f"lead_{name}": leads.estimate(values, method=grid.interval) for name, values in found.items()},
+        **{f"lead_{measure.quantity}": cell.lead(arm, measure) for measure in grid.measures},
     }
 
 

@@ -7,11 +7,9 @@ from kd_megatron.analysis.crossover import Crossover
 from kd_megatron.analysis.laws import Laws
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.scaling import Fit, num_amounts
-from kd_megatron.analysis.statistics import Estimate
+from kd_megatron.analysis.statistics import UNFAIR, Estimate
 from kd_megatron.console.units import NOTHING, by_arm, count, flops, percent
 from kd_megatron.report.page.table import Column, Table, numbers
-
-UNFAIR = "unfair: none"  # as a verdict has it
 
 
 def table(study: StudyResults, found: Laws) -> Table | None:
