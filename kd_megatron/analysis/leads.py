@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -159,13 +160,9 @@ def load(directory: Path, interval: Method = "t") -> GridResults:
         cells.append(Cell(place, study))
         if study.missing:
             missing.append(f"{len(study.missing)} pieces of cell {place.name}")
-        if added := _students(wanted) - _students(study.recipe):
+        if added := {*product(wanted.arms, wanted.seeds)} - {*product(study.recipe.arms, study.recipe.seeds)}:
             missing.append(f"{len(added)} students of cell {place.name}, which the recipe has gained")
     return GridResults(directory, recipe, cells, missing, interval)
-
-
-def _students(recipe: StudyRecipe) -> set[tuple[str, int]]:
-    return {(arm, seed) for arm in recipe.arms for seed in recipe.seeds}
 
 
 @once

@@ -14,7 +14,6 @@ from kd_megatron.analysis.once import once
 from kd_megatron.analysis.statistics import Estimate, Method, estimate, paired_difference
 from kd_megatron.analysis.summaries import FinetuneSummary, RunSummary, TaskSummary
 from kd_megatron.files import records
-from kd_megatron.finetune.places import MACHINES
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.recipe.arms import resolve_arm
 from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, read, with_tuning
@@ -28,24 +27,6 @@ from kd_megatron.study.layout import (
     no_study,
     teacher_directory,
 )
-
-
-def finetuned(directory: Path, student: RunSummary) -> FinetuneSummary | None:
-    """The summary of the fine-tuning in ``directory``; None when there is none yet, or it is of another student.
-
-    Args:
-        directory: of the fine-tuning.
-        student: the summary of its run. Earlier versions recorded no hash of the export: they are taken at their word.
-    """
-    summary = summaries.finetuning(directory)
-    hashes = summary.model_hash if summary else None, student.export_hash
-    return None if None not in hashes and hashes[0] != hashes[1] else summary
-
-
-def machines(directory: Path) -> list[dict[str, Any]]:
-    """What the fine-tuning in ``directory`` was run with, one entry for each start that differs; may be empty."""
-    found: Any = read(directory / MACHINES)
-    return found or []
 
 
 @dataclass(frozen=True)
@@ -226,9 +207,9 @@ def _load_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> Run 
     if summary is None:
         return None
     tuned = finetune_directory(directory, arm, seed)
-    finetune = finetuned(tuned, summary) if recipe.finetune else None
+    finetune = summaries.finetuned(tuned, summary) if recipe.finetune else None
     markers = _load_markers(directory, recipe, arm, seed)
-    return Run(arm, seed, where, summary, records.read_metrics(where), finetune, markers, machines(tuned))
+    return Run(arm, seed, where, summary, records.read_metrics(where), finetune, markers, summaries.machines(tuned))
 
 
 def _load_markers(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> list[Marker]:
@@ -237,8 +218,8 @@ def _load_markers(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> 
         summary = summaries.finished_run(branch_directory(directory, arm, seed, fraction))
         if summary is not None:
             tuned = marker_directory(directory, arm, seed, fraction)
-            finetune = finetuned(tuned, summary) if recipe.finetune else None
-            found.append(Marker(fraction, summary, finetune, machines(tuned)))
+            finetune = summaries.finetuned(tuned, summary) if recipe.finetune else None
+            found.append(Marker(fraction, summary, finetune, summaries.machines(tuned)))
     return found
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from kd_megatron.errors import OutputError
+from kd_megatron.finetune.places import MACHINES
 from kd_megatron.study import layout
+from kd_megatron.study.effective import read
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,24 @@ def finetuning(directory: Path) -> FinetuneSummary | None:
     """The summary of a fine-tuning; None when there is none yet. Raises `OutputError` when it is damaged."""
     content = layout.read_summary(directory)
     return _finetuning(_Record(directory / "summary.json", content)) if content else None
+
+
+def finetuned(directory: Path, student: RunSummary) -> FinetuneSummary | None:
+    """The summary of the fine-tuning in ``directory``; None when there is none yet, or it is of another student.
+
+    Args:
+        directory: of the fine-tuning.
+        student: the summary of its run. Earlier versions recorded no hash of the export: they are taken at their word.
+    """
+    summary = finetuning(directory)
+    hashes = summary.model_hash if summary else None, student.export_hash
+    return None if None not in hashes and hashes[0] != hashes[1] else summary
+
+
+def machines(directory: Path) -> list[dict[str, Any]]:
+    """What the fine-tuning in ``directory`` was run with, one entry for each start that differs; may be empty."""
+    found: Any = read(directory / MACHINES)
+    return found or []
 
 
 def _run(record: _Record) -> RunSummary:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from kd_megatron.analysis import break_even, comparisons
 from kd_megatron.analysis.break_even import BreakEven
@@ -42,24 +43,25 @@ def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit]
         f"one where none before it can be read off); none: not within the budgets measured. {_half_way(results)} The "
         "probe's loss favours arms that train MLM. See docs/statistics.md."
     )
-    rows = [
-        {
-            "arm": one.arm,
-            "quantity": comparisons.TITLES[one.quantity],
-            "readings": one.num_readings,
-            "saved": one.saved,
-            "finding": one.in_words,
-            "students": one.students,
-            "interval": _interval_in_words(one.interval),
-            "teacher_flops": one.teacher_flops,
-            "budget": one.budget,
-            "budget_alone": _budget_for(one, 1),
-            "budget_shared": _budget_for(one, num_sharing),
-            "budget_by_laws": by_laws.get(one.arm) if one.quantity == "probe_loss" else None,
-        }
-        for one in found
-    ]
+    rows = [_row(one, num_sharing, by_laws) for one in found]
     return Table("break_even", "What pays the teacher's training back", columns, rows, note)
+
+
+def _row(one: BreakEven, num_sharing: int, by_laws: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "arm": one.arm,
+        "quantity": comparisons.TITLES[one.quantity],
+        "readings": one.num_readings,
+        "saved": one.saved,
+        "finding": one.in_words,
+        "students": one.students,
+        "interval": _interval_in_words(one.interval),
+        "teacher_flops": one.teacher_flops,
+        "budget": one.budget,
+        "budget_alone": _budget_for(one, 1),
+        "budget_shared": _budget_for(one, num_sharing),
+        "budget_by_laws": by_laws.get(one.arm) if one.quantity == "probe_loss" else None,
+    }
 
 
 def _half_way(results: StudyResults) -> str:
