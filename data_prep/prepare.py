@@ -27,9 +27,7 @@ from kd_megatron.console import logs
 from kd_megatron.errors import DataError, ModelError, OutputError, RecipeError, disk_full_is_clear
 from kd_megatron.files import atomic, hub, locks
 from kd_megatron.files.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest, vocabulary_hash, write_manifest
-from kd_megatron.recipe import CorpusRecipe
-
-_NOT_CONTENT = {"output", "num_workers", "description"}  # recipe keys that do not change a shard's bytes
+from kd_megatron.recipe import CorpusRecipe, diff
 
 
 def prepare(recipe: CorpusRecipe, workers: int | None = None) -> Path:
@@ -95,8 +93,9 @@ def _is_finished(recipe: CorpusRecipe, output: Path) -> bool:
             fix="choose another 'output', or move what is there",
         )
     manifest = read_manifest(output)
-    wanted, found = _content(recipe.model_dump(mode="json")), _content(_with_defaults(manifest.recipe))
-    if different := sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)):
+    recorded = diff.with_defaults(CorpusRecipe, manifest.recipe)
+    found = diff.changes(CorpusRecipe, recorded, recipe, but="shards")
+    if different := sorted({change.key.partition(".")[0] for change in found}):
         raise OutputError(
             given=f"output {output} holds another recipe's shard set (different: {', '.join(different)})",
             expected="a new directory, or the recipe that made it",
@@ -114,23 +113,12 @@ def _warn_if_sources_changed(recipe: CorpusRecipe, manifest: Manifest, output: P
                 logs.warn(f"{read.describe(source)} changed since {output} was prepared; delete it to prepare it anew")
 
 
-def _content(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in recipe.items() if key not in _NOT_CONTENT}
-
-
-def _with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A manifest's recipe with the keys that were added since it was written, at their defaults."""
-    try:
-        return CorpusRecipe.model_validate(recorded).model_dump(mode="json")
-    except ValueError:  # of another version, which has other keys
-        return recorded
-
-
 def _key(recipe: CorpusRecipe) -> str:
     """A hash of what determines the shards' bytes: recipe, sources' files, tokenizer's files."""
     sources = [read.fingerprint(source) for source in recipe.sources]
     tokenizer = read.tokenizer_fingerprint(recipe.tokenizer.load)
-    content = json.dumps([_content(recipe.model_dump(mode="json")), sources, tokenizer], sort_keys=True)
+    settings = recipe.model_dump(mode="json", exclude=diff.left_out(CorpusRecipe, "shards"))
+    content = json.dumps([settings, sources, tokenizer], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 

@@ -65,9 +65,9 @@ FINETUNE_FEWER_ROWS = 1e-4
 # float32 over 20 steps, sums taken in another order (micro-batch split, ranks, ZeRO's flat buffers): 2^-24 per
 # operation, fed back through the weights at every step. Relative, for losses and gradient norms.
 PARITY_FLOAT32_RELATIVE = 2e-4
-# The same for all weights together, as a share of the way they have come. Adam divides a gradient by its own size, so
-# that where gradients are little more than rounding (the biases of keys) their rounding is an update's. Measured over
-# 4 steps: 3e-7; a curve's own differences grow by up to 100 over 20.
+# The same for all weights together, as a share of the way they have come, without those whose gradients are rounding
+# (biases of keys that no loss reads): Adam divides a gradient by its own size. Measured over 4 steps: 3e-7; a curve's
+# own differences grow by up to 100 over 20.
 PARITY_FLOAT32_OF_UPDATE = 3e-5
 # bf16 weights with float32 masters over 20 steps: 2^-9 per rounding of activations and gradients.
 PARITY_BF16_RELATIVE = 2e-2

@@ -156,45 +156,29 @@ def all_break_evens(results: StudyResults) -> list[BreakEven]:
 
     Empty where the reference owes it as well: see `common_cost`.
     """
-    if shares_the_teacher(results, results.reference):
+    if results.owes_the_teacher(results.reference):
         return []
     cost, _ = teacher_flops(results)
     found = (
         break_even(results, arm, quantity, cost)
         for arm in results.arms
-        if shares_the_teacher(results, arm)
+        if results.owes_the_teacher(arm)
         for quantity in comparisons.OVERALL
     )
     return [one for one in found if one]
 
 
 @once
-def shares_the_teacher(results: StudyResults, arm: str) -> bool:
-    """Whether students of ``arm`` owe the teacher: they learn from it, as their runs recorded, or begin from it.
-
-    `StudyRecipe.owes_the_teacher` judges recipes that may not have run, and takes every objective but scratch for one
-    that has a teacher; cost is charged by what ran.
-    """
-    learns = any(run.summary.teacher for run in results.runs.get(arm, {}).values())
-    return learns or begins_from_teacher(results, arm)
-
-
-def begins_from_teacher(results: StudyResults, arm: str) -> bool:
-    """Whether the first weights of an arm's students are layers of the teacher; without one they could not exist."""
-    return results.resolved[arm].student.initialise.method == "teacher_layers"
-
-
-@once
 def num_sharing(results: StudyResults) -> int:
     """How many finished students of the study owe the teacher, and so share its training."""
-    return sum(len(results.runs[arm]) for arm in results.arms if shares_the_teacher(results, arm))
+    return sum(len(results.runs[arm]) for arm in results.arms if results.owes_the_teacher(arm))
 
 
 def common_cost(results: StudyResults) -> str | None:
     """Why there is no break-even where the reference owes the teacher; None where it does not."""
-    if not shares_the_teacher(results, results.reference):
+    if not results.owes_the_teacher(results.reference):
         return None
-    how = "begins from" if begins_from_teacher(results, results.reference) else "learns from"
+    how = "begins from" if results.begins_from_teacher(results.reference) else "learns from"
     return (
         f"No break-even is given, because the reference ({results.reference}) {how} the teacher as well: its cost is "
         "common to both."

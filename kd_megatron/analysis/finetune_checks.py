@@ -9,10 +9,9 @@ from typing import Any
 from kd_megatron.analysis.findings import Finding, same, summed_up
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.summaries import FinetuneSummary
-from kd_megatron.recipe.arms import flatten
+from kd_megatron.recipe import FinetuneRecipe, diff
+from kd_megatron.recipe.diff import flatten
 
-# What changes no score, or is compared by what it led to: the rows of the tasks, as they were read.
-NOT_COMPARED = ("kind", "tasks", "glue_path", "glue_revision", "preset", "save_predictions", "tensorboard")
 AUTO = "auto"  # a precision that the machine decided: it is then compared between the students
 
 
@@ -53,16 +52,17 @@ def _finetunings(results: StudyResults) -> list[Finetuning]:
 def _settings(results: StudyResults, found: list[Finetuning]) -> list[Finding]:
     """Whether every student was fine-tuned as the recipe says of its arm."""
     expected = {
-        arm: flatten(recipe.finetune.model_dump(mode="json")) if recipe.finetune else {}
+        arm: recipe.finetune.model_dump(mode="json") if recipe.finetune else {}
         for arm, recipe in results.resolved.items()
     }
-    recorded = [one for one in found if one.summary.settings is not None]
+    recorded = [(one, one.summary.settings) for one in found if one.summary.settings is not None]
     problems = []
-    for one in recorded:
+    for one, given in recorded:
         wanted = expected[one.arm]
-        for key, value in flatten(one.summary.settings).items():
-            if key.split(".")[0] not in NOT_COMPARED and wanted.get(key, value) not in (value, AUTO):
-                problems.append(f"{one.name} had {key} {value}, not {wanted[key]}")
+        both = flatten(given).keys() & flatten(wanted).keys()
+        for change in diff.changes(FinetuneRecipe, given, wanted, but="scores", among=both):
+            if change.now != AUTO:
+                problems.append(f"{one.name} had {change.key} {change.was}, not {change.now}")
     detail = "; ".join(problems) or f"in all {len(recorded)} fine-tunings"
     return [Finding("fine-tuning: settings as the recipe says", not problems, detail)] if recorded else []
 

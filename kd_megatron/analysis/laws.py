@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from kd_megatron.analysis import curves, results
 from kd_megatron.analysis.crossover import Crossover, crossover
@@ -12,13 +11,8 @@ from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
 from kd_megatron.analysis.scaling import FEWEST_AMOUNTS, FEWEST_SEEDS, Fit, Point, Refusal, fit, num_amounts
 from kd_megatron.errors import OutputError
-from kd_megatron.recipe import StudyRecipe, arms
+from kd_megatron.recipe import StudyRecipe, diff
 
-MAY_DIFFER = (
-    *("kind", "name", "description", "notes", "output", "seeds", "budget.", "finetune", "validation.at"),
-    *("data.unique_tokens", "student.hidden_size", "student.num_", "student.intermediate_size", "teacher.cost_"),
-    *("training.checkpoint_", "training.keep_", "training.log_", "training.tensorboard"),
-)
 ENOUGH_AMOUNTS = 8
 WIDE_RANGE = 10.0  # most tokens / fewest
 FAR = 10.0  # times the largest budget measured
@@ -191,12 +185,9 @@ def load_beside(study: StudyResults, directories: Sequence[Path | str]) -> list[
 
 def _differing(recipe: StudyRecipe, other: StudyRecipe) -> list[str]:
     """The keys outside arms that may not differ and do, then those of arms that both have."""
-    outside = (arms.flatten(one.model_dump(mode="json", exclude={"arms"})) for one in (recipe, other))
-    keys = [key for key in _unequal(*outside) if not key.startswith(MAY_DIFFER)]
-    for arm in sorted(recipe.arms.keys() & other.arms.keys()):  # whole: dots in the name of an arm separate nothing
-        keys += _unequal(*(arms.flatten(one.arms[arm], f"arms.{arm}") for one in (recipe, other)))
+    found = diff.changes(StudyRecipe, recipe, other, but="laws")
+    options = [one for one in found if one.policy.makes_stale("arm")]
+    shared = recipe.arms.keys() & other.arms.keys()
+    keys = sorted(one.key for one in found if one not in options)
+    keys += [one.key for one in sorted(options, key=lambda one: (one.arm, one.key)) if one.arm in shared]
     return keys
-
-
-def _unequal(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    return sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))

@@ -92,10 +92,8 @@ class GridResults:
 
     @property
     def distilled(self) -> list[str]:
-        """Those of them that have a teacher."""
-        runs = [run for cell in self.cells for run in cell.study.all_runs()]
-        taught = {run.arm for run in runs if run.summary.teacher}
-        return [arm for arm in self.arms if arm in taught]
+        """Those of them that learn from a teacher."""
+        return [arm for arm in self.arms if any(cell.study.learns_from_teacher(arm) for cell in self.cells)]
 
     @property
     def measures(self) -> list[Measure]:

@@ -136,6 +136,23 @@ class StudyResults:
         """The fine-tuning tasks of the recipe, in order."""
         return [task.name for task in self.recipe.finetune.tasks] if self.recipe.finetune else []
 
+    @once
+    def learns_from_teacher(self, arm: str) -> bool:
+        """Whether an arm learns from the teacher: as its runs recorded; before there is one, as its objective is."""
+        if runs := self.runs.get(arm):
+            return any(run.summary.teacher is not None for run in runs.values())
+        from kd_megatron.objectives.of_the_teacher import learns_from_teacher
+
+        return learns_from_teacher(self.recipe.arms[arm])
+
+    def begins_from_teacher(self, arm: str) -> bool:
+        """Whether the first weights of its students are layers of the teacher; without one they could not exist."""
+        return self.resolved[arm].student.initialise.method == "teacher_layers"
+
+    def owes_the_teacher(self, arm: str) -> bool:
+        """Whether its students learn from the teacher or begin from it."""
+        return self.learns_from_teacher(arm) or self.begins_from_teacher(arm)
+
     def all_runs(self) -> list[Run]:
         """Every finished run."""
         return [run for runs in self.runs.values() for run in runs.values()]

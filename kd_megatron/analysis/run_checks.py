@@ -12,14 +12,14 @@ from kd_megatron.analysis.findings import Finding, same, short, summed_up
 from kd_megatron.analysis.finetune_checks import finetune_findings
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import Run, StudyResults
-from kd_megatron.recipe.arms import flatten
+from kd_megatron.analysis.update_checks import update_findings
+from kd_megatron.recipe import StudyRecipe, diff
 from kd_megatron.recipe.config import TIME_UNITS
+from kd_megatron.recipe.diff import flatten
 
 OWN_TO_A_RUN = ("arm", "seed", "recipe", "command", "argv", "time", "date", "started", "finished", "pid", "directory")
 SEEDS = "seeds"
 CLOCK_TOLERANCE = 0.01  # of the budget: one step of a wall-clock budget may be slower than the mean step
-# What a run may be given otherwise than the recipe says, as its result stays the same: places, checkpoints, its steps.
-NOT_COMPARED = ("path", "shards", "corpus", "revision", "keep_at", "calibrate", "calibrated")
 OF_THE_TEACHER = ("teacher", "teacher_source")  # entries of a fingerprint: of arms that have something of the teacher
 OF_A_CHECKPOINT = ("begins_from",)  # of arms that begin from a model other than the teacher
 
@@ -36,6 +36,7 @@ def run_findings(results: StudyResults) -> list[Finding]:
         _same_seeds(results),
         _same(runs, "student parameters", lambda run: run.summary.parameters),
         *_settings(results),
+        *update_findings(results),
         *_fingerprints(results),
         *finetune_findings(results),
     ]
@@ -72,21 +73,16 @@ def _settings(results: StudyResults) -> list[Finding]:
     """Whether every run was given what the recipe says of its arm; nothing of runs that did not record it."""
     problems, num_runs = [], 0
     for arm in results.arms:
-        expected = flatten(results.resolved[arm].model_dump(mode="json"))
+        expected, owes = results.resolved[arm], results.owes_the_teacher(arm)
         for run in results.runs[arm].values():
-            given = flatten(run.summary.settings or {"": None})  # of runs before there was such a record
+            given = run.summary.settings or {}  # none of runs before there was such a record
             num_runs += run.summary.settings is not None
-            differing = [key for key, value in given.items() if key and _counts(key) and expected.get(key) != value]
-            if not results.resolved[arm].owes_the_teacher(arm):
-                differing = [key for key in differing if key.split(".")[0] != "teacher"]
-            problems += [f"{arm}/{run.seed} had {key} {given[key]}, not {expected.get(key)}" for key in differing]
+            for one in diff.changes(StudyRecipe, given, expected, but="record", among=given and flatten(given)):
+                if owes or not one.policy.makes_stale("taught"):
+                    problems.append(f"{arm}/{run.seed} had {one.key} {one.was}, not {one.now}")
     if problems:
         return [Finding("settings as the recipe says", False, "; ".join(problems))]
     return [Finding("settings as the recipe says", True, f"in all {num_runs} runs")] if num_runs else []
-
-
-def _counts(key: str) -> bool:
-    return not any(part in NOT_COMPARED for part in key.split("."))
 
 
 def _same(runs: list[Run], check: str, read: Callable[[Run], Any]) -> Finding:
@@ -181,7 +177,7 @@ def _recorded(results: StudyResults) -> dict[str, dict[str, Any]]:
             *((f" at {100 * marker.fraction:g} %", marker.summary) for marker in run.markers),
         ]
     }
-    taught = {arm for arm in results.arms if results.resolved[arm].owes_the_teacher(arm)}
+    taught = {arm for arm in results.arms if results.owes_the_teacher(arm)}
     begun = {arm for arm in results.arms if results.resolved[arm].student.initialise.method == "checkpoint"}
     own_to = dict.fromkeys(OF_THE_TEACHER, taught) | dict.fromkeys(OF_A_CHECKPOINT, begun)
     found = {}

@@ -31,7 +31,7 @@ from kd_megatron.data.pools import pool_sizes
 from kd_megatron.data.shards import ShardSet, open_shard_set
 from kd_megatron.errors import DataError
 from kd_megatron.files.manifest import read_manifest
-from kd_megatron.recipe import DataRecipe, ShardsRecipe
+from kd_megatron.recipe import DataRecipe, ShardsRecipe, diff
 from kd_megatron.tensors import Batch
 
 _VALIDATION_SEED = 20_240_430  # of the validation order and masks; never the run's
@@ -200,7 +200,7 @@ def _require_one_tokenizer(shard_sets: list[ShardSet]) -> None:
 
 def _content_hash(recipe: DataRecipe) -> str:
     """A short hash of all that decides the samples, but for the run's seed and where the files lie."""
-    left_out = {"shards", "corpus"} | ({"mask_seed"} if recipe.mask_seed is None else set())
+    left_out = diff.left_out(DataRecipe, "samples") | ({"mask_seed": True} if recipe.mask_seed is None else {})
     settings = recipe.model_dump(mode="json", exclude=left_out)
     sets = [(read_manifest(shards.path).content_hash(), shards.weight) for shards in recipe.shards]
     described = json.dumps([_ORDER_VERSION, settings, sets], sort_keys=True)

@@ -24,6 +24,7 @@ from kd_megatron.ranks import dist
 from kd_megatron.recipe import TrainingRecipe
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+MOST_LOOKED_AT = 2**20  # weights, where a share of all is measured
 OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer", "scheduler",
         "bf16", "fp16", "gradient_clipping")  # fmt: skip
 
@@ -193,6 +194,26 @@ class Engine:
             norm = torch.as_tensor(self.deepspeed.get_global_grad_norm(), dtype=torch.float32, device=self.device)
             _mark_unless_finite(bad, norm)
         return norm
+
+    def epsilon_share(self) -> Tensor:
+        """The share of the last update that Adam's epsilon took away, a float64 scalar on the CPU. Collective.
+
+        With epsilon an update is ``m / (sqrt(v) + epsilon)``, without ``m / sqrt(v)`` (Kingma and Ba 2015, arXiv
+        1412.6980, algorithm 1); the share is 1 minus the ratio of their sums of sizes. Looked at are at most
+        `MOST_LOOKED_AT` weights of each rank, evenly spaced. 0 before the first update.
+        """
+        moments = [state for state in self._adam.state.values() if "exp_avg_sq" in state]
+        stride = max(1, sum(state["exp_avg"].numel() for state in moments) // MOST_LOOKED_AT)
+        beta = self._adam.param_groups[0]["betas"][1]
+        sums = torch.zeros(2, dtype=torch.float64)
+        for state in moments:
+            first, second = (state[name].detach().flatten()[::stride].double() for name in ("exp_avg", "exp_avg_sq"))
+            root = (second / (1.0 - beta ** float(state["step"]))).sqrt()
+            size = first.abs()
+            moved = root > 0.0  # a weight without a gradient so far does not move either way
+            sums += torch.stack([(size / (root + self.recipe.epsilon))[moved].sum(), (size / root)[moved].sum()]).cpu()
+        kept, whole = dist.all_reduce(sums).unbind()
+        return torch.where(whole > 0.0, 1.0 - kept / whole.clamp(min=1e-300), torch.zeros_like(whole))
 
     def _gradient_norm(self) -> Tensor:
         """The norm of the whole gradient, after its reduction over ranks; each partition lies on one rank."""

@@ -25,7 +25,8 @@ class Objective(nn.Module):
 
     Attributes:
         needs_student: outputs the student must return.
-        needs_teacher: outputs the teacher must return; None: no teacher runs.
+        needs_teacher: outputs the teacher must return. A class that needs none says None in its body, where it can be
+            read without a model: no teacher runs, and none is owed anything.
         weights: the factor of each term in the total loss, after its sum is divided by its count.
         teacher_dropout: whether the teacher runs in training mode. A mistake of the study's code; see `as_coded`.
     """

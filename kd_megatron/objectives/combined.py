@@ -6,7 +6,7 @@ A part is an objective with its options, a ``weight`` and, where two parts have 
 part's terms are divided by their own counts, so a part of weight 1 weighs what it would weigh as an arm of its own.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class PartKeys(Strict):
 class CombinedOptions(ObjectiveOptions):
     """Options of objective ``combined``; ``inputs`` holds for all parts."""
 
+    made_of: ClassVar[str] = "parts"
     objective: Literal["combined"]
     parts: Annotated[list[dict[str, Any]], Field(min_length=2)]
 

@@ -9,7 +9,7 @@ from kd_megatron.objectives.schedule import ScheduleOptions
 from kd_megatron.recipe.config import validate
 from kd_megatron.tensors import ModelShape
 
-COMPOSED: dict[str, type[ObjectiveOptions]] = {
+COMPOSED: dict[str, type[CombinedOptions] | type[ScheduleOptions]] = {
     "combined": CombinedOptions,
     "schedule": ScheduleOptions,  # of objectives, which are built phase by phase
 }

@@ -14,7 +14,7 @@ from kd_megatron.objectives.scratch import Scratch, ScratchOptions
 from kd_megatron.objectives.tinybert import TinyBert, TinyBertOptions
 from kd_megatron.objectives.vanilla_kd import VanillaKd, VanillaKdOptions
 from kd_megatron.recipe.config import validate
-from kd_megatron.tensors import ModelShape
+from kd_megatron.tensors import ModelShape, Needs
 
 OBJECTIVES: dict[str, tuple[type[ObjectiveOptions], type[Objective]]] = {
     "scratch": (ScratchOptions, Scratch),
@@ -22,6 +22,7 @@ OBJECTIVES: dict[str, tuple[type[ObjectiveOptions], type[Objective]]] = {
     "minilm": (MiniLmOptions, MiniLm),
     "tinybert": (TinyBertOptions, TinyBert),
 }
+ALONE: dict[str, Any] = {"objective": "scratch"}  # the arm that a study's own teacher is
 AS_CODED: dict[str, type[Objective]] = {
     "vanilla_kd": VanillaKdAsCoded,
     "minilm": MiniLmAsCoded,
@@ -61,4 +62,13 @@ def build_simple(options: ObjectiveOptions, student: ModelShape, teacher: ModelS
     _, objective = OBJECTIVES[options.objective]
     if getattr(options, "as_coded", False):
         objective = AS_CODED[options.objective]
-    return objective(options, student, teacher)
+    built = objective(options, student, teacher)
+    needed = learns_from_teacher(options.objective)
+    assert needed == (built.needs_teacher is not None), f"{objective.__name__}: say needs_teacher = None in its body"
+    return built
+
+
+def learns_from_teacher(name: str) -> bool:
+    """Whether the simple objective ``name`` needs outputs of the teacher, by its class; of one not known here, yes."""
+    _, objective = OBJECTIVES.get(name, (None, Objective))
+    return getattr(objective, "needs_teacher", Needs()) is not None

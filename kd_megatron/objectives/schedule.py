@@ -6,7 +6,7 @@ own objective costs.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -41,6 +41,7 @@ class Phase:
 class ScheduleOptions(ObjectiveOptions):
     """Options of objective ``schedule``. A schedule is no objective itself: see `phases_of`."""
 
+    made_of: ClassVar[str] = "phases"
     objective: Literal["schedule"]
     phases: Annotated[list[dict[str, Any]], Field(min_length=2)]
 

@@ -34,12 +34,12 @@ class Scratch(Objective):
     """Term ``mlm``: cross-entropy at the masked slots, in nats, counted per target."""
 
     options: ScratchOptions
+    needs_teacher = None
 
     def __init__(self, options: ScratchOptions, student: ModelShape, teacher: ModelShape | None = None) -> None:
         super().__init__(options, student, teacher)
         require_mlm_head("scratch", "student", student)
         self.needs_student = Needs(logits=True)
-        self.needs_teacher = None
         self.weights = {"mlm": 1.0}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:

@@ -24,7 +24,8 @@ from kd_megatron.planner.plan_arms import ArmPlan, Means, plan_arm
 from kd_megatron.planner.plan_speed import Speed
 from kd_megatron.planner.plan_totals import Item
 from kd_megatron.recipe import CorpusRecipe, StudyRecipe, config
-from kd_megatron.recipe.arms import Difference, resolve_arm
+from kd_megatron.recipe.arms import resolve_arm
+from kd_megatron.recipe.diff import Difference
 from kd_megatron.study import fairness, tuning
 from kd_megatron.study.budget_checks import require_enough
 from kd_megatron.study.cells import Place, cell_recipe, places

@@ -15,6 +15,7 @@ from kd_megatron.finetune.grid import halving
 from kd_megatron.finetune.tasks.embedded import NUM_DEV, NUM_TRAIN
 from kd_megatron.finetune.tasks.glue import GLUE
 from kd_megatron.models.build import student_config
+from kd_megatron.objectives import registry
 from kd_megatron.planner.plan_arms import ArmPlan, Means, plan_arm
 from kd_megatron.recipe import FinetuneRecipe, StudyRecipe, TaskRecipe, TuningRecipe
 from kd_megatron.tensors import Needs
@@ -140,7 +141,7 @@ def _teachers_recipe(recipe: StudyRecipe) -> StudyRecipe:
     section = recipe.teacher.train
     assert section is not None
     update = {"student": section.encoder, "teacher": None, "budget": section.budget, "seeds": [section.seed]}
-    return recipe.model_copy(update={**update, "arms": {TEACHER: {"objective": "scratch"}}})
+    return recipe.model_copy(update={**update, "arms": {TEACHER: registry.ALONE}})
 
 
 def _validation_flops(recipe: StudyRecipe, cost: ArmCost, vocab_size: int) -> float:

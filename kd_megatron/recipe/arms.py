@@ -1,23 +1,12 @@
-"""What an arm of a study really runs: its overrides applied, and what is not the same in all arms."""
+"""What an arm of a study really runs: its overrides applied."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from kd_megatron.errors import RecipeError, nearest
-from kd_megatron.recipe import StudyRecipe, config
+from kd_megatron.recipe import StudyRecipe, config, diff
 from kd_megatron.recipe.config import BUDGET_UNITS
 
-STUDY_ONLY = frozenset(
-    {"kind", "name", "description", "arms", "seeds", "allow_difference", "output", "notes", "tuning", "markers", "grid"}
-)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One key of the resolved recipe that is not the same in all arms."""
-
-    key: str
-    values: dict[str, Any]  # arm -> value
+_OVERRIDABLE = [name for name in StudyRecipe.model_fields if not diff.policy_of(StudyRecipe, name).of_study]
 
 
 def split_arm(raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -46,34 +35,11 @@ def resolve_arm(study: StudyRecipe, arm: str) -> StudyRecipe:
     return config.validate(StudyRecipe, raw, where=f"study {study.name}, arm {arm}")
 
 
-def differences(resolved: dict[str, StudyRecipe]) -> list[Difference]:
-    """Every key outside ``arms`` whose value is not the same in all resolved recipes."""
-    flat = {arm: flatten(recipe.model_dump(mode="json", exclude={"arms"})) for arm, recipe in resolved.items()}
-    keys = sorted({key for values in flat.values() for key in values})
-    found = (Difference(key, {arm: values.get(key) for arm, values in flat.items()}) for key in keys)
-    return [difference for difference in found if not _all_equal(list(difference.values.values()))]
-
-
-def flatten(raw: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping with dotted keys; lists stay values."""
-    if not isinstance(raw, dict) or not raw:
-        return {prefix: raw}
-    return {
-        key: value
-        for name, part in raw.items()
-        for key, value in flatten(part, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
-
-
-def _all_equal(values: list[Any]) -> bool:
-    return all(value == values[0] for value in values)
-
-
 def _refuse_unless_allowed(study: StudyRecipe, arm: str, key: str) -> None:
-    if key.split(".")[0] in STUDY_ONLY:
+    if diff.policy_of(StudyRecipe, key).of_study:
         raise RecipeError(
             given=f"study {study.name}: arm {arm} overrides {key}, which belongs to the whole study",
-            expected="overrides of data, student, teacher, budget, training, validation or finetune",
+            expected=f"overrides of {', '.join(_OVERRIDABLE[:-1])} or {_OVERRIDABLE[-1]}",
             fix=f"remove {key} from the arm",
         )
     if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in study.allow_difference):
@@ -97,8 +63,3 @@ def _set(raw: dict[str, Any], key: str, value: Any) -> None:
     if parents[-1:] == ["budget"] and leaf in BUDGET_UNITS:
         section.update(dict.fromkeys(BUDGET_UNITS))
     section[leaf] = value
-
-
-def owes_the_teacher(recipe: StudyRecipe, arm: str) -> bool:
-    """Whether a run has its first weights or its targets from the teacher."""
-    return resolve_arm(recipe, arm).owes_the_teacher(arm)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from kd_megatron.recipe.config import BUDGET_UNITS, TIME_UNITS, Strict
+from kd_megatron.recipe.policy import FOUND_OUT
 from kd_megatron.recipe.types import Count, Positive
 
 
@@ -45,8 +46,9 @@ class BudgetRecipe(Strict):
     flops: Positive | None = None
     tokens: Positive | None = None
     charge: list[Account] = ["student", "teacher", "loss", "data_wait"]
-    calibrate: CalibrateRecipe | None = None  # of a study's budget in time: noise does not choose the winner
-    calibrated: CalibratedSteps | None = None
+    # of a study's budget in time: noise does not choose the winner
+    calibrate: Annotated[CalibrateRecipe | None, FOUND_OUT] = None
+    calibrated: Annotated[CalibratedSteps | None, FOUND_OUT] = None
 
     @model_validator(mode="after")
     def _one_unit(self) -> Self:

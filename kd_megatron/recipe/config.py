@@ -158,17 +158,18 @@ def _describe(schema: type[BaseModel], problem: Any) -> str:
 
 
 def _section(schema: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
-    """The model class that validates the section at ``location`` (looks through lists, dicts, optionals)."""
+    """The model class that validates the section at ``location``."""
     for name in location:
         if name in schema.model_fields:
-            found = _model_in(schema.model_fields[name].annotation)
+            found = section_in(schema.model_fields[name].annotation)
             if found is None:
                 return None
             schema = found
     return schema
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def section_in(annotation: Any) -> type[BaseModel] | None:
+    """The model class in a field's annotation, if any (looks through lists, dicts, optionals)."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+    return next((found for part in get_args(annotation) if (found := section_in(part))), None)

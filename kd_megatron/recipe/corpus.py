@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from kd_megatron.recipe.config import Strict
 from kd_megatron.recipe.paths import PathPart, PathText, Revision
+from kd_megatron.recipe.policy import COUNTS, SPEED, WORDS
 from kd_megatron.recipe.types import Count, Fraction
 
 
@@ -70,13 +71,13 @@ class TokenizerRecipe(Strict):
 class CorpusRecipe(Strict):
     """A corpus to prepare: sources -> clean -> tokenizer -> shards."""
 
-    kind: Literal["corpus"]
-    name: PathPart
-    output: PathText  # directory of the shard set, anywhere
-    sources: Annotated[list[SourceRecipe], Field(min_length=1)]
-    clean: CleanRecipe = CleanRecipe()
-    tokenizer: TokenizerRecipe
-    valid_fraction: Fraction = 0.01  # of documents, chosen by their hash
-    num_shards: Count = 8
-    num_workers: Count | None = None  # None: one per core
-    description: str = ""
+    kind: Annotated[Literal["corpus"], COUNTS]
+    name: Annotated[PathPart, COUNTS]
+    output: Annotated[PathText, WORDS]  # directory of the shard set, anywhere
+    sources: Annotated[list[SourceRecipe], Field(min_length=1), COUNTS]
+    clean: Annotated[CleanRecipe, COUNTS] = CleanRecipe()
+    tokenizer: Annotated[TokenizerRecipe, COUNTS]
+    valid_fraction: Annotated[Fraction, COUNTS] = 0.01  # of documents, chosen by their hash
+    num_shards: Annotated[Count, COUNTS] = 8
+    num_workers: Annotated[Count | None, SPEED] = None  # None: one per core
+    description: Annotated[str, WORDS] = ""

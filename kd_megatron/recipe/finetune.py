@@ -6,8 +6,11 @@ from pydantic import Field, model_validator
 
 from kd_megatron.recipe.config import Strict
 from kd_megatron.recipe.paths import PathPart, Revision
+from kd_megatron.recipe.policy import COUNTS, NO_SCORE, PLACE, WHICH_CELLS
 from kd_megatron.recipe.presets import STUDY, fill_in
 from kd_megatron.recipe.types import Count, Fraction, Positive, Precision, Seed
+
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class TaskRecipe(Strict):
@@ -80,30 +83,31 @@ class FinetuneRecipe(Strict):
     Defaults are those of the preset ``study``; another preset fills in what the recipe does not give itself.
     """
 
-    kind: Literal["finetune"] = "finetune"
-    tasks: Annotated[list[TaskRecipe], Field(min_length=1)]
-    glue_path: str | None = None  # directory with TASK/train.tsv; None: nyu-mll/glue from the hub
-    glue_revision: Revision | None = None  # of nyu-mll/glue; None: the commit in finetune/tasks/glue.py
-    preset: Literal["study", "sane"] | None = None  # kd_megatron/recipe/presets.py
-    grid: GridRecipe = GridRecipe()
-    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
-    halving: bool = False  # after each seed, the worse half of a task's settings is given up
-    selection: SelectionRecipe = SelectionRecipe()
-    epochs: Positive = STUDY["epochs"]
-    max_length: Count = STUDY["max_length"]
-    schedule: Literal["polynomial", "cosine", "constant"] = STUDY["schedule"]  # after the warm-up
-    decay_power: Positive = STUDY["decay_power"]  # of the polynomial schedule; 1: linear
-    warmup_fraction: Fraction = STUDY["warmup_fraction"]
-    weight_decay: Annotated[float, Field(ge=0.0)] = STUDY["weight_decay"]
-    betas: Annotated[list[Annotated[float, Field(ge=0.0, lt=1.0)]], Field(min_length=2, max_length=2)] = STUDY["betas"]
-    epsilon: Positive = STUDY["epsilon"]
-    gradient_clipping: Positive | None = STUDY["gradient_clipping"]  # norm of the whole gradient; None: unclipped
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = STUDY["dropout"]  # None: what the model's config says
-    untrained_top: Literal["keep", "drop", "reinitialise"] = "keep"  # what the model's card says was never trained
-    evaluate_every_epochs: Positive | None = None  # dev metrics on the way; None: at the end alone
-    precision: Precision = "auto"
-    save_predictions: bool = True
-    tensorboard: bool = True
+    kind: Annotated[Literal["finetune"], NO_SCORE] = "finetune"
+    tasks: Annotated[list[TaskRecipe], Field(min_length=1), PLACE]
+    glue_path: Annotated[str | None, PLACE] = None  # directory with TASK/train.tsv; None: nyu-mll/glue from the hub
+    glue_revision: Annotated[Revision | None, PLACE] = None  # of nyu-mll/glue; None: that in finetune/tasks/glue.py
+    preset: Annotated[Literal["study", "sane"] | None, NO_SCORE] = None  # kd_megatron/recipe/presets.py
+    grid: Annotated[GridRecipe, WHICH_CELLS] = GridRecipe()
+    seeds: Annotated[list[Seed], Field(min_length=1), WHICH_CELLS] = [0]
+    halving: Annotated[bool, WHICH_CELLS] = False  # after each seed, the worse half of a task's settings is given up
+    selection: Annotated[SelectionRecipe, WHICH_CELLS] = SelectionRecipe()
+    epochs: Annotated[Positive, COUNTS] = STUDY["epochs"]
+    max_length: Annotated[Count, COUNTS] = STUDY["max_length"]
+    schedule: Annotated[Literal["polynomial", "cosine", "constant"], COUNTS] = STUDY["schedule"]  # after the warm-up
+    decay_power: Annotated[Positive, COUNTS] = STUDY["decay_power"]  # of the polynomial schedule; 1: linear
+    warmup_fraction: Annotated[Fraction, COUNTS] = STUDY["warmup_fraction"]
+    weight_decay: Annotated[float, Field(ge=0.0), COUNTS] = STUDY["weight_decay"]
+    betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2), COUNTS] = STUDY["betas"]
+    epsilon: Annotated[Positive, COUNTS] = STUDY["epsilon"]
+    gradient_clipping: Annotated[Positive | None, COUNTS] = STUDY["gradient_clipping"]  # norm; None: unclipped
+    dropout: Annotated[BelowOne | None, COUNTS] = STUDY["dropout"]  # None: what the model's config says
+    # what the model's card says was never trained
+    untrained_top: Annotated[Literal["keep", "drop", "reinitialise"], COUNTS] = "keep"
+    evaluate_every_epochs: Annotated[Positive | None, COUNTS] = None  # dev metrics on the way; None: at the end alone
+    precision: Annotated[Precision, COUNTS] = "auto"
+    save_predictions: Annotated[bool, NO_SCORE] = True
+    tensorboard: Annotated[bool, NO_SCORE] = True
 
     @model_validator(mode="before")
     @classmethod

@@ -1,12 +1,13 @@
 """Student and teacher: sizes, first weights, where a teacher comes from and what is kept of it."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import model_validator
 
 from kd_megatron.recipe.budget import Budget
 from kd_megatron.recipe.config import Strict
 from kd_megatron.recipe.paths import PathText, Revision
+from kd_megatron.recipe.policy import ACROSS, ALIKE, AT_RESUME, PLACE
 from kd_megatron.recipe.types import Count, Fraction, Positive, Seed
 
 
@@ -16,18 +17,19 @@ class InitialiseRecipe(Strict):
     method: Literal["random", "teacher_layers", "checkpoint"] = "random"
     # 1-based layers of the teacher or the checkpoint, one per student layer; None: evenly spread
     layers: list[Count] | None = None
-    path: str | None = None  # checkpoint: an encoder in Hugging Face format, with or without MLM head, or a hub id
-    revision: Revision | None = None  # of a hub id, best a full commit
+    # checkpoint: an encoder in Hugging Face format, with or without MLM head, or a hub id
+    path: Annotated[str | None, PLACE] = None
+    revision: Annotated[Revision | None, PLACE] = None  # of a hub id, best a full commit
 
 
 class EncoderRecipe(Strict):
     """A Hugging Face encoder by its size. The vocabulary size comes from the shards' tokenizer."""
 
     architecture: Literal["bert", "roberta"] = "bert"
-    hidden_size: Count
-    num_layers: Count
-    num_attention_heads: Count
-    intermediate_size: Count
+    hidden_size: Annotated[Count, ACROSS]
+    num_layers: Annotated[Count, ACROSS]
+    num_attention_heads: Annotated[Count, ACROSS]
+    intermediate_size: Annotated[Count, ACROSS]
     max_positions: Count = 512
     hidden_dropout: Fraction = 0.0
     attention_dropout: Fraction = 0.0
@@ -60,7 +62,7 @@ class TeacherTrainingRecipe(Strict):
 class TeacherCacheRecipe(Strict):
     """Keep what objectives need of the teacher, window by window, so that no window is put through it twice."""
 
-    path: PathText  # directory; students that share it share the teacher's work
+    path: Annotated[PathText, PLACE]  # directory; students that share it share the teacher's work
     max_gib: Positive = 50.0  # of all that one run may store
     top_k: Count = 64  # logits kept of each masked position, for vanilla_kd
     num_students: Count = 1  # a window's teacher pass is charged to each run that uses it, divided by this number
@@ -69,14 +71,15 @@ class TeacherCacheRecipe(Strict):
 class TeacherRecipe(Strict):
     """The frozen teacher: given (local directory or hub id, safetensors only) or trained first."""
 
-    path: str | None = None
-    revision: Revision | None = None  # of a hub id, best a full commit
-    train: TeacherTrainingRecipe | None = None
+    path: Annotated[str | None, PLACE] = None
+    revision: Annotated[Revision | None, PLACE] = None  # of a hub id, best a full commit
+    train: Annotated[TeacherTrainingRecipe | None, ALIKE] = None
     precision: Literal["auto", "bf16", "fp32", "fp8"] = "auto"  # fp8: matrix products of a bf16 teacher, on Hopper
-    partition: bool = False  # each process holds a part of its weights, and gathers a layer's when it runs
+    # each process holds a part of its weights, and gathers a layer's when it runs
+    partition: Annotated[bool, AT_RESUME] = False
     cache: TeacherCacheRecipe | None = None
-    cost_flops: Positive | None = None  # what its own training cost, when it is given
-    cost_source: str = ""
+    cost_flops: Annotated[Positive | None, ACROSS] = None  # what its own training cost, when it is given
+    cost_source: Annotated[str, ACROSS] = ""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:

@@ -9,6 +9,20 @@ from kd_megatron.recipe.config import Strict
 from kd_megatron.recipe.finetune import FinetuneRecipe
 from kd_megatron.recipe.models import EncoderRecipe, TeacherRecipe
 from kd_megatron.recipe.paths import PathPart, PathText
+from kd_megatron.recipe.policy import (
+    ACROSS,
+    AT_RESUME,
+    LONGER,
+    NO_WEIGHT,
+    OF_ALL,
+    OF_AN_ARM,
+    OF_FINETUNING,
+    OF_STUDENTS,
+    OF_STUDY,
+    OF_THE_TEACHER,
+    PLACE,
+    WORDS,
+)
 from kd_megatron.recipe.training import MarkersRecipe, TrainingRecipe, TuningRecipe, ValidationRecipe
 from kd_megatron.recipe.types import Count, Positive, Seed
 
@@ -23,10 +37,11 @@ class ShardsRecipe(Strict):
 class DataRecipe(Strict):
     """What the students read."""
 
-    shards: Annotated[list[ShardsRecipe], Field(min_length=1)]
-    corpus: str | None = None  # corpus recipe: `study` and `pretrain` prepare it when the shards are not there
+    shards: Annotated[list[ShardsRecipe], Field(min_length=1), PLACE]
+    # corpus recipe: `study` and `pretrain` prepare it when the shards are not there
+    corpus: Annotated[str | None, PLACE] = None
     sequence_length: Annotated[int, Field(ge=8)] = 128
-    unique_tokens: Count | None = None  # cap on the pool; subsets are nested; epochs repeat it
+    unique_tokens: Annotated[Count | None, ACROSS] = None  # cap on the pool; subsets are nested; epochs repeat it
     mask_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.15
     seed: Seed = 1234  # of the pool's nesting; order and masks follow the run's own seed
     mask_seed: Seed | None = None  # given: a window keeps one mask, in all epochs and runs; a teacher cache needs it
@@ -35,8 +50,8 @@ class DataRecipe(Strict):
 class StudyGridRecipe(Strict):
     """Makes the recipe a grid of studies: each budget with each pool of text is a cell, a whole study of its own."""
 
-    budgets: Annotated[list[Positive], Field(min_length=1)] = [1.0]  # multiples of the study's budget
-    unique_tokens: Annotated[list[Count | None], Field(min_length=1)]  # null: all there is
+    budgets: Annotated[list[Positive], Field(min_length=1), LONGER] = [1.0]  # multiples of the study's budget
+    unique_tokens: Annotated[list[Count | None], Field(min_length=1), LONGER]  # null: all there is
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Self:
@@ -50,28 +65,25 @@ class StudyGridRecipe(Strict):
 class StudyRecipe(Strict):
     """Arms x seeds under one budget, then fine-tuning and a report."""
 
-    kind: Literal["study"]
-    name: PathPart
-    description: str = ""
-    data: DataRecipe
-    student: EncoderRecipe
-    teacher: TeacherRecipe | None = None  # may be absent when no arm distils
-    arms: Annotated[dict[PathPart, dict[str, Any]], Field(min_length=1)]  # name -> objective and its options
-    budget: Budget
-    training: TrainingRecipe = TrainingRecipe()
-    validation: ValidationRecipe = ValidationRecipe()
-    tuning: TuningRecipe | None = None
-    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
-    finetune: FinetuneRecipe | None = None
-    markers: MarkersRecipe | None = None
-    grid: StudyGridRecipe | None = None  # None: one study
-    allow_difference: list[str] = []  # dotted keys that arms may override beside their objective's options
-    output: PathText | None = None  # anywhere; None: studies/NAME
-    notes: list[str] = []  # printed in the report, such as licences and caveats
-
-    def owes_the_teacher(self, arm: str) -> bool:
-        """Whether a run of ``arm``, with its overrides applied, has targets or first weights from the teacher."""
-        return self.arms[arm].get("objective") != "scratch" or self.student.initialise.method == "teacher_layers"
+    kind: Annotated[Literal["study"], OF_ALL, OF_STUDY, ACROSS]
+    name: Annotated[PathPart, OF_ALL, OF_STUDY, ACROSS]
+    description: Annotated[str, WORDS] = ""
+    data: Annotated[DataRecipe, OF_ALL]
+    student: Annotated[EncoderRecipe, OF_STUDENTS]
+    teacher: Annotated[TeacherRecipe | None, OF_THE_TEACHER] = None  # may be absent when no arm distils
+    arms: Annotated[dict[PathPart, dict[str, Any]], Field(min_length=1), OF_AN_ARM]  # name -> objective and its options
+    budget: Annotated[Budget, OF_STUDENTS, ACROSS]
+    training: Annotated[TrainingRecipe, OF_ALL] = TrainingRecipe()
+    validation: Annotated[ValidationRecipe, OF_ALL, NO_WEIGHT] = ValidationRecipe()
+    tuning: Annotated[TuningRecipe | None, OF_STUDENTS, OF_STUDY] = None
+    seeds: Annotated[list[Seed], Field(min_length=1), OF_STUDY, LONGER, ACROSS] = [0]
+    finetune: Annotated[FinetuneRecipe | None, OF_FINETUNING, ACROSS] = None
+    markers: Annotated[MarkersRecipe | None, OF_STUDENTS, OF_STUDY] = None
+    grid: Annotated[StudyGridRecipe | None, OF_STUDY] = None  # None: one study
+    # dotted keys that arms may override beside their objective's options; a run is given its own overrides applied
+    allow_difference: Annotated[list[str], OF_STUDY, LONGER, AT_RESUME] = []
+    output: Annotated[PathText | None, WORDS] = None  # anywhere; None: studies/NAME
+    notes: Annotated[list[str], WORDS] = []  # printed in the report, such as licences and caveats
 
     @model_validator(mode="after")
     def _pieces_are_not_compiled(self) -> Self:

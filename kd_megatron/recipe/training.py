@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from kd_megatron.recipe.budget import Budget
 from kd_megatron.recipe.config import Strict
 from kd_megatron.recipe.paths import PathPart
+from kd_megatron.recipe.policy import ACROSS, AT_RESUME, BY_ARM, FOUND_OUT, KEPT, NO_WEIGHT, ON
 from kd_megatron.recipe.types import Count, Fraction, Positive, Precision, Seed
 
 
@@ -14,32 +15,35 @@ class TrainingRecipe(Strict):
     """Optimisation and bookkeeping of pretraining, the same for all arms."""
 
     global_batch_size: Count = 256  # sequences per optimizer step
-    micro_batch_size: Count = 32  # sequences per forward pass and process, at most
+    micro_batch_size: Annotated[Count, AT_RESUME] = 32  # sequences per forward pass and process, at most
     learning_rate: Positive = 1e-3  # peak
     warmup_fraction: Fraction = 0.06  # of the budget
+    warmup_tokens: Count | None = None  # given: the warm-up's length instead of the fraction
+    warmup_min_steps: Count = 5  # it is never shorter: a small budget's fraction may be less than a step
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01  # not on biases and layer norms
     betas: tuple[float, float] = (0.9, 0.98)
-    epsilon: Positive = 1e-6
-    gradient_clipping: Annotated[float, Field(ge=0.0)] = 1.0  # global norm; 0 is off
+    epsilon: Positive = 1e-15  # far below any arm's gradients: a larger one mutes an arm whose loss is small
+    gradient_clipping: Annotated[float, Field(ge=0.0)] = 0.0  # global norm; 0 is off: norms of arms are of no one scale
     precision: Precision = "auto"
     stop_at_last_tap: bool = True  # the student computes nothing above what its objective reads, in training
     attention: Literal["sdpa", "flash"] = "sdpa"  # of student and teacher; flash: the optional package flash-attn
     compile: bool = False  # student and teacher by torch.compile: minutes at the start of each run
     activation_checkpointing: bool = False  # keep a student layer's input alone and run it again in the backward pass
-    ds_config: PathPart = "zero0"  # a file of ds_configs/
-    log_every_steps: Count = 10
-    checkpoint_every_steps: Count = 200
-    keep_checkpoints: Count = 2  # the newest ones; those below are kept beside them, for good
-    keep_every_steps: Count | None = None  # a checkpoint at each multiple of this
-    keep_at: list[Fraction] = []  # fractions of the budget: a checkpoint at the first step at or after each
-    tensorboard: bool = True
+    ds_config: Annotated[PathPart, AT_RESUME] = "zero0"  # a file of ds_configs/
+    log_every_steps: Annotated[Count, NO_WEIGHT, ACROSS] = 10
+    checkpoint_every_steps: Annotated[Count, KEPT] = 200
+    keep_checkpoints: Annotated[Count, KEPT] = 2  # the newest ones; those below are kept beside them, for good
+    keep_every_steps: Annotated[Count | None, KEPT] = None  # a checkpoint at each multiple of this
+    # fractions of the budget: a checkpoint at the first step at or after each
+    keep_at: Annotated[list[Fraction], ACROSS, FOUND_OUT] = []
+    tensorboard: Annotated[bool, KEPT] = True
 
 
 class ValidationRecipe(Strict):
     """Held-out masked-language-model loss, the same for all arms (docs/fairness.md)."""
 
-    at: list[Fraction] = [0.25, 0.5, 0.75, 1.0]  # fractions of the budget
+    at: Annotated[list[Fraction], ACROSS] = [0.25, 0.5, 0.75, 1.0]  # fractions of the budget
     num_samples: Count = 256
     probe_steps: Annotated[int, Field(ge=0, le=10**9)] = 100  # steps of the probe head on the frozen student
     probe_learning_rate: Positive = 1e-3
@@ -53,9 +57,8 @@ class TuningRecipe(Strict):
     """
 
     learning_rates: Annotated[list[Positive], Field(min_length=1)]
-    weights: dict[
-        PathPart, dict[str, Annotated[list[float | None], Field(min_length=1)]]
-    ] = {}  # arm -> option -> values
+    # arm -> option -> values
+    weights: Annotated[dict[PathPart, dict[str, Annotated[list[float | None], Field(min_length=1)]]], BY_ARM] = {}
     learning_rates_alone: list[Positive | None] | None = None  # of arms without a weight, where other arms have one
     budget: Budget  # of each trial
     seed: Seed = 1000  # of all trials, and of no run that is reported
@@ -95,7 +98,7 @@ class MarkersRecipe(Strict):
 
     at: Annotated[list[Annotated[float, Field(gt=0.0, le=1.0)]], Field(min_length=1)] = [0.2, 0.4, 0.6, 0.8]
     decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1  # of a branch's own budget; 0: none, the student as it is
-    finetune: bool = True  # with the study's section 'finetune', like the last student
+    finetune: Annotated[bool, ON] = True  # with the study's section 'finetune', like the last student
 
     @property
     def branches(self) -> list[float]:

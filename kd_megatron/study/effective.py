@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from kd_megatron.errors import OutputError, RecipeError
-from kd_megatron.recipe import BudgetRecipe, CalibratedSteps, StudyRecipe
+from kd_megatron.recipe import BudgetRecipe, CalibratedSteps, StudyRecipe, diff
 from kd_megatron.recipe.arms import resolve_arm
 
 TUNING_FILE, CALIBRATION_FILE = "tuning.json", "calibration.json"
 LEARNING_RATE = "training.learning_rate"
-WITHOUT_WORDS: dict[str, Any] = {"description": "", "notes": [], "output": None}  # no number depends on these
 
 
 def effective_recipe(recipe: StudyRecipe, directory: Path) -> StudyRecipe:
@@ -35,10 +34,10 @@ def recipe_of_run(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> 
 
 def run_recipe(recipe: StudyRecipe, arm: str, seed: int) -> StudyRecipe:
     """What one run depends on, and nothing else: other seeds, fine-tuning and notes may change without staling it."""
-    resolved = keep_starts(resolve_arm(recipe, arm))
+    resolved = diff.without(keep_starts(resolve_arm(recipe, arm)), "edit")
     budget = resolved.budget.model_copy(update={"calibrate": None})
     return resolved.model_copy(
-        update={"seeds": [seed], "finetune": None, "tuning": None, "grid": None, "budget": budget, **WITHOUT_WORDS}
+        update={"seeds": [seed], "finetune": None, "tuning": None, "grid": None, "budget": budget}
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from kd_megatron.errors import RecipeError, nearest
 from kd_megatron.recipe import StudyRecipe
-from kd_megatron.recipe.arms import Difference, _all_equal, differences, flatten, resolve_arm
+from kd_megatron.recipe.arms import resolve_arm
+from kd_megatron.recipe.diff import Difference, all_equal, differences, flatten
 
 BACKEND = "backend"  # the one option of an objective that changes its speed alone
 
@@ -57,7 +58,7 @@ def _backends(study: StudyRecipe, resolved: dict[str, StudyRecipe]) -> dict[str,
 
 def _backend_difference(study: StudyRecipe, backends: dict[str, str]) -> list[Difference]:
     """An arm on a slower kernel would get fewer steps out of the same hours: refused like any other difference."""
-    if _all_equal(list(backends.values())):
+    if all_equal(backends.values()):
         return []
     if BACKEND not in study.allow_difference:
         named = ", ".join(f"{arm}: {backend}" for arm, backend in backends.items())

@@ -6,10 +6,9 @@ from kd_megatron.console import logs
 from kd_megatron.errors import DataError
 from kd_megatron.files.manifest import MANIFEST
 from kd_megatron.ranks import dist, stages
-from kd_megatron.recipe import CorpusRecipe, StudyRecipe, config
+from kd_megatron.recipe import CorpusRecipe, StudyRecipe, config, diff
 from kd_megatron.study import layout
 from kd_megatron.study.begin import require_pools
-from kd_megatron.study.effective import WITHOUT_WORDS
 from kd_megatron.study.piece import Piece
 
 
@@ -69,4 +68,4 @@ def _teacher_piece(recipe: StudyRecipe, directory: Path) -> Piece:
 
 def _as_trained(recipe: StudyRecipe) -> StudyRecipe:
     """What a teacher's run is given of ``recipe``: no words, and no tuning, which is of students."""
-    return recipe.model_copy(update={"tuning": None, **WITHOUT_WORDS})
+    return diff.without(recipe, "edit").model_copy(update={"tuning": None})

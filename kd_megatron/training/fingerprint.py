@@ -9,6 +9,7 @@ from kd_megatron.errors import OutputError
 from kd_megatron.files import hub
 from kd_megatron.files.manifest import weights_hash
 from kd_megatron.machine import facts as machine
+from kd_megatron.objectives.of_the_teacher import owes_the_teacher
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe
 
@@ -79,7 +80,7 @@ def _joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 def _refuse_other_inputs(
     study: StudyRecipe, arm: str, directory: Path, began: dict[str, Any], facts: dict[str, Any]
 ) -> None:
-    inputs = [key for key in INPUTS if key != "teacher" or study.owes_the_teacher(arm)]
+    inputs = [key for key in INPUTS if key != "teacher" or owes_the_teacher(study, arm)]
     changed = [key for key in inputs if key in began and began[key] != facts[key]]
     if changed:
         listed = "; ".join(f"{key} was {began[key]}, is {facts[key]}" for key in changed)

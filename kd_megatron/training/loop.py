@@ -33,7 +33,7 @@ def train(run: Run) -> None:
         fraction = budget_fraction(run)
         stopping = ledger.steps > 0 and pass_markers(run, fraction, stop)  # a validation that a stop cut short
         while fraction < run.phase_until and not stopping:
-            rate = learning_rate(recipe, fraction, run.branch)
+            rate = learning_rate(recipe, fraction, ledger.steps, run.study.data.sequence_length, run.branch)
             with run.meter.step():
                 stopping = one_step(run, batches, rate, stop)
             charge(run)

@@ -31,12 +31,18 @@ class Progress:
             "loss": loss,
             "learning_rate": rate,
             "grad_norm": reading.grad_norm,
+            "clipped_share": reading.clipped_share,
+            "epsilon_share": self._epsilon_share(),
             "tokens_per_second": speed,
             **{f"loss/{term}": value for term, value in terms.items()},
         }
         run.metrics.write(row)
         say(self._line(fraction, loss, rate, reading.grad_norm, speed))
         self._begin()
+
+    def _epsilon_share(self) -> float:
+        with self.run.ledger.clock("validation"):  # a measurement, which no arm is charged for
+            return float(self.run.engine.epsilon_share())
 
     def _line(self, fraction: float, loss: float, rate: float, grad_norm: float, speed: float) -> str:
         run, ledger = self.run, self.run.ledger
@@ -48,7 +54,7 @@ class Progress:
         )
         return (
             f"{run.arm} seed {run.seed} | step {ledger.steps:,} | {100 * fraction:5.1f} % of {budget.limit:g} "
-            f"{budget.unit} | loss {loss:.4f} | lr {rate:.2e} | grad norm {grad_norm:.2f} | "
+            f"{budget.unit} | loss {_number(loss, 4)} | lr {rate:.2e} | grad norm {_number(grad_norm, 2)} | "
             f"{speed:,.0f} tokens/s | {shares} | {self._left(fraction)} left"
         )
 
@@ -57,3 +63,8 @@ class Progress:
         done = max(fraction - begun, 1e-9)
         elapsed = self.run.charged_seconds() - seconds
         return timedelta(seconds=round(max(0.0, self.run.until - fraction) * elapsed / done))
+
+
+def _number(value: float, digits: int) -> str:
+    """``value`` with so many decimals; a small one with an exponent, as relations may differ by millionths."""
+    return f"{value:.{digits}f}" if value == 0.0 or abs(value) >= 10.0 ** (1 - digits) else f"{value:.1e}"

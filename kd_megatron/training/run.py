@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor
 
 from kd_megatron.console.logs import quiet_libraries, say
@@ -18,9 +17,11 @@ from kd_megatron.files.manifest import model_hash
 from kd_megatron.files.records import write_json, write_text
 from kd_megatron.machine import memory
 from kd_megatron.models.export import export
+from kd_megatron.objectives import registry
+from kd_megatron.objectives.of_the_teacher import owes_the_teacher
 from kd_megatron.objectives.words import in_words
 from kd_megatron.ranks import dist, stages
-from kd_megatron.recipe import StudyRecipe, recipe_yaml
+from kd_megatron.recipe import StudyRecipe, diff, recipe_yaml
 from kd_megatron.recipe.paths import refuse_file_or_links_out
 from kd_megatron.training.cached_teacher import CachedTeacher
 from kd_megatron.training.fingerprint import FINGERPRINT, fingerprint, going_on
@@ -30,18 +31,6 @@ from kd_megatron.training.setup import Run, prepare_run
 
 RECIPE, SUMMARY, LEDGER = "recipe.yaml", "summary.json", "ledger.json"
 TEACHER_ARM = "teacher"
-# Where a run computes and what it keeps of itself: a resume may change these, and the result stays the same but for
-# rounding (docs/checkpoints.md).
-MAY_CHANGE = {
-    "allow_difference",  # of the study: the run's own overrides are applied
-    "teacher.partition",
-    "training.ds_config",
-    "training.micro_batch_size",
-    "training.checkpoint_every_steps",
-    "training.keep_checkpoints",
-    "training.keep_every_steps",
-    "training.tensorboard",
-}
 
 
 def pretrain(
@@ -112,8 +101,8 @@ def refuse_other_teacher(study: StudyRecipe, directory: Path) -> None:
     """
     as_study = _teacher_study(study)
     wanted = {"run": {"arm": TEACHER_ARM, "seed": as_study.seeds[0]}, **as_study.model_dump(mode="json")}
-    found = {*_differing(_with_defaults(directory / RECIPE), wanted)} - MAY_CHANGE - {"training.log_every_steps"}
-    if differing := sorted(key for key in found if key.partition(".")[0] != "validation"):
+    found = diff.changes(StudyRecipe, _recorded(directory / RECIPE), wanted, but="teacher")
+    if differing := sorted(change.key for change in found):
         raise OutputError(
             given=f"{directory} holds a teacher of another recipe; these keys differ: {', '.join(differing)}",
             expected="the teacher that this recipe trains",
@@ -131,7 +120,7 @@ def _teacher_study(study: StudyRecipe) -> StudyRecipe:
         update={
             "student": recipe.encoder,
             "teacher": None,
-            "arms": {TEACHER_ARM: {"objective": "scratch"}},
+            "arms": {TEACHER_ARM: registry.ALONE},
             "budget": recipe.budget,
             "seeds": [recipe.seed],
             "training": study.training.model_copy(update={"learning_rate": rate}),
@@ -154,13 +143,13 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
 
 def claim(study: StudyRecipe, arm: str, seed: int, directory: Path, branch: Branch | None = None) -> None:
     """Make ``directory`` this run's own. Raises `OutputError` when it holds anything else."""
-    problem = None
+    problem, owes = None, owes_the_teacher(study, arm)
     refuse_file_or_links_out(directory)
     if dist.is_main():
         whose = {"arm": arm, "seed": seed}
         if branch is not None:
             whose["branch"] = {"left_at": branch.start, "ends_at": branch.end}
-        problem = _problem({"run": whose, **study.model_dump(mode="json")}, directory, study.owes_the_teacher(arm))
+        problem = _problem({"run": whose, **study.model_dump(mode="json")}, directory, owes)
     problem = dist.from_main(problem)
     if problem:
         raise OutputError(
@@ -177,12 +166,12 @@ def _problem(resolved: dict[str, Any], directory: Path, owes_the_teacher: bool) 
     """
     path = directory / RECIPE
     if path.is_file():
-        differing = set(_differing(_with_defaults(path), resolved))
-        if moved := sorted(differing & MAY_CHANGE):
-            say(f"{directory} was begun with other values of {', '.join(moved)}; {RECIPE} keeps those")
-        differing -= MAY_CHANGE
-        if not owes_the_teacher:
-            differing = {key for key in differing if key.partition(".")[0] != "teacher"}
+        found = diff.changes(StudyRecipe, _recorded(path), resolved)
+        counting = [change for change in found if owes_the_teacher or not change.policy.makes_stale("taught")]
+        moved = {change.key for change in counting if "resume" in change.policy.free}
+        if moved:
+            say(f"{directory} was begun with other values of {', '.join(sorted(moved))}; {RECIPE} keeps those")
+        differing = {change.key for change in counting} - moved
         return f"holds another run; these keys differ: {', '.join(sorted(differing))}" if differing else None
     if directory.exists() and any(directory.iterdir()):
         return "holds files that are not a run's"
@@ -192,24 +181,13 @@ def _problem(resolved: dict[str, Any], directory: Path, owes_the_teacher: bool) 
     return None
 
 
-def _with_defaults(path: Path) -> Any:
+def _recorded(path: Path) -> Any:
     """The recipe at ``path``, with the keys that this version added since it was written."""
     found = recipe_yaml.read(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         return found
-    try:
-        recipe = StudyRecipe.model_validate({key: value for key, value in found.items() if key != "run"})
-    except ValidationError:
-        return found
-    return {"run": found.get("run"), **recipe.model_dump(mode="json")}
-
-
-def _differing(found: Any, wanted: Any, prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = found.keys() | wanted.keys()
-        return [key for name in keys for key in _differing(found.get(name), wanted.get(name), f"{prefix}.{name}")]
-    return [] if found == wanted else [prefix.lstrip(".")]
+    run = found.pop("run", None)
+    return {"run": run, **diff.with_defaults(StudyRecipe, found)}
 
 
 def _finish(run: Run, teacher_path: str | None, facts: dict[str, Any]) -> dict[str, Any]:
@@ -296,12 +274,8 @@ def _branch_facts(run: Run, branch: Branch) -> dict[str, Any]:
 
 def settings(study: StudyRecipe) -> dict[str, Any]:
     """What the run was given, as a recipe has it, without what a resume may change; the report checks it."""
-    sections = {"arms", "data", "student", "teacher", "budget", "training", "validation"}
-    found = study.model_dump(mode="json", include=sections)
-    for key in MAY_CHANGE:
-        section, _, name = key.partition(".")
-        (found.get(section) or {}).pop(name, None)
-    return found
+    others = (name for name in StudyRecipe.model_fields if not diff.policy_of(StudyRecipe, name).of_run)
+    return study.model_dump(mode="json", exclude=diff.left_out(StudyRecipe, "resume") | dict.fromkeys(others, True))
 
 
 def _memory(run: Run) -> dict[str, int | None]:

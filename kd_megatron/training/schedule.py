@@ -6,6 +6,8 @@ from pathlib import Path
 
 from kd_megatron.recipe import TrainingRecipe
 
+FIRST_SHARE = 0.01  # of the peak, for the first step of a warm-up whose length in steps is not known yet
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -23,17 +25,36 @@ class Branch:
         return (self.end - fraction) / (self.end - self.start)
 
 
-def learning_rate(recipe: TrainingRecipe, fraction: float, branch: Branch | None = None) -> float:
-    """The rate of the step that begins at budget ``fraction``: linear warm-up to the peak, then decay to zero.
+def learning_rate(
+    recipe: TrainingRecipe, fraction: float, num_steps: int, length: int, branch: Branch | None = None
+) -> float:
+    """The rate of one step: a linear warm-up to the peak, then the schedule's decay to zero.
 
-    As usual, the very first step has rate zero: it only fills Adam's moments. In a ``branch``, linear from the rate
-    at its start to zero at its end.
+    Args:
+        recipe: says how.
+        fraction: of the budget, at which the step begins.
+        num_steps: that were taken before it.
+        length: tokens of a sequence.
+        branch: the rate comes down linearly, from what it was where the branch left its run to zero at its end.
     """
     if branch is not None:
-        return learning_rate(recipe, branch.start) * branch.share_left(fraction)
+        return learning_rate(recipe, branch.start, branch.step, length) * branch.share_left(fraction)
     fraction = min(1.0, fraction)
-    if fraction < recipe.warmup_fraction:
-        return recipe.learning_rate * fraction / recipe.warmup_fraction
-    progress = (fraction - recipe.warmup_fraction) / max(1.0 - recipe.warmup_fraction, 1e-12)
+    warmup = 0.0 if recipe.warmup_tokens is not None else recipe.warmup_fraction
+    progress = max(0.0, fraction - warmup) / max(1.0 - warmup, 1e-12)
     shape = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
-    return recipe.learning_rate * shape[recipe.schedule]
+    return recipe.learning_rate * min(warm_up(recipe, fraction, num_steps, length), shape[recipe.schedule])
+
+
+def warm_up(recipe: TrainingRecipe, fraction: float, num_steps: int, length: int) -> float:
+    """The share of the peak that the step after ``num_steps`` may have: what will be done of the warm-up after it.
+
+    So the first step has a rate above zero. What a step will spend of the budget is told by the steps before it; of the
+    first one nothing is known, and it has `FIRST_SHARE`.
+    """
+    done = [1.0, (num_steps + 1) / recipe.warmup_min_steps]
+    if recipe.warmup_tokens is not None:
+        done.append((num_steps + 1) * recipe.global_batch_size * length / recipe.warmup_tokens)
+    elif recipe.warmup_fraction > 0.0:
+        done.append(fraction * (num_steps + 1) / num_steps / recipe.warmup_fraction if num_steps else FIRST_SHARE)
+    return min(done)

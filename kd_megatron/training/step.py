@@ -42,7 +42,7 @@ class Step:
 
     def __init__(self, engine: Engine, objective: Objective, teacher: Teacher | None, ledger: Ledger) -> None:
         self.engine, self.objective, self.teacher, self.ledger = engine, objective, teacher, ledger
-        self.watch = Watch(list(objective.weights), engine.device)
+        self.watch = Watch(list(objective.weights), engine.device, engine.recipe.gradient_clipping)
         self.checks_every_step = engine.device.type == "cpu"  # where looking costs nothing
 
     def run(self, batches: Sequence[Batch], learning_rate: float, stop: bool) -> bool:

@@ -23,6 +23,7 @@ class Reading:
     sums: dict[str, float]  # of each term over the global batches
     counts: dict[str, float]
     grad_norm: float  # of the last step, before clipping
+    clipped_share: float  # of the gradient that clipping took away, mean over the steps
 
 
 class Watch:
@@ -31,13 +32,16 @@ class Watch:
     Args:
         terms: of the objective.
         device: where the student computes.
+        clipping: the gradient norm that is clipped at; 0 where none is.
     """
 
-    def __init__(self, terms: Sequence[str], device: torch.device) -> None:
+    def __init__(self, terms: Sequence[str], device: torch.device, clipping: float = 0.0) -> None:
         self.terms = tuple(terms)
         self.sums = torch.zeros(len(self.terms), dtype=torch.float64, device=device)  # [T], of this rank
         self.counts = dict.fromkeys(self.terms, 0.0)  # of all ranks
         self.grad_norm = torch.zeros((), device=device)
+        self.clipping, self._steps = clipping, 0
+        self._clipped = torch.zeros((), device=device)  # the sum over steps of what clipping took
         self.bad = torch.zeros((), device=device)  # 1 from the first step on that is not finite on any rank
         self._bad_terms = torch.zeros(
             len(self.terms), dtype=torch.bool, device=device
@@ -54,6 +58,9 @@ class Watch:
     def after_update(self, grad_norm: Tensor, step: int, first_sample: Tensor, last_sample: Tensor) -> None:
         """Take in one step's gradient norm, and remember the step if it is the first bad one."""
         self.grad_norm = grad_norm
+        self._steps += 1
+        if self.clipping > 0.0:
+            self._clipped += 1.0 - (self.clipping / grad_norm.clamp(min=1e-30)).clamp(max=1.0)
         this_step = torch.stack([torch.full_like(first_sample, step), first_sample, last_sample])
         is_first = (self.bad > 0) & (self._bad_step[0] == 0)
         self._bad_step = torch.where(is_first, this_step, self._bad_step)
@@ -71,8 +78,11 @@ class Watch:
         """The steps since the last reading; the next one begins anew. Collective; raises as `check` does."""
         self.check()
         sums = dist.all_reduce(self.sums.cpu()).tolist()
-        reading = Reading(dict(zip(self.terms, sums, strict=True)), self.counts, self.grad_norm.item())
+        clipped = self._clipped.item() / max(1, self._steps)
+        reading = Reading(dict(zip(self.terms, sums, strict=True)), self.counts, self.grad_norm.item(), clipped)
         self.sums.zero_()
+        self._clipped.zero_()
+        self._steps = 0
         self.counts = dict.fromkeys(self.terms, 0.0)
         return reading
 

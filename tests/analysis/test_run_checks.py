@@ -223,3 +223,31 @@ def test_first_weights_from_a_model_count_among_the_arms_that_begin_from_one(tmp
     assert failed(study) == {}
     study_on_disk.edit_summary(run, fingerprint=facts | {"begins_from": "b"})
     assert list(failed(study)) == ["fingerprint: begins_from"]
+
+
+def with_shares(study, **shares):
+    """Rows of metrics in which each arm's updates lost such shares to epsilon and to clipping."""
+    for arm, (epsilon, clipped) in shares.items():
+        for path in (study / "arms" / arm).glob("seed_*/metrics.jsonl"):
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            told = {"epsilon_share": epsilon, "clipped_share": clipped}
+            path.write_text("".join(json.dumps(row | told) + "\n" for row in rows))
+
+
+def test_arms_that_all_move_pass(study):
+    with_shares(study, scratch=(0.001, 0.0), minilm=(0.09, 0.4))
+    assert failed(study) == {}
+
+
+def test_an_arm_that_epsilon_mutes_is_named_and_there_is_no_verdict(study):
+    with_shares(study, scratch=(0.0, 0.0), minilm=(0.99, 0.0))
+    (detail,) = failed(study).values()
+    assert detail == "scratch 0 %, minilm 99 %"
+    assert unfair_checks(results.load(study)) == ["share of updates that Adam's epsilon took"]
+    page = write_report(study).with_name("report.md").read_text()
+    assert "No winner is named: arms with the same seed differ in more than their objective (share of updates" in page
+
+
+def test_an_arm_that_clipping_alone_cuts_is_named(study):
+    with_shares(study, scratch=(0.0, 0.0), minilm=(0.0, 0.98))
+    assert failed(study) == {"share of gradients that clipping took": "scratch 0 %, minilm 98 %"}

@@ -16,14 +16,10 @@ from kd_megatron.finetune.cell.train import count_steps
 from kd_megatron.finetune.places import OWNER, SUMMARY, Cell, cell_path
 from kd_megatron.finetune.tasks.tasks import Task
 from kd_megatron.ranks import dist
-from kd_megatron.recipe import FinetuneRecipe
+from kd_megatron.recipe import FinetuneRecipe, diff
 from kd_megatron.recipe.paths import refuse_file_or_links_out
 
 FORMAT = 2  # of a cell: raised when the same inputs would give another score
-NOT_OF_A_CELL = {  # keys of the recipe that a cell's result does not depend on, or whose effect is hashed otherwise
-    *("kind", "tasks", "glue_path", "glue_revision", "preset", "grid", "seeds", "halving", "selection"),
-    *("save_predictions", "tensorboard"),
-}
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ def list_jobs(task: Task, recipe: FinetuneRecipe, model_hash: str, output: Path)
         "format": FORMAT,
         "model": model_hash,
         "task": task.content_hash(),
-        **recipe.model_dump(exclude=NOT_OF_A_CELL),
+        **recipe.model_dump(exclude=diff.left_out(FinetuneRecipe, "cell")),
     }
     num_characters = sum(map(len, [*task.train.first, *(task.train.second or [])]))
     jobs = []

@@ -5,7 +5,7 @@ from typing import Any
 from kd_megatron.analysis.statistics import Estimate, estimate
 from kd_megatron.console import units
 from kd_megatron.recipe import TaskRecipe
-from kd_megatron.recipe.arms import flatten
+from kd_megatron.recipe.diff import flatten
 from kd_megatron.report.finetune.results import FinetuneResults, Published
 from kd_megatron.report.page import words
 from kd_megatron.report.page.table import Column, Table, numbers, texts

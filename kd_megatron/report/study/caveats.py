@@ -9,7 +9,7 @@ from kd_megatron.analysis.run_checks import Finding
 from kd_megatron.analysis.summaries import CacheUse
 from kd_megatron.console import units
 from kd_megatron.console.units import num_seeds, seeds_of
-from kd_megatron.recipe.arms import Difference
+from kd_megatron.recipe.diff import Difference
 from kd_megatron.report.study import branch_caveats, tables
 from kd_megatron.report.study.certainty_tables import INTERVALS
 from kd_megatron.report.study.tuning_tables import calibration_caveats, tuning_caveats

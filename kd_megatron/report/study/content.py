@@ -13,7 +13,7 @@ from kd_megatron.analysis.run_checks import Finding
 from kd_megatron.analysis.scaling import Refusal
 from kd_megatron.console.units import budget_in_words, num_seeds
 from kd_megatron.inputs.catalogue import catalogue, needed
-from kd_megatron.recipe.arms import Difference, flatten
+from kd_megatron.recipe.diff import Difference, flatten
 from kd_megatron.report.page.document import Block, Bullets, Details, Heading, Paragraph, TableBlock
 from kd_megatron.report.page.page import figure_blocks, table_blocks
 from kd_megatron.report.page.table import Column, Table

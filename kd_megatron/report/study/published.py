@@ -18,12 +18,14 @@ from kd_megatron.report.page.table import Column, Table, texts
 from kd_megatron.report.study.tables import mean_over
 
 FILE = Path(__file__).with_suffix(".json")
-REFERENCE = "scratch"
 
 
 @cache
 def _read() -> dict[str, Any]:
     return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+REFERENCE = next(name for name, theirs in _read()["names"].items() if theirs == "No-KD")
 
 
 def setting(study: StudyResults) -> dict[str, Any]:

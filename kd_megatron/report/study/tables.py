@@ -9,7 +9,7 @@ from kd_megatron.analysis.run_checks import Finding
 from kd_megatron.console import units
 from kd_megatron.ledger import ACCOUNTS
 from kd_megatron.objectives.words import of_arm_in_words
-from kd_megatron.recipe.arms import Difference
+from kd_megatron.recipe.diff import Difference
 from kd_megatron.report.page import words
 from kd_megatron.report.page.table import Column, Table, numbers, texts
 
@@ -175,7 +175,7 @@ def teacher_cost(results: StudyResults) -> Table | None:
     for arm in results.arms:
         runs = _runs(results, arm)
         own = mean_over(runs, lambda run: run.summary.flops)
-        extra = cost if break_even.shares_the_teacher(results, arm) else 0.0
+        extra = cost if results.owes_the_teacher(arm) else 0.0
         rows.append(
             {
                 "arm": arm,
@@ -189,7 +189,7 @@ def teacher_cost(results: StudyResults) -> Table | None:
         *numbers(units.flops, excluded="excluded", included="included", amortised=f"shared by {num_sharing} students"),
     ]
     note = f"FLOPs per student. The teacher's own training: {units.flops(cost)} FLOPs ({source})."
-    if beginning := [arm for arm in results.arms if break_even.begins_from_teacher(results, arm)]:
+    if beginning := [arm for arm in results.arms if results.begins_from_teacher(arm)]:
         note += f" Students whose first weights are the teacher's layers owe it too: {', '.join(beginning)}."
     return Table("teacher_cost", "", columns, rows, note)
 

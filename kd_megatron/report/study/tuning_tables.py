@@ -96,7 +96,7 @@ def tuning_caveats(results: StudyResults) -> list[str]:
         "measured on the split whose loss is reported: losses of tuned arms are slightly optimistic, alike for all."
     ]
     tried = results.recipe.tuning.weights if results.recipe.tuning else {}
-    distilling = [arm for arm, options in results.recipe.arms.items() if options["objective"] != "scratch"]
+    distilling = [arm for arm in results.recipe.arms if results.learns_from_teacher(arm)]
     if untried := [arm for arm in distilling if arm not in tried]:
         said.append(f"Learning rates were tried, weights of the objective were not, in {', '.join(untried)}.")
     edges = {arm: paths for arm, paths in found["at_edge"].items() if paths}
