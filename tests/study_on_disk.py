@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from kd_megatron.objectives.of_the_teacher import learns_from_teacher
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.study.layout import arm_directory, branch_directory, marker_directory
 
@@ -142,7 +143,7 @@ def write_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> None
         "untrained_parameters": ["encoder.layer.2.output.dense.weight"] if arm == "minilm" else [],
         "export": "export",
         "teacher": None
-        if arm == "scratch"
+        if not learns_from_teacher(recipe.arms[arm])
         else {
             "path": "teachers/big",
             "parameters": 34_500_000,

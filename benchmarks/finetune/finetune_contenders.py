@@ -20,8 +20,9 @@ import torch
 from benchmarks.steps import peers
 from kd_megatron.errors import EnvironmentFault
 from kd_megatron.finetune.cell.evaluate import score
-from kd_megatron.finetune.cell.train import Cell, run_cell
+from kd_megatron.finetune.cell.train import run_cell
 from kd_megatron.finetune.grid.grid import encode
+from kd_megatron.finetune.places import Cell
 from kd_megatron.finetune.tasks.tasks import Split, Task
 from kd_megatron.ranks.ports import free_port
 from kd_megatron.recipe import FinetuneRecipe

@@ -15,15 +15,14 @@ as well, T is common to both and there is nothing to pay back.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy
 
 from kd_megatron.analysis import comparisons, curves
 from kd_megatron.analysis.curves import Reading
+from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.statistics import Estimate, estimate
-from kd_megatron.objectives.of_the_teacher import begins_from_teacher, owes_the_teacher
 
 NUM_PLACES = 200  # of budgets between the first reading of the reference and its last
 
@@ -90,6 +89,7 @@ class BreakEven:
         return students
 
 
+@once
 def break_even(results: StudyResults, arm: str, quantity: str, teacher_flops: float | None) -> BreakEven | None:
     """Compare ``arm`` with the reference; None without readings of both at two points of one seed's budget."""
     sign = -1.0 if quantity == "probe_loss" else 1.0
@@ -149,47 +149,48 @@ def _saved_curve(pairs: list[tuple[list[Reading], list[Reading]]], sign: float) 
     return found
 
 
+@once
 def all_break_evens(results: StudyResults) -> list[BreakEven]:
     """Every arm that owes the teacher, by score where there are scores on the way, and by held-out loss.
 
     Empty where the reference owes it as well: see `common_cost`.
     """
-    if owes_the_teacher(results.recipe, results.reference):
+    if results.owes_the_teacher(results.reference):
         return []
     cost, _ = teacher_flops(results)
     found = (
         break_even(results, arm, quantity, cost)
         for arm in results.arms
-        if owes_the_teacher(results.recipe, arm)
+        if results.owes_the_teacher(arm)
         for quantity in comparisons.OVERALL
     )
     return [one for one in found if one]
 
 
+@once
 def num_sharing(results: StudyResults) -> int:
     """How many finished students of the study owe the teacher, and so share its training."""
-    return sum(len(results.runs[arm]) for arm in results.arms if owes_the_teacher(results.recipe, arm))
+    return sum(len(results.runs[arm]) for arm in results.arms if results.owes_the_teacher(arm))
 
 
 def common_cost(results: StudyResults) -> str | None:
     """Why there is no break-even where the reference owes the teacher; None where it does not."""
-    if not owes_the_teacher(results.recipe, results.reference):
+    if not results.owes_the_teacher(results.reference):
         return None
-    how = "begins from" if begins_from_teacher(results.recipe, results.reference) else "learns from"
+    how = "begins from" if results.begins_from_teacher(results.reference) else "learns from"
     return (
         f"No break-even is given, because the reference ({results.reference}) {how} the teacher as well: its cost is "
         "common to both."
     )
 
 
+@once
 def teacher_flops(results: StudyResults) -> tuple[float | None, str]:
     """(FLOPs of the teacher's own training or None, where the figure comes from)."""
     if results.teacher:
-        return float(results.teacher["flops"]), "trained by this study; its ledger"
-    recipe = results.recipe.teacher  # all there is where students begin from the teacher and none learns from it
-    stated = {"cost_flops": recipe.cost_flops, "cost_source": recipe.cost_source} if recipe else {}
-    teacher: dict[str, Any] = next(
-        (run.summary["teacher"] for run in results.all_runs() if run.summary.get("teacher")), stated
-    )
-    source = teacher.get("cost_source") or "no source given"
-    return teacher.get("cost_flops"), source if teacher.get("cost_flops") else "not stated in the recipe: unknown"
+        return float(results.teacher.flops), "trained by this study; its ledger"
+    # the recipe is all there is where students begin from the teacher and none learns from it
+    stated = next((run.summary.teacher for run in results.all_runs() if run.summary.teacher), results.recipe.teacher)
+    if stated is None or not stated.cost_flops:
+        return stated.cost_flops if stated else None, "not stated in the recipe: unknown"
+    return stated.cost_flops, stated.cost_source or "no source given"

@@ -8,6 +8,7 @@ clause 13).
 from dataclasses import dataclass
 from itertools import combinations
 
+from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import Run, StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
 from kd_megatron.analysis.statistics import (
@@ -60,17 +61,20 @@ class Comparison:
         return verdict(self.difference, self.corrected, self.is_fair, "better" if self.is_better else "worse")
 
 
+@once
 def overall(results: StudyResults, quantity: str) -> list[Comparison]:
     """Each arm against the reference in ``"score"`` or ``"probe_loss"``; one family."""
     others = [arm for arm in results.arms if arm != results.reference]
     return _family(results, [(arm, results.reference, quantity, None) for arm in others])
 
 
+@once
 def every_pair(results: StudyResults, quantity: str) -> list[Comparison]:
     """Each arm against each one before it, in ``"score"`` or ``"probe_loss"``; one family."""
     return _family(results, [(arm, before, quantity, None) for before, arm in combinations(results.arms, 2)])
 
 
+@once
 def by_task(results: StudyResults, arm: str) -> list[Comparison]:
     """``arm`` against the reference, task by task; one family."""
     if arm == results.reference:
@@ -84,6 +88,7 @@ def all_comparisons(results: StudyResults) -> list[Comparison]:
     return found + [comparison for arm in results.arms for comparison in by_task(results, arm)]
 
 
+@once
 def winner(results: StudyResults, quantity: str, task: str | None = None) -> str | None:
     """The arm that is ahead of every other one, beyond doubt; None when there is none.
 
@@ -100,6 +105,7 @@ def winner(results: StudyResults, quantity: str, task: str | None = None) -> str
     return best if len(found) == len(pairs) and all(one.verdict == "better" for one in found) else None
 
 
+@once
 def best_against(results: StudyResults, best: str, other: str, quantity: str) -> Comparison | None:
     """The arm picked as the best against ``other``, corrected for all the arms it was picked from."""
     found = _family(results, [(best, other, quantity, None)], len(results.arms) - 1)
@@ -135,6 +141,7 @@ def _family(results: StudyResults, pairs: list[Pair], num_comparisons: int | Non
     return found
 
 
+@once
 def variance(results: StudyResults, arm: str, task: str | None = None) -> VarianceComponents | None:
     """How much of a score's noise is of pretraining, and how much of fine-tuning; ``task`` None: of the average."""
     scores = [_finetuning_scores(run, task, results.tasks) for run in results.runs.get(arm, {}).values()]
@@ -143,8 +150,8 @@ def variance(results: StudyResults, arm: str, task: str | None = None) -> Varian
 
 def _finetuning_scores(run: Run, task: str | None, tasks: list[str]) -> list[float]:
     """One score for each fine-tuning seed that all the tasks have."""
-    summaries = (run.finetune or {"tasks": {}})["tasks"]
-    wanted = [summaries.get(name, {}).get("scores", {}) for name in ([task] if task else tasks)]
+    names = [task] if task else tasks
+    wanted = [run.tasks[name].scores if name in run.tasks else {} for name in names]
     if not wanted:
         return []
     shared = sorted(set.intersection(*(set(scores) for scores in wanted)))

@@ -7,6 +7,7 @@ score alone. Losses on the way are of the run as it was validated (`validation.a
 from dataclasses import dataclass
 
 from kd_megatron.analysis.results import Run, StudyResults
+from kd_megatron.analysis.summaries import FinetuneSummary
 
 PROBE_METRIC = "validation/probe_mlm_loss"
 
@@ -54,17 +55,14 @@ def score_readings(results: StudyResults, run: Run, task: str | None = None) -> 
             found.append(Reading(marker.fraction, marker.tokens, marker.flops, value, marker.decayed))
     last = _score(run.finetune, task)
     if last is not None:
-        found.append(Reading(1.0, run.summary["tokens"], run.summary["flops"], last, True))
+        found.append(Reading(1.0, run.summary.tokens, run.summary.flops, last, True))
     return sorted(found, key=lambda reading: reading.fraction)
 
 
-def _score(summary: dict[str, object] | None, task: str | None) -> float | None:
-    if not summary:
+def _score(summary: FinetuneSummary | None, task: str | None) -> float | None:
+    if summary is None or (task is not None and task not in summary.tasks):
         return None
-    if task is None:
-        return summary["average"]  # type: ignore[return-value]
-    tasks = summary["tasks"]
-    return tasks[task]["mean"] if isinstance(tasks, dict) and task in tasks else None
+    return summary.average if task is None else summary.tasks[task].mean
 
 
 def readings(results: StudyResults, run: Run, quantity: str) -> list[Reading]:

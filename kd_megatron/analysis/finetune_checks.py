@@ -8,8 +8,8 @@ from typing import Any
 
 from kd_megatron.analysis.findings import Finding, same, summed_up
 from kd_megatron.analysis.results import StudyResults
-from kd_megatron.recipe import FinetuneRecipe, StudyRecipe, diff
-from kd_megatron.recipe.arms import by_arm
+from kd_megatron.analysis.summaries import FinetuneSummary
+from kd_megatron.recipe import FinetuneRecipe, diff
 from kd_megatron.recipe.diff import flatten
 
 AUTO = "auto"  # a precision that the machine decided: it is then compared between the students
@@ -21,21 +21,21 @@ class Finetuning:
 
     arm: str
     name: str  # "minilm/0", of a branch "minilm/0 at 40 %"
-    summary: dict[str, Any]
+    summary: FinetuneSummary
     machines: list[dict[str, Any]]  # one for each start on another machine or commit
 
 
 def finetune_findings(results: StudyResults) -> list[Finding]:
     """All checks, in the order the report prints them; none where nothing was recorded."""
     found = _finetunings(results)
-    sections = by_arm(results.recipe, lambda recipe: recipe.finetune)
+    sections = {arm: recipe.finetune for arm, recipe in results.resolved.items()}
     findings = _machines(found)
     if all(section == sections[results.reference] for section in sections.values()):  # else the recipe allows it
         findings |= _rows(found)
-        if given := {one.name: one.summary["precision"] for one in found if "settings" in one.summary}:
+        if given := {one.name: one.summary.precision for one in found if one.summary.settings is not None}:
             findings["precision"] = same("fine-tuning: precision", given)
     agreeing = summed_up("fine-tuning: rows, versions, hardware and commit", findings, f"all {len(found)} fine-tunings")
-    return [*_settings(results.recipe, found), *agreeing]
+    return [*_settings(results, found), *agreeing]
 
 
 def _finetunings(results: StudyResults) -> list[Finetuning]:
@@ -51,13 +51,16 @@ def _finetunings(results: StudyResults) -> list[Finetuning]:
     return found
 
 
-def _settings(recipe: StudyRecipe, found: list[Finetuning]) -> list[Finding]:
+def _settings(results: StudyResults, found: list[Finetuning]) -> list[Finding]:
     """Whether every student was fine-tuned as the recipe says of its arm."""
-    expected = by_arm(recipe, lambda one: one.finetune.model_dump(mode="json") if one.finetune else {})
-    recorded = [one for one in found if "settings" in one.summary]
+    expected = {
+        arm: recipe.finetune.model_dump(mode="json") if recipe.finetune else {}
+        for arm, recipe in results.resolved.items()
+    }
+    recorded = [(one, one.summary.settings) for one in found if one.summary.settings is not None]
     problems = []
-    for one in recorded:
-        given, wanted = one.summary["settings"], expected[one.arm]
+    for one, given in recorded:
+        wanted = expected[one.arm]
         both = flatten(given).keys() & flatten(wanted).keys()
         for change in diff.changes(FinetuneRecipe, given, wanted, but="scores", among=both):
             if change.now != AUTO:
@@ -70,9 +73,9 @@ def _rows(found: list[Finetuning]) -> dict[str, Finding]:
     """Task -> whether all students learned and were scored on the same rows of it."""
     rows: dict[str, dict[str, str]] = {}
     for one in found:
-        for task, part in one.summary["tasks"].items():
-            if "content_hash" in part:
-                rows.setdefault(task, {})[one.name] = part["content_hash"]
+        for task, part in one.summary.tasks.items():
+            if part.content_hash is not None:
+                rows.setdefault(task, {})[one.name] = part.content_hash
     return {f"rows of {task}": same(f"fine-tuning: rows of {task}", hashes) for task, hashes in rows.items()}
 
 

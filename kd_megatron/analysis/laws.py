@@ -50,7 +50,7 @@ def laws(studies: Sequence[StudyResults]) -> Laws:
     fits: dict[str, Fit | Refusal] = {
         arm: _fit(found, _shares_runs(studies, arm, found)) for arm in study.arms for found in [points(studies, arm)]
     }
-    sizes = {arm: float(next(iter(study.runs[arm].values())).summary["parameters"]) for arm in study.arms}
+    sizes = {arm: float(next(iter(study.runs[arm].values())).summary.parameters) for arm in study.arms}
     found = Laws(fits, {}, [], sizes, not any(unfair_checks(one) for one in studies))
     crossovers = _crossovers(study, found.of_own_size)
     return replace(found, crossovers=crossovers, warnings=_warnings(studies, found.fitted, crossovers))
@@ -77,12 +77,11 @@ def points(studies: Sequence[StudyResults], arm: str) -> list[Point]:
 def _points(study: StudyResults, arm: str, final_alone: bool) -> list[Point]:
     found = []
     for seed, run in study.runs.get(arm, {}).items():
-        epochs = run.summary["tokens"] / max(run.summary["unique_tokens"], 1)
         readings = curves.loss_readings(study, run)
         settled = [reading for reading in readings if reading.is_decayed] if run.markers else readings[-1:]
         for reading in settled if final_alone else readings:
-            so_far = max(1.0, epochs * reading.tokens / max(run.summary["tokens"], 1))
-            size = float(run.summary["parameters"])
+            so_far = max(1.0, run.summary.epochs * reading.tokens / max(run.summary.tokens, 1))
+            size = float(run.summary.parameters)
             found.append(Point(reading.tokens, reading.value, seed, size, so_far, reading.is_decayed))
     return found
 
@@ -102,9 +101,9 @@ def _price(study: StudyResults, arm: str) -> float:
     """What a token costs in the budget's unit. Of calibrated runs the hours that passed are noise: the limit counts."""
     spent = []
     for run in study.runs[arm].values():
-        budget = run.summary["budget"]
-        amount = budget["limit"] if budget.get("calibrated") else budget["spent"]
-        spent.append((amount, run.summary["tokens"]))
+        budget = run.summary.budget
+        amount = budget.spent if budget.calibrated_steps is None else budget.limit
+        spent.append((amount, run.summary.tokens))
     return math.fsum(amount for amount, _ in spent) / math.fsum(tokens for _, tokens in spent)
 
 

@@ -5,14 +5,17 @@ seed begin from the same weights in all cells. Growths of all arms and levels al
 corrected together; the answer rests on their mean over the distilled arms, corrected for the two axes asked about.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
 
 from kd_megatron.analysis import results
 from kd_megatron.analysis.measure import PROBE, SCORE, Measure
+from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
 from kd_megatron.analysis.statistics import (
@@ -24,7 +27,6 @@ from kd_megatron.analysis.statistics import (
     simultaneous_confidence,
     verdict,
 )
-from kd_megatron.objectives.of_the_teacher import learns_from_teacher
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.study import layout
 from kd_megatron.study.cells import Place, cell_directory, cell_recipe, places
@@ -42,18 +44,24 @@ class Cell:
     place: Place
     study: StudyResults
 
+    @once
     def epochs(self, arm: str) -> float | None:
         """How often ``arm`` read its text, mean over seeds; None before it has a run."""
-        runs = self.study.runs.get(arm, {}).values()
-        each = [run.summary["tokens"] / max(run.summary["unique_tokens"], 1) for run in runs]
+        each = [run.summary.epochs for run in self.study.runs.get(arm, {}).values()]
         return math.fsum(each) / len(each) if each else None
 
+    @once
     def leads(self, arm: str, measure: Measure) -> dict[int, float]:
         """Seed -> how far ``arm`` is ahead of the reference, in the measure's base unit; below zero: behind."""
         sign = 1.0 if measure.higher_is_better else -1.0
         own = self.study.by_seed(arm, measure.quantity)
         reference = self.study.by_seed(self.study.reference, measure.quantity)
         return {seed: sign * (own[seed] - reference[seed]) for seed in sorted(own.keys() & reference.keys())}
+
+    @once
+    def lead(self, arm: str, measure: Measure) -> Estimate | None:
+        """Mean of `leads` with its interval; None without any."""
+        return estimate(list(self.leads(arm, measure).values()), method=self.study.interval)
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class GridResults:
     @property
     def distilled(self) -> list[str]:
         """Those of them that learn from a teacher."""
-        return [arm for arm in self.arms if learns_from_teacher(self.recipe.arms[arm])]
+        return [arm for arm in self.arms if any(cell.study.learns_from_teacher(arm) for cell in self.cells)]
 
     @property
     def measures(self) -> list[Measure]:
@@ -93,7 +101,7 @@ class GridResults:
         scored = all(cell.study.by_seed(arm, "score") for cell in self.cells for arm in cell.study.arms)
         return [SCORE, PROBE] if self.cells and scored else [PROBE]
 
-    @property
+    @functools.cached_property
     def unfair(self) -> list[str]:
         """The checks that failed in some cell, with its name."""
         return [f"{cell.place.name}: {'; '.join(found)}" for cell in self.cells if (found := unfair_checks(cell.study))]
@@ -150,15 +158,12 @@ def load(directory: Path, interval: Method = "t") -> GridResults:
         cells.append(Cell(place, study))
         if study.missing:
             missing.append(f"{len(study.missing)} pieces of cell {place.name}")
-        if added := _students(wanted) - _students(study.recipe):
+        if added := {*product(wanted.arms, wanted.seeds)} - {*product(study.recipe.arms, study.recipe.seeds)}:
             missing.append(f"{len(added)} students of cell {place.name}, which the recipe has gained")
     return GridResults(directory, recipe, cells, missing, interval)
 
 
-def _students(recipe: StudyRecipe) -> set[tuple[str, int]]:
-    return {(arm, seed) for arm in recipe.arms for seed in recipe.seeds}
-
-
+@once
 def contrasts(grid: GridResults, axis: Axis) -> list[Contrast]:
     """For each budget the pools read least and most often; for each pool the smallest and the largest budget."""
     groups: dict[str, list[Cell]] = {}
@@ -179,12 +184,14 @@ def _budget(cell: Cell) -> float:
     return cell.place.budget
 
 
+@once
 def growths(grid: GridResults, axis: Axis, measure: Measure) -> list[Growth]:
     """Each arm at each level; one family."""
     pairs = [((arm,), [contrast]) for arm in grid.arms for contrast in contrasts(grid, axis)]
     return _family(grid, axis, measure, pairs)
 
 
+@once
 def mean_growth(grid: GridResults, axis: Axis, measure: Measure) -> Growth | None:
     """The mean over the distilled arms and all levels; None without any. Those of both axes are one family."""
     asked = {one: found for one in AXES if (found := contrasts(grid, one))}

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
 
 
@@ -21,6 +22,7 @@ SCORE = Measure("score", "mean score", "points", 100, 1, True)
 PROBE = Measure("probe_loss", "held-out MLM loss (probe)", "nats", 1, 3, False)
 
 
+@once
 def measure_of(results: StudyResults) -> Measure:
     """The fine-tuning score where there is one, else the probe's loss."""
     return SCORE if any(results.by_seed(arm, "score") for arm in results.arms) else PROBE

@@ -4,6 +4,7 @@ import math
 
 from kd_megatron.analysis import comparisons
 from kd_megatron.analysis.measure import Measure
+from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
 
 
@@ -13,6 +14,7 @@ def _not_told_apart(results: StudyResults, best: str, rest: list[str], measure: 
     return [arm for arm, one in found.items() if one is None or one.verdict != "better"]
 
 
+@once
 def ranking(results: StudyResults, measure: Measure) -> list[tuple[str, float, list[int]]]:
     """(arm, mean, seeds), best first; over the seeds that all arms share, where there are any."""
     values = {arm: results.by_seed(arm, measure.quantity) for arm in results.arms}

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kd_megatron.analysis import summaries
+from kd_megatron.analysis.once import once
 from kd_megatron.analysis.statistics import Estimate, Method, estimate, paired_difference
+from kd_megatron.analysis.summaries import FinetuneSummary, RunSummary, TaskSummary
 from kd_megatron.files import records
-from kd_megatron.finetune.grid.outputs import MACHINES
 from kd_megatron.recipe import StudyRecipe, config
+from kd_megatron.recipe.arms import resolve_arm
 from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, read, with_tuning
 from kd_megatron.study.layout import (
     PREFERRED_REFERENCE,
@@ -20,29 +23,10 @@ from kd_megatron.study.layout import (
     arm_directory,
     branch_directory,
     finetune_directory,
-    finished_run,
     marker_directory,
     no_study,
-    read_summary,
     teacher_directory,
 )
-
-
-def finetuned(directory: Path, student: dict[str, Any]) -> dict[str, Any] | None:
-    """The summary of the fine-tuning in ``directory``; None when there is none yet, or it is of another student.
-
-    Args:
-        student: the summary of its run. Earlier versions recorded no hash of the export: they are taken at their word.
-    """
-    summary = read_summary(directory)
-    hashes = (summary or {}).get("model_hash"), student.get("export_hash")
-    return None if None not in hashes and hashes[0] != hashes[1] else summary
-
-
-def machines(directory: Path) -> list[dict[str, Any]]:
-    """What the fine-tuning in ``directory`` was run with, one entry for each start that differs; may be empty."""
-    found: Any = read(directory / MACHINES)
-    return found or []
 
 
 @dataclass(frozen=True)
@@ -50,35 +34,35 @@ class Marker:
     """A student that left its run before the end: what a smaller budget buys."""
 
     fraction: float  # of the budget
-    summary: dict[str, Any]
-    finetune: dict[str, Any] | None
+    summary: RunSummary
+    finetune: FinetuneSummary | None
     machines: list[dict[str, Any]] = field(default_factory=list)  # that it was fine-tuned on
 
     @property
     def tokens(self) -> int:
         """Tokens seen, those of the run before it left included."""
-        return int(self.summary["tokens"])
+        return int(self.summary.tokens)
 
     @property
     def flops(self) -> float:
         """FLOPs charged, likewise."""
-        return float(self.summary["flops"])
+        return float(self.summary.flops)
 
     @property
     def decayed(self) -> bool:
         """Whether its learning rate came down."""
-        return bool(self.summary["branch"]["decayed"])
+        return self.summary.branch is not None and self.summary.branch.decayed
 
     @property
     def decay_tokens(self) -> int:
         """Tokens that the branch saw after it had left."""
-        steps = self.summary["branch"]["decay_steps"]
-        return round(self.tokens * steps / max(self.summary["steps"], 1))
+        steps = self.summary.branch.decay_steps if self.summary.branch else 0
+        return round(self.tokens * steps / max(self.summary.steps, 1))
 
     @property
     def probe_loss(self) -> float | None:
         """Held-out MLM loss of the probe head, in nats per masked token."""
-        return self.summary["validation"].get("probe_mlm_loss")
+        return self.summary.probe_loss
 
 
 @dataclass(frozen=True)
@@ -88,9 +72,9 @@ class Run:
     arm: str
     seed: int
     directory: Path
-    summary: dict[str, Any]
+    summary: RunSummary
     metrics: list[dict[str, Any]]
-    finetune: dict[str, Any] | None
+    finetune: FinetuneSummary | None
     markers: list[Marker] = field(default_factory=list)  # its branches, in the order of the budget
     machines: list[dict[str, Any]] = field(default_factory=list)  # that it was fine-tuned on
 
@@ -101,21 +85,26 @@ class Run:
 
     def account(self, name: str, unit: str) -> float:
         """What one account of the ledger spent; ``unit`` is ``"seconds"`` or ``"flops"``."""
-        return float(self.summary["ledger"]["accounts"].get(name, {}).get(unit, 0.0))
+        return float(self.summary.accounts.get(name, {}).get(unit, 0.0))
 
     @property
     def probe_loss(self) -> float | None:
         """Held-out MLM loss of the probe head, in nats per masked token."""
-        return self.summary["validation"].get("probe_mlm_loss")
+        return self.summary.probe_loss
 
     @property
     def score(self) -> float | None:
         """Average over tasks, in [0, 1]; None before fine-tuning."""
-        return self.finetune["average"] if self.finetune else None
+        return self.finetune.average if self.finetune else None
 
     def task_score(self, task: str) -> float | None:
         """Score of one task (mean over fine-tuning seeds); None before fine-tuning."""
-        return self.finetune["tasks"][task]["mean"] if self.finetune and task in self.finetune["tasks"] else None
+        return self.tasks[task].mean if task in self.tasks else None
+
+    @property
+    def tasks(self) -> dict[str, TaskSummary]:
+        """What fine-tuning found, by task; empty before it."""
+        return self.finetune.tasks if self.finetune else {}
 
 
 @dataclass(frozen=True)
@@ -125,11 +114,12 @@ class StudyResults:
     directory: Path
     recipe: StudyRecipe  # the effective one: with what tuning chose
     runs: dict[str, dict[int, Run]]  # arm -> seed -> run, in the recipe's order; finished ones alone
-    teacher: dict[str, Any] | None  # summary of the study's own teacher
+    teacher: RunSummary | None  # summary of the study's own teacher
     missing: list[str] = field(default_factory=list)  # pieces in words
     interval: Method = "t"  # how intervals are made
     tuning: dict[str, Any] | None = None  # tuning.json of a tuned study
     calibration: dict[str, Any] | None = None  # calibration.json of a calibrated one
+    resolved: dict[str, StudyRecipe] = field(default_factory=dict)  # arm -> what it really runs (`load` resolves)
 
     @property
     def arms(self) -> list[str]:
@@ -146,10 +136,28 @@ class StudyResults:
         """The fine-tuning tasks of the recipe, in order."""
         return [task.name for task in self.recipe.finetune.tasks] if self.recipe.finetune else []
 
+    @once
+    def learns_from_teacher(self, arm: str) -> bool:
+        """Whether an arm learns from the teacher: as its runs recorded; before there is one, as its objective is."""
+        if runs := self.runs.get(arm):
+            return any(run.summary.teacher is not None for run in runs.values())
+        from kd_megatron.objectives.of_the_teacher import learns_from_teacher
+
+        return learns_from_teacher(self.recipe.arms[arm])
+
+    def begins_from_teacher(self, arm: str) -> bool:
+        """Whether the first weights of its students are layers of the teacher; without one they could not exist."""
+        return self.resolved[arm].student.initialise.method == "teacher_layers"
+
+    def owes_the_teacher(self, arm: str) -> bool:
+        """Whether its students learn from the teacher or begin from it."""
+        return self.learns_from_teacher(arm) or self.begins_from_teacher(arm)
+
     def all_runs(self) -> list[Run]:
         """Every finished run."""
         return [run for runs in self.runs.values() for run in runs.values()]
 
+    @once
     def by_seed(self, arm: str, quantity: str, task: str | None = None) -> dict[int, float]:
         """Seed -> value, of the runs of ``arm`` that have it.
 
@@ -159,10 +167,12 @@ class StudyResults:
         values = {seed: _read(run, quantity, task) for seed, run in self.runs.get(arm, {}).items()}
         return {seed: float(value) for seed, value in values.items() if value is not None}
 
+    @once
     def mean(self, arm: str, quantity: str, task: str | None = None) -> Estimate | None:
         """Mean over seeds with its interval."""
         return estimate(list(self.by_seed(arm, quantity, task).values()), method=self.interval)
 
+    @once
     def difference(self, arm: str, quantity: str, task: str | None = None) -> Estimate | None:
         """``arm`` minus the reference arm, paired by seed; None for the reference itself."""
         if arm == self.reference:
@@ -188,7 +198,7 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
     recipe = with_tuning(recipe, tuning)
     runs: dict[str, dict[int, Run]] = {arm: {} for arm in recipe.arms}
     missing = []
-    teacher = finished_run(teacher_directory(directory))
+    teacher = summaries.finished_run(teacher_directory(directory))
     if recipe.teacher and recipe.teacher.train and teacher is None:
         missing.append("the teacher's own training")
     for arm in recipe.arms:
@@ -201,28 +211,29 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
                 if recipe.finetune and run.finetune is None:
                     missing.append(f"fine-tuning of {arm}, seed {seed}")
                 missing += _missing_markers(recipe, run)
-    return StudyResults(directory, recipe, runs, teacher, missing, interval, tuning, calibration)
+    resolved = {arm: resolve_arm(recipe, arm) for arm in recipe.arms}
+    return StudyResults(directory, recipe, runs, teacher, missing, interval, tuning, calibration, resolved)
 
 
 def _load_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> Run | None:
     where = arm_directory(directory, arm, seed)
-    summary = finished_run(where)
+    summary = summaries.finished_run(where)
     if summary is None:
         return None
     tuned = finetune_directory(directory, arm, seed)
-    finetune = finetuned(tuned, summary) if recipe.finetune else None
+    finetune = summaries.finetuned(tuned, summary) if recipe.finetune else None
     markers = _load_markers(directory, recipe, arm, seed)
-    return Run(arm, seed, where, summary, records.read_metrics(where), finetune, markers, machines(tuned))
+    return Run(arm, seed, where, summary, records.read_metrics(where), finetune, markers, summaries.machines(tuned))
 
 
 def _load_markers(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> list[Marker]:
     found = []
     for fraction in recipe.markers.branches if recipe.markers else []:
-        summary = finished_run(branch_directory(directory, arm, seed, fraction))
+        summary = summaries.finished_run(branch_directory(directory, arm, seed, fraction))
         if summary is not None:
             tuned = marker_directory(directory, arm, seed, fraction)
-            finetune = finetuned(tuned, summary) if recipe.finetune else None
-            found.append(Marker(fraction, summary, finetune, machines(tuned)))
+            finetune = summaries.finetuned(tuned, summary) if recipe.finetune else None
+            found.append(Marker(fraction, summary, finetune, summaries.machines(tuned)))
     return found
 
 

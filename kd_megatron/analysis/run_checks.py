@@ -10,11 +10,11 @@ from typing import Any
 
 from kd_megatron.analysis.findings import Finding, same, short, summed_up
 from kd_megatron.analysis.finetune_checks import finetune_findings
+from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import Run, StudyResults
 from kd_megatron.analysis.update_checks import update_findings
-from kd_megatron.objectives.of_the_teacher import owes_the_teacher
 from kd_megatron.recipe import StudyRecipe, diff
-from kd_megatron.recipe.arms import resolve_arm
+from kd_megatron.recipe.config import TIME_UNITS
 from kd_megatron.recipe.diff import flatten
 
 OWN_TO_A_RUN = ("arm", "seed", "recipe", "command", "argv", "time", "date", "started", "finished", "pid", "directory")
@@ -24,6 +24,7 @@ OF_THE_TEACHER = ("teacher", "teacher_source")  # entries of a fingerprint: of a
 OF_A_CHECKPOINT = ("begins_from",)  # of arms that begin from a model other than the teacher
 
 
+@once
 def run_findings(results: StudyResults) -> list[Finding]:
     """All checks, in the order the report prints them; empty when nothing has finished yet."""
     runs = results.all_runs()
@@ -33,7 +34,7 @@ def run_findings(results: StudyResults) -> list[Finding]:
         _same(runs, "budget unit, limit and charged accounts", _budget(results)),
         _budgets_are_spent(runs),
         _same_seeds(results),
-        _same(runs, "student parameters", lambda run: run.summary.get("parameters")),
+        _same(runs, "student parameters", lambda run: run.summary.parameters),
         *_settings(results),
         *update_findings(results),
         *_fingerprints(results),
@@ -41,6 +42,7 @@ def run_findings(results: StudyResults) -> list[Finding]:
     ]
 
 
+@once
 def unfair_checks(results: StudyResults) -> list[str]:
     """The checks in which arms with the same seed differ: such results name no winner.
 
@@ -60,9 +62,9 @@ def _budget(results: StudyResults) -> Callable[[Run], dict[str, Any]]:
     charged: dict[str, float] = (results.tuning or {}).get("charged") or {}
 
     def given(run: Run) -> dict[str, Any]:
-        budget = run.summary["budget"]
-        whole = budget["limit"] + charged.get(run.arm, 0.0)
-        return {"unit": budget["unit"], "limit": whole, "charge": budget["charge"]}
+        budget = run.summary.budget
+        whole = budget.limit + charged.get(run.arm, 0.0)
+        return {"unit": budget.unit, "limit": whole, "charge": budget.charge}
 
     return given
 
@@ -71,10 +73,10 @@ def _settings(results: StudyResults) -> list[Finding]:
     """Whether every run was given what the recipe says of its arm; nothing of runs that did not record it."""
     problems, num_runs = [], 0
     for arm in results.arms:
-        expected, owes = resolve_arm(results.recipe, arm), owes_the_teacher(results.recipe, arm)
+        expected, owes = results.resolved[arm], results.owes_the_teacher(arm)
         for run in results.runs[arm].values():
-            given = run.summary.get("settings") or {}  # none of runs before there was such a record
-            num_runs += "settings" in run.summary
+            given = run.summary.settings or {}  # none of runs before there was such a record
+            num_runs += run.summary.settings is not None
             for one in diff.changes(StudyRecipe, given, expected, but="record", among=given and flatten(given)):
                 if owes or not one.policy.makes_stale("taught"):
                     problems.append(f"{arm}/{run.seed} had {one.key} {one.was}, not {one.now}")
@@ -91,22 +93,24 @@ def _budgets_are_spent(runs: list[Run]) -> Finding:
     """Each run spent its limit, and at most one step more; a calibrated one took exactly its steps."""
     problems, worst = [], 0.0
     for run in runs:
-        budget, steps = run.summary["budget"], max(run.summary["steps"], 1)
-        if calibrated := budget.get("calibrated"):
-            if steps != calibrated["steps"]:
-                problems.append(f"{run.arm}/{run.seed} took {steps} of the {calibrated['steps']} steps fixed for it")
+        budget, steps = run.summary.budget, max(run.summary.steps, 1)
+        if budget.calibrated_steps is not None:
+            if steps != budget.calibrated_steps:
+                problems.append(
+                    f"{run.arm}/{run.seed} took {steps} of the {budget.calibrated_steps} steps fixed for it"
+                )
             continue
-        allowance = budget["spent"] / steps
-        if budget["unit"] in ("hours", "gpu_hours"):
-            allowance = max(allowance, CLOCK_TOLERANCE * budget["limit"])
-        excess = budget["spent"] - budget["limit"]
-        worst = max(worst, excess / budget["limit"])
-        if not -1e-9 * budget["limit"] <= excess <= allowance * (1 + 1e-9):
-            spent = f"{budget['spent']:.4g} of {budget['limit']:.4g} {budget['unit']}"
+        allowance = budget.spent / steps
+        if budget.unit in TIME_UNITS:
+            allowance = max(allowance, CLOCK_TOLERANCE * budget.limit)
+        excess = budget.spent - budget.limit
+        worst = max(worst, excess / budget.limit)
+        if not -1e-9 * budget.limit <= excess <= allowance * (1 + 1e-9):
+            spent = f"{budget.spent:.4g} of {budget.limit:.4g} {budget.unit}"
             problems.append(f"{run.arm}/{run.seed} spent {spent}")
     if problems:
         return Finding("equal budgets", False, "; ".join(problems))
-    if all(run.summary["budget"].get("calibrated") for run in runs):
+    if all(run.summary.budget.calibrated_steps is not None for run in runs):
         return Finding("equal budgets", True, "all took the steps that calibration fixed before training")
     return Finding("equal budgets", True, f"all within one step; largest overshoot {100 * worst:.2g} % of the budget")
 
@@ -126,6 +130,7 @@ def _fingerprints(results: StudyResults) -> list[Finding]:
     return summed_up("data, versions, hardware and commit", findings, f"all {len(runs)} runs")
 
 
+@once
 def fingerprint_differences(results: StudyResults) -> dict[str, dict[str, Any]]:
     """Entry -> run (``ARM/SEED``) -> value, of what runs recorded otherwise than most of them did."""
     found = {}
@@ -152,6 +157,7 @@ def differences_between(studies: Mapping[str, StudyResults]) -> dict[str, str]:
     return said
 
 
+@once
 def _recorded(results: StudyResults) -> dict[str, dict[str, Any]]:
     """Entry of the fingerprints -> run -> what it recorded, of the runs in which the entry counts.
 
@@ -160,15 +166,15 @@ def _recorded(results: StudyResults) -> dict[str, dict[str, Any]]:
     An arm that owes the teacher nothing is the same with another one: `claim` lets it stand, and so does this.
     """
     prints = {
-        (run.arm, f"{run.seed}{place}"): flatten(summary.get("fingerprint") or {"fingerprint": "absent"})
+        (run.arm, f"{run.seed}{place}"): flatten(summary.fingerprint or {"fingerprint": "absent"})
         for run in results.all_runs()
         for place, summary in [
             ("", run.summary),
             *((f" at {100 * marker.fraction:g} %", marker.summary) for marker in run.markers),
         ]
     }
-    taught = {arm for arm in results.arms if owes_the_teacher(results.recipe, arm)}
-    begun = {arm for arm in results.arms if resolve_arm(results.recipe, arm).student.initialise.method == "checkpoint"}
+    taught = {arm for arm in results.arms if results.owes_the_teacher(arm)}
+    begun = {arm for arm in results.arms if results.resolved[arm].student.initialise.method == "checkpoint"}
     own_to = dict.fromkeys(OF_THE_TEACHER, taught) | dict.fromkeys(OF_A_CHECKPOINT, begun)
     found = {}
     for key in sorted({key for one in prints.values() for key in one if _comparable(key)}):

@@ -12,6 +12,7 @@ from typing import Literal
 from kd_megatron.errors import RecipeError
 
 CONFIDENCE = 0.95
+UNFAIR = "unfair: none"  # the verdict where arms differ in more than their objective
 Method = Literal["t", "bootstrap"]
 FEWEST_FOR_BOOTSTRAP = 10  # below it, resampled means take few values and the interval is much too narrow
 NUM_RESAMPLES = 9_999
@@ -93,6 +94,17 @@ def _bootstrap_interval(values: Sequence[float], confidence: float) -> tuple[flo
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
+def verdict(plain: Estimate, corrected: Estimate, is_fair: bool, in_words: str) -> str:
+    """``in_words`` where the interval that holds together with its family's excludes zero, else why nothing is said."""
+    if not is_fair:
+        return UNFAIR
+    if not plain.has_interval:
+        return "one seed: no evidence"
+    if plain.low == plain.high:
+        return "no variation: undecided"
+    return in_words if corrected.excludes_zero else "undecided"
+
+
 def deviation(values: Sequence[float]) -> float:
     """Sample standard deviation, n - 1 in its denominator; of at least two values. Zero when rounding alone varies."""
     if max(values) - min(values) <= ROUNDING * max(map(abs, values)):
@@ -111,17 +123,6 @@ def paired_difference(
 ) -> Estimate | None:
     """Mean of `paired_values` and its interval; None when they share no seed. Raises as `estimate` does."""
     return estimate(paired_values(arm, reference), method=method)
-
-
-def verdict(plain: Estimate, corrected: Estimate, is_fair: bool, words: str) -> str:
-    """``words`` when the corrected interval excludes zero, else why nothing can be said."""
-    if not is_fair:
-        return "unfair: none"
-    if not plain.has_interval:
-        return "one seed: no evidence"
-    if plain.low == plain.high:
-        return "no variation: undecided"
-    return words if corrected.excludes_zero else "undecided"
 
 
 def simultaneous_confidence(num_comparisons: int) -> float:

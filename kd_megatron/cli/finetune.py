@@ -85,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _write_outputs(summary: dict[str, Any], output: Path, recipe: "FinetuneRecipe", submission: Path | None) -> None:
     """The page, and the zip for GLUE's server where one is asked for."""
-    from kd_megatron.finetune.grid.jobs import SUMMARY
     from kd_megatron.finetune.grid.submission import write_submission
+    from kd_megatron.finetune.places import SUMMARY
     from kd_megatron.report.finetune.page import HTML, write_page
 
     page = write_page(output)

@@ -92,7 +92,7 @@ def _of_study(directory: Path, args: argparse.Namespace) -> Path:
 
 def _is_finetuning(directory: Path) -> bool:
     """Whether fine-tuning wrote ``directory``, which then says whose scores it holds; or a page of one is there."""
-    from kd_megatron.finetune.grid.jobs import OWNER
+    from kd_megatron.finetune.places import OWNER
     from kd_megatron.report.finetune.results import CELLS
 
     return (directory / OWNER).is_file() or (directory / CELLS).is_file()

@@ -1,12 +1,13 @@
 """What a person and a machine see of a run: one console, ``metrics.jsonl``, TensorBoard. Rank 0 alone writes."""
 
 import os
+import sys
 import warnings
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from kd_megatron.ranks import dist
+from kd_megatron.ranks import own
 from kd_megatron.redact import redact
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -15,7 +16,7 @@ _WARNING = "[yellow]warning:[/yellow]"
 
 def say(message: str) -> None:
     """Print one line on rank 0."""
-    if dist.is_main():
+    if own.is_main():
         console.print(redact(message))
 
 
@@ -26,7 +27,7 @@ def warn(message: str) -> None:
 
 def warn_of_own(message: str) -> None:
     """Print one warning of what this rank alone has seen, whichever it is."""
-    console.print(redact(f"{_WARNING} {'' if dist.is_main() else f'rank {dist.rank()}: '}{message}"))
+    console.print(redact(f"{_WARNING} {'' if own.is_main() else f'rank {own.rank()}: '}{message}"))
 
 
 def progress_bar(unit: str = "") -> Progress:
@@ -41,7 +42,7 @@ def progress_bar(unit: str = "") -> Progress:
         TimeRemainingColumn(),
         console=console,
         auto_refresh=console.is_terminal,  # elsewhere its last state is written, once; no thread is needed for that
-        disable=not dist.is_main(),
+        disable=not own.is_main(),
     )
 
 
@@ -51,9 +52,10 @@ def quiet_libraries() -> None:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils.logging import disable_progress_bar
+    if "transformers" in sys.modules:  # it has read the variable already; a command without it need not wait for it
+        from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+        disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(megatron|deepspeed|torch\.distributed).*")
     for name in ("DeepSpeed", "deepspeed", "megatron", "transformers", "datasets", "httpx"):

@@ -47,6 +47,16 @@ def points(value: float | None) -> str:
     return NOTHING if value is None else signless(f"{100 * value:.1f}")
 
 
+def number(value: float | None) -> str:
+    """A setting as short as it goes: ``"5e-05"``, ``"0.001"``."""
+    return NOTHING if value is None else f"{value:g}"
+
+
+def thousandths(value: float | None) -> str:
+    """A loss in nats, or a p: ``"2.134"``."""
+    return NOTHING if value is None else f"{value:.3f}"
+
+
 def signed(value: float, digits: int) -> str:
     """``"+1.2"`` or ``"−0.3"``; ``"0.0"`` when it rounds to zero."""
     text = f"{value:+.{digits}f}"

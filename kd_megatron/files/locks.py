@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kd_megatron.errors import OutputError
-from kd_megatron.ranks import dist
 
 
 @contextlib.contextmanager
@@ -50,6 +49,8 @@ def alone(directory: Path, doing: str) -> Iterator[None]:
     Raises:
         OutputError: another process holds it.
     """
+    from kd_megatron.ranks import dist  # here: a report holds its directory too, and has no use for torch
+
     with contextlib.ExitStack() as held:
         if not dist.on_main(lambda: _holds(directory, held)):
             raise OutputError(

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kd_megatron.objectives import of_arm, registry
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.recipe.arms import resolve_arm
 
@@ -19,6 +18,8 @@ def learns_from_teacher(options: Mapping[str, Any]) -> bool:
     Args:
         options: of an arm, a part or a phase, as written: a recipe may be an earlier version's, and need not parse.
     """
+    from kd_megatron.objectives import of_arm, registry  # here: with torch, which a report can do without
+
     name = str(options.get("objective"))
     if name not in of_arm.COMPOSED:
         return registry.learns_from_teacher(name)

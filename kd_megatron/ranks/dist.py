@@ -11,6 +11,8 @@ import torch.distributed as torch_dist
 
 from kd_megatron.errors import EnvironmentFault, KdError, disk_full_is_clear
 from kd_megatron.ranks import failures, rendezvous, watchdog
+from kd_megatron.ranks.own import is_main as is_main  # of a group as well
+from kd_megatron.ranks.own import rank as rank
 
 T = TypeVar("T")
 
@@ -96,19 +98,9 @@ def bound_timeouts() -> None:
         torch_dist.distributed_c10d._set_pg_timeout(timeout(), group)
 
 
-def rank() -> int:
-    """This process's rank, 0 when alone."""
-    return torch_dist.get_rank() if torch_dist.is_initialized() else int(os.environ.get("RANK", 0))
-
-
 def world_size() -> int:
     """How many processes there are."""
     return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
-
-
-def is_main() -> bool:
-    """Whether this is rank 0, which alone writes files and talks."""
-    return rank() == 0
 
 
 def store() -> torch_dist.Store:

@@ -1,13 +1,11 @@
 """What an arm of a study really runs: its overrides applied."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from kd_megatron.errors import RecipeError, nearest
 from kd_megatron.recipe import StudyRecipe, config, diff
 from kd_megatron.recipe.config import BUDGET_UNITS
 
-Value = TypeVar("Value")
 _OVERRIDABLE = [name for name in StudyRecipe.model_fields if not diff.policy_of(StudyRecipe, name).of_study]
 
 
@@ -35,11 +33,6 @@ def resolve_arm(study: StudyRecipe, arm: str) -> StudyRecipe:
         _refuse_unless_allowed(study, arm, key)
         _set(raw, key, value)
     return config.validate(StudyRecipe, raw, where=f"study {study.name}, arm {arm}")
-
-
-def by_arm(study: StudyRecipe, read: Callable[[StudyRecipe], Value]) -> dict[str, Value]:
-    """Arm -> what ``read`` finds in the recipe that it really runs (`resolve_arm`)."""
-    return {arm: read(resolve_arm(study, arm)) for arm in study.arms}
 
 
 def _refuse_unless_allowed(study: StudyRecipe, arm: str, key: str) -> None:

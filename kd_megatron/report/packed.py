@@ -5,18 +5,17 @@ study's directory of them, so that a packed study is reported like any other, an
 """
 
 import json
-import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from kd_megatron.analysis.statistics import Method
 from kd_megatron.errors import DataError, OutputError
 from kd_megatron.files import records
-from kd_megatron.finetune.grid.outputs import MACHINES
+from kd_megatron.finetune.places import MACHINES
 from kd_megatron.recipe import recipe_yaml
+from kd_megatron.report.page.places import without_places
 from kd_megatron.study import layout
 
 RAW_FILE = "raw.json"
@@ -26,7 +25,6 @@ PACKED = ("summary.json", MACHINES, METRICS, layout.RECIPE_FILE)  # and every .j
 LEFT_OUT = ("report", "checkpoints", "export", "tensorboard", "tuning", "stale")  # directories
 OF_NAMES = ("arms", "finetune", "cells")  # directories of directories that a recipe names, by such words too
 MOST_TRAINING_ROWS = 50  # of a run, beside its validations: enough for a curve
-_PLACE = re.compile(r"(?<![\w.:/~])(?:~|/[\w.+@-]+)(?:/[\w.+@-]+)+/?")  # an absolute path; no URL, no ratio
 
 
 @dataclass(frozen=True)
@@ -132,21 +130,6 @@ def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _is_validation(row: dict[str, Any]) -> bool:
     return any(key.startswith("validation/") for key in row)
-
-
-def without_places(value: Any) -> Any:
-    """Plain data as another machine may have it: paths cut, below the working directory to what is relative to it.
-
-    Numbers that are not finite, which JSON does not have, become None.
-    """
-    if isinstance(value, dict):
-        return {key: without_places(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [without_places(part) for part in value]
-    if isinstance(value, str):
-        here = f"{Path.cwd()}/"
-        return _PLACE.sub(lambda found: PurePosixPath(found[0]).name, value.replace(here, ""))
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lines(files: dict[str, Any]) -> str:

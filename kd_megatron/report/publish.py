@@ -3,19 +3,16 @@
 The same packed study gives the same files on any machine, so that what is committed can be made again from itself.
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from kd_megatron.analysis.statistics import Method
-from kd_megatron.errors import disk_full_is_clear
 from kd_megatron.report import packed as raw
 from kd_megatron.report.packed import Raw
 from kd_megatron.report.page import places
+from kd_megatron.report.page.page import HTML, MARKDOWN
 from kd_megatron.report.study import page
 
-HTML = "index.html"
-PAGE = "report.md"
 OWN = ("figures/*", "tables/*", "cells/*/report/*/*")  # of a report that is written anew
 
 
@@ -42,18 +39,13 @@ def publish(
     study = raw.read(packed) if packed else raw.pack(source, interval or "t", beside)
     study = Raw(study.files, study.beside, interval or study.interval)
     place = target or (packed or source).parent
-    aside = place / "report.partial"
-    with disk_full_is_clear(place):
-        shutil.rmtree(aside, ignore_errors=True)
-        directory, others = study.unpack(aside / "studies")
-        page.write_files(directory, aside / "page", study.interval, others)
+    held_one = (place / raw.RAW_FILE).is_file() and (place / MARKDOWN).is_file()
+    with places.renewed(place, last=MARKDOWN, own=OWN if held_one else ()) as aside:
+        directory, others = study.unpack(aside.parent / "studies")
+        page.write_files(directory, aside, study.interval, others)
         for cell in sorted(directory.glob("cells/*/")):  # of a grid
-            page.write_files(cell, aside / "page" / "cells" / cell.name / "report", study.interval)
-        study.write(aside / "page" / raw.RAW_FILE)
-        if target is not None:
-            for html in (aside / "page").rglob(HTML):
-                html.unlink()
-        held_one = (place / raw.RAW_FILE).is_file() and (place / PAGE).is_file()
-        places.move(aside / "page", place, last=PAGE, own=OWN if held_one else ())
-        shutil.rmtree(aside)
-    return place / (PAGE if target is not None else HTML)
+            page.write_files(cell, aside / "cells" / cell.name / "report", study.interval)
+        study.write(aside / raw.RAW_FILE)
+        for html in aside.rglob(HTML) if target is not None else ():
+            html.unlink()
+    return place / (MARKDOWN if target is not None else HTML)

@@ -65,10 +65,7 @@ class Where:
 
 
 def watch(
-    directory: Path,
-    interval: Method = "t",
-    beside: Sequence[Path | str] = (),
-    every_seconds: float = EVERY_SECONDS,
+    directory: Path, interval: Method = "t", beside: Sequence[Path | str] = (), every_seconds: float = EVERY_SECONDS
 ) -> Path:
     """Follow a study until it is finished, or until Ctrl-C.
 

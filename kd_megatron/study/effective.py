@@ -89,6 +89,11 @@ def with_setting(options: dict[str, Any], setting: dict[str, Any]) -> dict[str, 
     return found
 
 
+def setting_in_words(setting: dict[str, float]) -> str:
+    """``learning_rate 0.001, weight_kd 5``."""
+    return ", ".join(f"{path.removeprefix('training.')} {value:g}" for path, value in setting.items())
+
+
 def with_steps(run: StudyRecipe, arm: str, calibration: dict[str, Any] | None) -> StudyRecipe:
     """One run's recipe with the steps that ``calibration`` makes of its budget; as it is without a calibration.
 

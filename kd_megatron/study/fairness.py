@@ -6,8 +6,9 @@ the study lists it in ``allow_difference``, and then the report names it. `check
 spent; `run_checks.py` judges what the runs recorded.
 """
 
+from typing import Any
+
 from kd_megatron.errors import RecipeError, nearest
-from kd_megatron.kernels.door import AUTO
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.recipe.arms import resolve_arm
 from kd_megatron.recipe.diff import Difference, all_equal, differences, flatten
@@ -22,15 +23,37 @@ def check(study: StudyRecipe) -> list[Difference]:
         RecipeError: an arm differs in something that is neither its objective nor listed in ``allow_difference``,
             or an objective's options do not parse.
     """
-    from kd_megatron.objectives import of_arm
-
     _refuse_unknown_allowances(study)
     resolved = {arm: resolve_arm(study, arm) for arm in study.arms}
-    backends = {
+    return [*_backend_difference(study, _backends(study, resolved)), *differences(resolved)]
+
+
+def allowed(study: StudyRecipe, resolved: dict[str, StudyRecipe]) -> list[Difference]:
+    """The same of a study that has begun, whose options were parsed then, and whose arms are resolved already.
+
+    The objectives, and torch with them, are asked only where an arm names a backend.
+    """
+    _refuse_unknown_allowances(study)
+    backends = _backends(study, resolved) if _names_backend(list(study.arms.values())) else {}
+    return [*_backend_difference(study, backends), *differences(resolved)]
+
+
+def _names_backend(options: Any) -> bool:
+    """Whether an objective's options, or those of its parts and phases, have the key."""
+    if isinstance(options, dict):
+        return BACKEND in options or any(map(_names_backend, options.values()))
+    return isinstance(options, list) and any(map(_names_backend, options))
+
+
+def _backends(study: StudyRecipe, resolved: dict[str, StudyRecipe]) -> dict[str, str]:
+    """Arm -> the backend that its objective asks for."""
+    from kd_megatron.kernels.door import AUTO
+    from kd_megatron.objectives import of_arm
+
+    return {
         arm: getattr(of_arm.parse_options(recipe.arms[arm], where=f"study {study.name}, arms.{arm}"), BACKEND, AUTO)
         for arm, recipe in resolved.items()
     }
-    return [*_backend_difference(study, backends), *differences(resolved)]
 
 
 def _backend_difference(study: StudyRecipe, backends: dict[str, str]) -> list[Difference]:

@@ -28,7 +28,7 @@ def finetune_piece(
 
     def tune() -> None:
         from kd_megatron.finetune.grid.grid import run_grid
-        from kd_megatron.finetune.grid.jobs import OWNER
+        from kd_megatron.finetune.places import OWNER
 
         section = arms.resolve_arm(effective_recipe(recipe, directory), arm).finetune
         assert section is not None

@@ -24,6 +24,7 @@ from kd_megatron.study.effective import (
     TUNING_FILE,
     read,
     run_recipe,
+    setting_in_words,
     with_setting,
     with_steps,
     with_tuning,
@@ -45,11 +46,6 @@ class Trial:
     def label(self) -> str:
         """``minilm trial 3: learning_rate 0.001``."""
         return f"{self.arm} trial {self.number}: {setting_in_words(self.setting)}"
-
-
-def setting_in_words(setting: dict[str, float]) -> str:
-    """``learning_rate 0.001, weight_kd 5``."""
-    return ", ".join(f"{path.removeprefix('training.')} {value:g}" for path, value in setting.items())
 
 
 def trials(tuning: TuningRecipe, arm: str) -> list[Trial]:

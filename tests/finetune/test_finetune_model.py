@@ -15,8 +15,9 @@ from torch import nn
 from kd_megatron.errors import ModelError
 from kd_megatron.finetune.cell.batches import encode_task
 from kd_megatron.finetune.cell.model import load_classifier, load_tokenizer, require_dropout, set_dropout
-from kd_megatron.finetune.cell.train import Cell, run_cell
+from kd_megatron.finetune.cell.train import run_cell
 from kd_megatron.finetune.cell.untrained import UntrainedTop, read_untrained_top
+from kd_megatron.finetune.places import Cell
 from kd_megatron.finetune.tasks.tasks import load_task
 from kd_megatron.recipe import FinetuneRecipe, TaskRecipe
 

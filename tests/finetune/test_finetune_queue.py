@@ -6,12 +6,12 @@ import pytest
 import torch.distributed as torch_dist
 
 from kd_megatron.errors import EnvironmentFault
-from kd_megatron.finetune.cell.train import Cell
 from kd_megatron.finetune.grid import work_queue
 from kd_megatron.finetune.grid.halving import num_runs, planned
 from kd_megatron.finetune.grid.jobs import Job
 from kd_megatron.finetune.grid.view import words_of_left
 from kd_megatron.finetune.grid.work_queue import Ended, WorkQueue
+from kd_megatron.finetune.places import Cell
 from kd_megatron.ranks import dist, stages
 
 RATES, BATCHES = (1e-5, 3e-5, 5e-5, 8e-5), (16, 32)

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from kd_megatron.errors import DataError
-from kd_megatron.finetune.cell.train import Cell
 from kd_megatron.finetune.grid.grid import run_grid
 from kd_megatron.finetune.grid.halving import eligible, num_runs, planned, setting_of
 from kd_megatron.finetune.grid.outputs import read_predictions
 from kd_megatron.finetune.grid.summary import summarise_task, t_interval
+from kd_megatron.finetune.places import Cell
 from kd_megatron.finetune.tasks.metrics import METRICS
 from kd_megatron.finetune.tasks.selection import hold_out, idle_settings, selection_words
 from kd_megatron.finetune.tasks.tasks import Split, Task, load_task

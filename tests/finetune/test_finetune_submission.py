@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from kd_megatron.errors import DataError, OutputError, RecipeError
-from kd_megatron.finetune.cell.train import Cell
 from kd_megatron.finetune.grid.grid import run_grid
-from kd_megatron.finetune.grid.jobs import cell_path
 from kd_megatron.finetune.grid.outputs import predictions_path, read_predictions, write_predictions
 from kd_megatron.finetune.grid.submission import FILES, check_recipe, check_submission, write_submission
+from kd_megatron.finetune.places import Cell, cell_path
 from kd_megatron.finetune.tasks.glue import GLUE
 from kd_megatron.recipe import FinetuneRecipe
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from kd_megatron.finetune.cell.batches import EncodedSplit, EncodedTask
 from kd_megatron.finetune.cell.tokens import Tokens
-from kd_megatron.finetune.cell.train import Cell, CellResult, run_cell
+from kd_megatron.finetune.cell.train import CellResult, run_cell
 from kd_megatron.finetune.cell.vocabulary import compact, keep_rows, rows_in_use
+from kd_megatron.finetune.places import Cell
 from kd_megatron.finetune.tasks.metrics import METRICS
 from kd_megatron.finetune.tasks.tasks import Split, Task
 from kd_megatron.recipe import FinetuneRecipe, TaskRecipe

@@ -115,7 +115,7 @@ def test_each_run_has_its_losses_ledger_and_fine_tuning(load):
 def test_a_run_that_recorded_something_else_says_so(load):
     study = load()
     run = study.runs["minilm"][1]
-    study_on_disk.edit_summary(run.directory, fingerprint=run.summary["fingerprint"] | {"data": "0badf00d"})
+    study_on_disk.edit_summary(run.directory, fingerprint=run.summary.fingerprint | {"data": "0badf00d"})
     found = run_details.run_details(results.load(study.directory))
     said = {one.summary: one.blocks[0].items[1] for one in found}
     assert said["minilm, seed 1"] == "Recorded otherwise than in most runs: data is 0badf00d."

@@ -82,8 +82,10 @@ def test_a_branch_spends_its_share_and_brings_the_rate_down(finished: Path) -> N
         left, ends = steps[0] - 1, steps[-1]
         expected = {step: trunk[left + 1] * (ends - step + 1) / (ends - left) for step in steps}
         assert rates == pytest.approx(expected)  # the first step of a branch has the run's own rate
-        assert marker.summary["budget"]["spent"] == marker.summary["budget"]["limit"] == ends * STEP_TOKENS
-        assert marker.summary["ledger"]["overshoot"] == 0
+        assert marker.summary.budget.spent == marker.summary.budget.limit == ends * STEP_TOKENS
+        recorded = layout.finished_run(where)
+        assert recorded is not None
+        assert recorded["ledger"]["overshoot"] == 0
         assert not same_weights(where, layout.arm_directory(finished, "scratch", 0))
 
 
@@ -91,10 +93,10 @@ def test_branches_are_validated_and_fine_tuned_like_the_last_student(finished: P
     found = results.load(finished)
     assert found.missing == []
     run = found.runs["scratch"][0]
-    tasks = [marker.finetune["tasks"]["words"] for marker in run.markers if marker.finetune]
+    tasks = [marker.finetune.tasks["words"] for marker in run.markers if marker.finetune]
     assert len(tasks) == 2
     assert run.finetune is not None
-    assert {task["num_dev"] for task in tasks} == {run.finetune["tasks"]["words"]["num_dev"]}
+    assert {task.num_dev for task in tasks} == {run.finetune.tasks["words"].num_dev}
     assert [reading.is_decayed for reading in curves.score_readings(found, run)] == [True, True, True]
     losses = curves.loss_readings(found, run)
     assert [(reading.fraction, reading.is_decayed) for reading in losses] == [

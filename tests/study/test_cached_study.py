@@ -34,12 +34,12 @@ def test_the_second_seed_finds_what_the_first_one_filled_and_both_are_charged_al
     assert found.missing == []
     for arm in ("vanilla_kd", "minilm"):
         one, two = found.runs[arm].values()
-        caches = [run.summary["teacher"]["cache"] for run in (one, two)]
-        assert [cache["rows_filled"] for cache in caches] == [POOL, 0]
-        assert one.summary["tokens"] == two.summary["tokens"] > 2 * POOL * 16
+        caches = [run.summary.teacher.cache for run in (one, two)]
+        assert [cache.rows_filled for cache in caches] == [POOL, 0]
+        assert one.summary.tokens == two.summary.tokens > 2 * POOL * 16
         assert one.account("teacher", "flops") == pytest.approx(two.account("teacher", "flops"), rel=FLOPS_RELATIVE)
         assert one.account("teacher_for_others", "seconds") > 0 == two.account("teacher_for_others", "seconds")
-    assert all(run.summary["teacher"] is None for run in found.runs["scratch"].values())
+    assert all(run.summary.teacher is None for run in found.runs["scratch"].values())
 
 
 def test_plan_and_ledger_agree_on_the_steps(study):
@@ -47,7 +47,7 @@ def test_plan_and_ledger_agree_on_the_steps(study):
 
     found = results.load(study)
     for entry in plan(found.recipe).arms:
-        assert {run.summary["steps"] for run in found.runs[entry.arm].values()} == {entry.steps}
+        assert {run.summary.steps for run in found.runs[entry.arm].values()} == {entry.steps}
 
 
 def test_the_report_says_what_was_kept_and_that_masks_are_fixed(study):

@@ -61,8 +61,8 @@ def test_a_real_study_ends_in_a_report(finished):
     study = results.load(directory)
     assert study.missing == []
     assert all(0.0 <= run.score <= 1.0 for run in study.all_runs())
-    assert all(run.finetune["model_hash"] == run.summary["export_hash"] for run in study.all_runs())
-    assert all(run.machines and run.finetune["tasks"]["words"]["content_hash"] for run in study.all_runs())
+    assert all(run.finetune.model_hash == run.summary.export_hash for run in study.all_runs())
+    assert all(run.machines and run.finetune.tasks["words"].content_hash for run in study.all_runs())
     data = json.loads((directory / "report" / "results.json").read_text())
     assert [row["seeds"] for row in data["tables"]["scores"]] == [2, 2]
     assert {row["check"]: row["result"] for row in data["tables"]["fairness"]}["equal budgets"] == "agrees"

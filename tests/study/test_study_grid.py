@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 from tiny_study import tiny_study, write_inputs
 
-from kd_megatron.analysis import leads, results
+from kd_megatron.analysis import leads, results, summaries
 from kd_megatron.analysis.measure import PROBE, SCORE
 from kd_megatron.errors import OutputError
 from kd_megatron.recipe import StudyRecipe
@@ -50,12 +50,14 @@ def test_cells_are_studies_with_the_grids_teacher(finished: tuple[StudyRecipe, P
     recipe, directory = finished
     small, large = (results.load(cell_directory(directory, place)) for place in places(recipe))
     assert small.missing == large.missing == []
-    assert {run.summary["unique_tokens"] for run in small.all_runs()} == {512}
-    assert {run.summary["tokens"] for run in [*small.all_runs(), *large.all_runs()]} == {12 * 8 * 16}
-    teacher = layout.finished_run(layout.teacher_directory(directory))
+    assert {run.summary.unique_tokens for run in small.all_runs()} == {512}
+    assert {run.summary.tokens for run in [*small.all_runs(), *large.all_runs()]} == {12 * 8 * 16}
+    teacher = summaries.finished_run(layout.teacher_directory(directory))
     assert small.teacher == large.teacher == teacher
     assert teacher is not None
-    assert small.runs["minilm"][0].summary["teacher"]["cost_flops"] == teacher["flops"]
+    learned_from = small.runs["minilm"][0].summary.teacher
+    assert learned_from is not None
+    assert learned_from.cost_flops == teacher.flops
     assert (cell_directory(directory, places(recipe)[0]) / "report" / "index.html").is_file()
     said = json.loads((directory / "report" / "results.json").read_text())
     assert said["missing"] == []

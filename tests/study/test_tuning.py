@@ -158,11 +158,12 @@ def test_a_calibrated_run_takes_its_fixed_steps_whatever_the_clock_says(finished
         assert speed["p20"] <= speed["p50"] <= speed["p80"]
         assert len(speed["rounds"]) == 2
         steps = math.floor(HOURS * 3600.0 * speed["p50"] / (8 * 16))
-        assert run.summary["budget"]["calibrated"] == {"steps": steps, "tokens_per_second": speed["p50"]}
-        assert run.summary["steps"] == steps
+        recorded = layout.finished_run(run.directory)["budget"]["calibrated"]
+        assert recorded == {"steps": steps, "tokens_per_second": speed["p50"]}
+        assert run.summary.steps == steps
         fractions = [row["budget_fraction"] for row in run.metrics if "loss" in row]
         assert fractions == pytest.approx([number / steps for number in range(1, steps + 1)])
-        assert run.summary["budget"]["spent"] > 0  # hours that passed are still recorded
+        assert run.summary.budget.spent > 0  # hours that passed are still recorded
 
 
 def test_every_trial_is_recorded_and_the_best_is_what_runs(finished):

@@ -28,24 +28,12 @@ from kd_megatron.finetune.cell.progress import Progress
 from kd_megatron.finetune.cell.unfinished import Unfinished
 from kd_megatron.finetune.cell.untrained import UntrainedTop, read_untrained_top
 from kd_megatron.finetune.cell.vocabulary import keep_rows
+from kd_megatron.finetune.places import Cell
 from kd_megatron.ranks import stages
 from kd_megatron.recipe import FinetuneRecipe
 
 CURVE_POINTS = 20  # of the learning curve; the loss is also checked there, so that no step waits for the device
 SELECTION = "selection"  # name of the slice of train that settings are chosen by, beside the dev and test splits
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one fine-tuning differs in from the others of its task."""
-
-    task: str
-    learning_rate: float
-    batch_size: int
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.task} lr {self.learning_rate:g} batch {self.batch_size} seed {self.seed}"
 
 
 @dataclass(frozen=True)

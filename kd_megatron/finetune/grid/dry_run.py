@@ -9,7 +9,8 @@ from kd_megatron.finetune.cell import model as models
 from kd_megatron.finetune.cell.untrained import read_untrained_top
 from kd_megatron.finetune.grid import halving
 from kd_megatron.finetune.grid.grid import load_split_task
-from kd_megatron.finetune.grid.jobs import OWNER, claim, list_jobs, read_cell
+from kd_megatron.finetune.grid.jobs import claim, list_jobs, read_cell
+from kd_megatron.finetune.places import OWNER
 from kd_megatron.finetune.tasks.tasks import Task
 from kd_megatron.machine.precision import resolve_precision
 from kd_megatron.recipe import FinetuneRecipe

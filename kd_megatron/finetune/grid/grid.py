@@ -18,12 +18,12 @@ from kd_megatron.files import locks, manifest, records
 from kd_megatron.finetune.cell import model as models
 from kd_megatron.finetune.cell import vocabulary
 from kd_megatron.finetune.cell.batches import EncodedTask, cut_in_words, encode_task
-from kd_megatron.finetune.cell.train import Cell, CellResult, run_cell
+from kd_megatron.finetune.cell.train import CellResult, run_cell
 from kd_megatron.finetune.cell.unfinished import Unfinished
 from kd_megatron.finetune.cell.untrained import read_untrained_top
 from kd_megatron.finetune.grid.averages import averages
 from kd_megatron.finetune.grid.halving import planned
-from kd_megatron.finetune.grid.jobs import SUMMARY, Job, claim, list_jobs, read_cell
+from kd_megatron.finetune.grid.jobs import Job, claim, list_jobs, read_cell
 from kd_megatron.finetune.grid.outputs import (
     predictions_path,
     record_machine,
@@ -34,6 +34,7 @@ from kd_megatron.finetune.grid.outputs import (
 from kd_megatron.finetune.grid.summary import summarise, summarise_task
 from kd_megatron.finetune.grid.view import GridView
 from kd_megatron.finetune.grid.work_queue import Ended, WorkQueue
+from kd_megatron.finetune.places import SUMMARY, Cell
 from kd_megatron.finetune.tasks.selection import hold_out, idle_settings
 from kd_megatron.finetune.tasks.tasks import Task, load_task
 from kd_megatron.machine.precision import multiplies_bf16, resolve_precision

@@ -9,7 +9,7 @@ the seed as the resource.)
 
 from collections.abc import Mapping, Sequence
 
-from kd_megatron.finetune.cell.train import Cell
+from kd_megatron.finetune.places import Cell
 
 Setting = tuple[float, int]  # learning rate, batch size
 

@@ -12,15 +12,14 @@ from typing import Any
 
 from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.files import records
-from kd_megatron.finetune.cell.train import Cell, count_steps
+from kd_megatron.finetune.cell.train import count_steps
+from kd_megatron.finetune.places import OWNER, SUMMARY, Cell, cell_path
 from kd_megatron.finetune.tasks.tasks import Task
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import FinetuneRecipe, diff
 from kd_megatron.recipe.paths import refuse_file_or_links_out
 
 FORMAT = 2  # of a cell: raised when the same inputs would give another score
-OWNER = "model.json"  # whose scores an output directory holds
-SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,6 @@ def list_jobs(task: Task, recipe: FinetuneRecipe, model_hash: str, output: Path)
                 seen_characters = num_characters * num_examples // len(task.train)
                 jobs.append(Job(cell, key, cell_path(output, cell, key), num_examples, seen_characters))
     return jobs
-
-
-def cell_path(output: Path, cell: Cell, key: str) -> Path:
-    """The file of a finished cell; its outputs lie beside it (`kd_megatron.finetune.grid.outputs`)."""
-    name = f"lr_{cell.learning_rate:g}-batch_{cell.batch_size}-seed_{cell.seed}-{key}.json"
-    return output / cell.task / "cells" / name
 
 
 def read_cell(job: Job) -> dict[str, Any] | None:

@@ -17,10 +17,10 @@ import numpy as np
 
 from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.files import atomic, records
+from kd_megatron.finetune.places import MACHINES
 from kd_megatron.machine import facts as machine
 from kd_megatron.ranks import dist
 
-MACHINES = "machines.json"
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn")  # whose versions scores depend on
 TENSORBOARD = "tensorboard"  # directory of the output
 EVENTS = "events.out.tfevents.0"  # a name that TensorBoard looks for

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch.distributed as torch_dist
 
-from kd_megatron.finetune.cell.train import Cell
 from kd_megatron.finetune.grid.halving import eligible, num_runs, planned, setting_of
 from kd_megatron.finetune.grid.jobs import Job
+from kd_megatron.finetune.places import Cell
 from kd_megatron.ranks import stages
 
 WAIT_SECONDS = 0.5  # between two looks of a rank that has nothing to do

@@ -3,9 +3,6 @@
 Units on every axis; settings differ by colour and by dash or marker, so that they are told apart in grey too.
 """
 
-from pathlib import Path
-
-import matplotlib
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,24 +10,10 @@ from matplotlib.ticker import EngFormatter, NullLocator
 
 from kd_megatron.report.finetune import tables
 from kd_megatron.report.finetune.results import FinetuneResults, setting_of
-from kd_megatron.report.page.drawing import COLOURS, DASHES, MARKERS, STYLE, interval_bars
+from kd_megatron.report.page.drawing import COLOURS, DASHES, MARKERS, interval_bars
 
 PANEL_COLUMNS = 3
 OTHERS = "#9A9A9A"  # settings that were not chosen
-
-
-def write_figures(results: FinetuneResults, directory: Path) -> dict[str, Path]:
-    """Draw what there is data for: name -> PNG file."""
-    written = {}
-    for draw in (scores, learning_curves, dev_curves, grid):
-        name = draw.__name__
-        with matplotlib.rc_context(STYLE):
-            figure = draw(results)
-            if figure is not None:
-                written[name] = directory / f"{name}.png"
-                figure.savefig(written[name])
-                pyplot.close(figure)
-    return written
 
 
 def scores(results: FinetuneResults) -> Figure:
@@ -43,7 +26,7 @@ def scores(results: FinetuneResults) -> Figure:
         if found.has_interval:
             axes.errorbar(100 * found.mean, row, xerr=interval_bars([found], 100), color=COLOURS[0], capsize=3.5)
         axes.plot(100 * found.mean, row, "o", color=COLOURS[0], markersize=7)
-        seeds = [100 * value for value in results.tasks[task]["scores"].values()]
+        seeds = [100 * value for value in results.tasks[task].scores.values()]
         axes.plot(seeds, [row + 0.22] * len(seeds), "o", mfc="white", mec=COLOURS[0], markersize=4)
     axes.set_yticks(range(len(results.tasks)), [tables.heading(results, task) for task in results.tasks])
     axes.set_ylim(len(results.tasks) - 0.45, -0.55)
@@ -63,8 +46,13 @@ def dev_curves(results: FinetuneResults) -> Figure | None:
     return _curves(results, "dev_curve", "first metric on dev (points)", scale=100)
 
 
+def has_curves(results: FinetuneResults, part: str) -> bool:
+    """Whether a cell has a ``"learning_curve"``, or a ``"dev_curve"``."""
+    return any(cell.get(part) for cells in results.cells.values() for cell in cells)
+
+
 def _curves(results: FinetuneResults, part: str, label: str, scale: float = 1.0) -> Figure | None:
-    if not any(cell.get(part) for cells in results.cells.values() for cell in cells):
+    if not has_curves(results, part):
         return None
     figure, panels = _panels(results, 1.9)
     for axes, task in zip(panels, results.tasks, strict=True):

@@ -4,30 +4,20 @@ Nothing is trained. The same numbers give the same files, so that a page can be 
 """
 
 import json
-import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from kd_megatron.errors import disk_full_is_clear
 from kd_megatron.files import records
-from kd_megatron.finetune.grid.jobs import SUMMARY
-from kd_megatron.finetune.grid.outputs import MACHINES
+from kd_megatron.finetune.places import MACHINES, SUMMARY
 from kd_megatron.report.finetune import figures, tables
 from kd_megatron.report.finetune import results as finetune_results
 from kd_megatron.report.finetune.results import FinetuneResults, Published
 from kd_megatron.report.page import places, words
-from kd_megatron.report.page.document import (
-    Block,
-    Bullets,
-    Details,
-    FigureBlock,
-    Heading,
-    Paragraph,
-    TableBlock,
-    to_html,
-    to_markdown,
-)
+from kd_megatron.report.page.document import Block, Bullets, Details, Heading, Paragraph, TableBlock
+from kd_megatron.report.page.page import Page, figure_blocks, table_blocks
 from kd_megatron.report.page.table import Table
+from kd_megatron.study import layout
 
 PAGE = "scores.md"
 HTML = "scores.html"
@@ -60,68 +50,56 @@ def write_page(output: Path, target: Path | None = None, published: Path | None 
     """
     results = finetune_results.load(output)
     others = finetune_results.read_published(published) if published else None
-    target = target or output
-    aside = target / "page.partial"
-    with disk_full_is_clear(target):
-        shutil.rmtree(aside, ignore_errors=True)
-        for part in ("figures", "tables"):
-            (aside / part).mkdir(parents=True)
-        drawn = figures.write_figures(results, aside / "figures")
-        for table in _csv_tables(results, others):
-            table.write_csv(aside / "tables")
-        blocks, title = content(results, others, drawn), f"Fine-tuning of {results.model}"
-        (aside / PAGE).write_text(to_markdown(title, subtitle(results), blocks, aside), encoding="utf-8")
-        if target == output:
-            (aside / HTML).write_text(to_html(title, subtitle(results), blocks), encoding="utf-8")
-        else:
-            records.write_json(aside / SUMMARY, _without_places(results.summary))
+    target, is_kept = target or output, target not in (None, output)
+    tables = all_tables(results, others)
+    blocks, title = content(results, others, tables), f"Fine-tuning of {results.model}"
+    page = Page(title, subtitle(results), blocks, tables, markdown=PAGE, html=None if is_kept else HTML)
+    with places.renewed(target, last=PAGE, own=OWN if (target / PAGE).is_file() else ()) as aside:
+        page.write(aside)
+        if is_kept:
+            records.write_json(aside / SUMMARY, places.without_places(layout.read_summary(output)))
             records.write_json(aside / MACHINES, results.machines)
-            _keep_cells(aside / finetune_results.CELLS, results)
-        places.move(aside, target, last=PAGE, own=OWN if (target / PAGE).is_file() else ())
-        shutil.rmtree(aside)
+            cells = [cell for part in results.cells.values() for cell in part]  # the page is written from them again
+            records.write_text(aside / finetune_results.CELLS, "".join(json.dumps(cell) + "\n" for cell in cells))
     return target / PAGE
 
 
-def _keep_cells(path: Path, results: FinetuneResults) -> None:
-    """One line for each cell: what the page is written from again."""
-    cells = [cell for part in results.cells.values() for cell in part]
-    records.write_text(path, "".join(json.dumps(cell) + "\n" for cell in cells))
-
-
-def content(results: FinetuneResults, others: Published | None, drawn: dict[str, Path]) -> list[Block]:
+def content(results: FinetuneResults, others: Published | None, found: list[Table]) -> list[Block]:
     """The page, top to bottom: scores, averages, what others report, curves, the grid, settings, machines."""
-    blocks: list[Block] = [Paragraph(_lead(results), lead=True), TableBlock(tables.scores(results))]
-    blocks += _figure(drawn, "scores")
-    if table := tables.averages(results):
-        blocks += [Heading("Averages"), TableBlock(table)]
+    shown = partial(table_blocks, found)
+    blocks: list[Block] = [Paragraph(_lead(results), lead=True), *shown("scores")]
+    blocks += figure_blocks(CAPTIONS, [figures.scores], results)
+    if averages := shown("averages"):
+        blocks += [Heading("Averages"), *averages]
     if others:
-        blocks += [Heading("Beside what others report"), TableBlock(tables.published(results, others))]
+        blocks += [Heading("Beside what others report"), *shown("published")]
         blocks += [Bullets(others.remarks)] if others.remarks else []
-    blocks += [Heading("The metrics behind the scores"), TableBlock(tables.metrics(results))]
-    if table := tables.grid(results):
-        blocks += [Heading("The grid"), *_figure(drawn, "grid"), Details("In numbers", [TableBlock(table)])]
-    if "learning_curves" in drawn:
-        blocks += [Heading("Learning curves"), *_figure(drawn, "learning_curves"), *_figure(drawn, "dev_curves")]
+    blocks += [Heading("The metrics behind the scores"), *shown("metrics")]
+    if grid := shown("grid"):
+        blocks += [Heading("The grid"), *figure_blocks(CAPTIONS, [figures.grid], results), Details("In numbers", grid)]
+    if figures.has_curves(results, "learning_curve"):
+        curves = (figures.learning_curves, figures.dev_curves)
+        blocks += [Heading("Learning curves"), *figure_blocks(CAPTIONS, curves, results)]
     return [*blocks, Heading("How"), *_method(results)]
 
 
 def _lead(results: FinetuneResults) -> str:
-    partial = [task for task, part in results.tasks.items() if part["partial_split"]]
+    partial = [task for task, part in results.tasks.items() if part.partial_split]
     text = f"Average over {_count(len(results.tasks), 'task')}: {words.score(results.average())} points"
-    num_seeds = {len(part["scores"]) for part in results.tasks.values()}
+    num_seeds = {len(part.scores) for part in results.tasks.values()}
     text += f" ({_count(num_seeds.pop(), 'seed') if len(num_seeds) == 1 else 'seeds differ'})."
     return text + (f" Not GLUE's rows: {', '.join(partial)}." if partial else "")
 
 
 def _method(results: FinetuneResults) -> list[Block]:
     facts = [
-        f"Model: {results.model}, hash of configuration, weights and tokenizer {results.summary['model_hash']}.",
-        f"Each score is that of the {results.summary['selection']}.",
-        f"Precision: {results.summary['precision']}. {_cost(results)}",
+        f"Model: {results.model}, hash of configuration, weights and tokenizer {results.summary.model_hash}.",
+        f"Each score is that of the {results.summary.selection}.",
+        f"Precision: {results.summary.precision}. {_cost(results)}",
     ]
     blocks: list[Block] = [Bullets(facts)]
     if table := tables.settings(results):
-        blocks.append(Details("All settings", [TableBlock(_without_places_in(table))]))
+        blocks.append(Details("All settings", [TableBlock(replace(table, rows=places.without_places(table.rows)))]))
     machines: list[Block] = [TableBlock(table) for table in tables.machines(results)]
     if machines:
         blocks.append(Details("Commit, versions, hardware", machines))
@@ -135,41 +113,18 @@ def _cost(results: FinetuneResults) -> str:
     return f"{_count(num_cells, 'cell')} took {spent} of training and evaluation, summed over processes."
 
 
-def _figure(drawn: dict[str, Path], name: str) -> list[Block]:
-    return [FigureBlock(drawn[name], CAPTIONS[name])] if name in drawn else []
-
-
 def subtitle(results: FinetuneResults) -> str:
     """What was run, in one line."""
-    num_cells = sum(len(part["cells"]) for part in results.tasks.values())
-    return f"{_count(len(results.tasks), 'task')}, {_count(num_cells, 'cell')}, {results.summary['precision']}."
+    num_cells = sum(len(part.cells) for part in results.tasks.values())
+    return f"{_count(len(results.tasks), 'task')}, {_count(num_cells, 'cell')}, {results.summary.precision}."
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
 
 
-def _csv_tables(results: FinetuneResults, others: Published | None) -> list[Table]:
-    found = [
-        tables.scores(results),
-        tables.averages(results),
-        tables.metrics(results),
-        tables.grid(results),
-        tables.cells(results),
-        tables.published(results, others) if others else None,
-    ]
+def all_tables(results: FinetuneResults, others: Published | None) -> list[Table]:
+    """Every table, for csv."""
+    found = [tables.scores(results), tables.averages(results), tables.metrics(results), tables.grid(results)]
+    found += [tables.cells(results), tables.published(results, others) if others else None]
     return [table for table in found if table is not None]
-
-
-def _without_places(value: Any) -> Any:
-    """Plain data with every path of this machine cut to its name: a kept page is for other machines."""
-    if isinstance(value, dict):
-        return {key: _without_places(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_without_places(part) for part in value]
-    is_place = isinstance(value, str) and value.startswith(("/", "./", "../", "~"))
-    return Path(value).name if is_place else value
-
-
-def _without_places_in(table: Table) -> Table:
-    return Table(table.name, table.title, table.columns, _without_places(table.rows), table.note)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kd_megatron.analysis import summaries
+from kd_megatron.analysis.once import once
 from kd_megatron.analysis.statistics import Estimate, estimate
+from kd_megatron.analysis.summaries import FinetuneSummary, TaskSummary
 from kd_megatron.errors import DataError, OutputError
-from kd_megatron.finetune.cell.train import Cell
-from kd_megatron.finetune.grid.jobs import SUMMARY, cell_path
-from kd_megatron.finetune.grid.outputs import MACHINES
+from kd_megatron.finetune.places import MACHINES, SUMMARY, Cell, cell_path
 from kd_megatron.study.layout import read_summary
 
 CELLS = "cells.jsonl"  # of a page that is kept in a repository: the files of all cells, one a line
@@ -24,20 +25,20 @@ class FinetuneResults:
     """One model's fine-tuning, finished."""
 
     directory: Path
-    summary: dict[str, Any]
+    summary: FinetuneSummary
     cells: dict[str, list[dict[str, Any]]]  # task -> contents of its cells' files, in the order of the grid
     machines: list[dict[str, Any]]  # commit, versions and hardware of each start, equal ones once
 
     @property
     def model(self) -> str:
         """The model's name: its directory, and what that lies in where the directory is only called export."""
-        path = Path(self.summary["model"])
+        path = Path(self.summary.model or "")
         return f"{path.resolve().parent.name}/export" if path.name == "export" else path.name
 
     @property
-    def tasks(self) -> dict[str, dict[str, Any]]:
+    def tasks(self) -> dict[str, TaskSummary]:
         """Task -> its part of the summary."""
-        return self.summary["tasks"]
+        return self.summary.tasks
 
     @property
     def seconds(self) -> float:
@@ -47,25 +48,27 @@ class FinetuneResults:
 
     def settings(self, task: str) -> list[Setting]:
         """Learning rates and batch sizes of the task's cells, in the order of the grid."""
-        return list(dict.fromkeys(setting_of(cell) for cell in self.tasks[task]["cells"]))
+        return list(dict.fromkeys(setting_of(cell) for cell in self.tasks[task].cells))
 
+    @once
     def scores(self, task: str, setting: Setting) -> Estimate | None:
         """Mean over the seeds that a setting ran with."""
-        return estimate([cell["score"] for cell in self.tasks[task]["cells"] if setting_of(cell) == setting])
+        return estimate([cell["score"] for cell in self.tasks[task].cells if setting_of(cell) == setting])
 
     def best(self, task: str) -> Setting:
         """The setting whose score is the task's."""
-        return setting_of(self.tasks[task]["best_cell"])
+        return setting_of(self.tasks[task].best_cell)
 
     def best_cells(self, task: str) -> list[dict[str, Any]]:
         """Contents of the cells of the task's best setting, one for each seed."""
         return [cell for cell in self.cells[task] if setting_of(cell) == self.best(task)]
 
+    @once
     def average(self) -> Estimate | None:
         """The average over tasks, with an interval over seeds where all tasks ran with the same ones."""
-        by_task = [task["scores"] for task in self.tasks.values()]
+        by_task = [task.scores for task in self.tasks.values()]
         if any(scores.keys() != by_task[0].keys() for scores in by_task):
-            return Estimate(1, self.summary["average"])
+            return Estimate(1, self.summary.average)
         return estimate([sum(scores[seed] for scores in by_task) / len(by_task) for seed in by_task[0]])
 
 
@@ -80,15 +83,15 @@ def load(directory: Path) -> FinetuneResults:
     Raises:
         OutputError: it is none, it is not finished, or files of it are missing or damaged.
     """
-    summary = read_summary(directory)
-    if not summary or "tasks" not in summary:
+    summary = summaries.finetuning(directory) if "tasks" in (read_summary(directory) or {}) else None
+    if summary is None:
         raise OutputError(
             given=f"{directory} holds no finished fine-tuning: there is no {SUMMARY} with scores of tasks",
             expected="the --output of a fine-tuning that ended, such as runs/finetune-NAME",
             fix="check the path, or give the same finetune command again until it ends",
         )
     read = _kept_cells(directory) if (directory / CELLS).is_file() else functools.partial(_read_cell, directory)
-    cells = {task: [read(task, cell) for cell in part["cells"]] for task, part in summary["tasks"].items()}
+    cells = {task: [read(task, cell) for cell in part.cells] for task, part in summary.tasks.items()}
     path = directory / MACHINES
     machines = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return FinetuneResults(directory, summary, cells, machines)

@@ -8,12 +8,12 @@ from kd_megatron.recipe import TaskRecipe
 from kd_megatron.recipe.diff import flatten
 from kd_megatron.report.finetune.results import FinetuneResults, Published
 from kd_megatron.report.page import words
-from kd_megatron.report.page.table import Column, Table
+from kd_megatron.report.page.table import Column, Table, numbers, texts
 
 
 def heading(results: FinetuneResults, task: str) -> str:
     """The task's name, starred when there is something to know of its rows."""
-    return task + ("*" if results.tasks[task]["note"] else "")
+    return task + ("*" if results.tasks[task].note else "")
 
 
 def scores(results: FinetuneResults) -> Table:
@@ -24,28 +24,24 @@ def scores(results: FinetuneResults) -> Table:
         rows.append(
             {
                 "task": heading(results, task),
-                "metric": part["metric"],
-                "num_train": part["num_train"],
-                "num_dev": part["num_dev"],
+                "metric": part.metric,
+                "num_train": part.num_train,
+                "num_dev": part.num_dev,
                 "learning_rate": learning_rate,
                 "batch_size": batch_size,
-                "num_runs": part.get("num_runs", len(part["cells"])),
-                "n": len(part["scores"]),
-                "score": estimate(list(part["scores"].values())),
-                "partial_split": part["partial_split"],
-                "note": part["note"],
+                "num_runs": part.num_runs,
+                "n": len(part.scores),
+                "score": estimate(list(part.scores.values())),
+                "partial_split": part.partial_split,
+                "note": part.note,
             }
         )
     rows.append({"task": "average", "metric": "plain mean over these tasks", "score": results.average()})
     columns = [
-        Column("task", "task", is_text=True),
-        Column("metric", "metric", is_text=True),
-        Column("num_train", "train"),
-        Column("num_dev", "dev"),
-        Column("learning_rate", "learning rate", lambda value: units.NOTHING if value is None else f"{value:g}"),
-        Column("batch_size", "batch"),
-        Column("num_runs", "runs"),
-        Column("n", "seeds"),
+        *texts(task="task", metric="metric"),
+        *numbers(num_train="train", num_dev="dev"),
+        Column("learning_rate", "learning rate", units.number),
+        *numbers(batch_size="batch", num_runs="runs", n="seeds"),
         Column("score", "score", words.score),
         Column("score", "95 % interval", interval),
     ]
@@ -54,8 +50,8 @@ def scores(results: FinetuneResults) -> Table:
 
 def _note_of_scores(results: FinetuneResults) -> str:
     note = "Points of 100. Mean over seeds ± half of Student's 95 % interval. "
-    note += f"Each score is that of the {results.summary['selection']}."
-    stars = [f"{task}: {part['note']}" for task, part in results.tasks.items() if part["note"]]
+    note += f"Each score is that of the {results.summary.selection}."
+    stars = [f"{task}: {part.note}" for task, part in results.tasks.items() if part.note]
     return note + (f" * {'; '.join(stars)}." if stars else "")
 
 
@@ -68,7 +64,7 @@ def interval(value: Estimate | None) -> str:
 
 def averages(results: FinetuneResults) -> Table | None:
     """The averages that others take; one over fewer tasks than its own would be another number, so it is not shown."""
-    found = [part for part in results.summary.get("averages", {}).values() if part["tasks"]]
+    found = [part for part in results.summary.averages.values() if part["tasks"]]
     if not found:
         return None
     rows = [
@@ -101,11 +97,7 @@ def metrics(results: FinetuneResults) -> Table:
         for name in cells[0]["metrics"]:
             values = [float(cell["metrics"][name]) for cell in cells]
             rows.append({"task": heading(results, task), "metric": name, "value": estimate(values)})
-    columns = [
-        Column("task", "task", is_text=True),
-        Column("metric", "metric", is_text=True),
-        Column("value", "mean", words.score),
-    ]
+    columns = [*texts(task="task", metric="metric"), Column("value", "mean", words.score)]
     return Table("metrics", "", columns, rows, "Points of 100, mean over seeds ± half of the 95 % interval.")
 
 
@@ -127,9 +119,8 @@ def grid(results: FinetuneResults) -> Table | None:
         return None
     columns = [
         Column("task", "task", is_text=True),
-        Column("learning_rate", "learning rate", lambda value: f"{value:g}"),
-        Column("batch_size", "batch"),
-        Column("n", "seeds"),
+        Column("learning_rate", "learning rate", units.number),
+        *numbers(batch_size="batch", n="seeds"),
         Column("score", "score", words.score),
         Column("chosen", "chosen", is_text=True),
     ]
@@ -150,7 +141,7 @@ def cells(results: FinetuneResults) -> Table:
 
 def published(results: FinetuneResults, others: Published) -> Table:
     """This model beside what others report, and the differences."""
-    mine = {task: 100 * part["mean"] for task, part in results.tasks.items()}
+    mine = {task: 100 * part.mean for task, part in results.tasks.items()}
     rows: list[dict[str, Any]] = [{"model": f"{results.model} (this page)", **mine, "source": "the table above"}]
     for row in others.rows:
         rows.append({"model": row["model"], **row["scores"], "source": row["source"]})
@@ -169,7 +160,7 @@ def _points_as_given(value: float | None) -> str:
 
 def settings(results: FinetuneResults) -> Table | None:
     """The resolved recipe: everything the scores depend on beside model and data."""
-    found = results.summary.get("settings")
+    found = results.summary.settings
     if not found:
         return None
     tasks = {task["name"]: TaskRecipe.model_validate(task).model_dump(exclude_defaults=True) for task in found["tasks"]}

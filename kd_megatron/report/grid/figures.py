@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kd_megatron.analysis.leads import Cell, GridResults
-from kd_megatron.analysis.statistics import estimate
-from kd_megatron.report.page.drawing import interval_bars, look
+from kd_megatron.analysis.statistics import Estimate
+from kd_megatron.report.page.drawing import interval_bars, legend_beside, look
 
 
 def lead_against_repetition(grid: GridResults) -> Figure | None:
@@ -41,21 +41,20 @@ def _panels(
         axes.axhline(0.0, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)))
         for number, arm in enumerate(grid.arms):
             aside = 1 + 0.03 * (number - (len(grid.arms) - 1) / 2)  # so that bars do not hide each other
-            points = [(aside * place(cell), cell.leads(arm, measure)) for cell in sorted(cells, key=place)]
+            points = [(aside * place(cell), cell.lead(arm, measure)) for cell in sorted(cells, key=place)]
             _lead_line(axes, grid, arm, points)
         axes.set_title(title)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
     row[0, 0].set_ylabel(f"lead over {grid.reference}\n{measure.name} ({measure.unit})")
     figure.supxlabel(label, fontsize=9)
-    row[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
+    legend_beside(row[0, -1], handlelength=3)
     return figure
 
 
-def _lead_line(axes: Axes, grid: GridResults, arm: str, points: list[tuple[float, dict[int, float]]]) -> None:
-    """The arm's mean leads with their intervals; ``points``: (place, seed -> lead)."""
-    means = [(x, estimate(list(by_seed.values()), method=grid.interval)) for x, by_seed in points]
-    known = [(x, lead) for x, lead in means if lead is not None]
+def _lead_line(axes: Axes, grid: GridResults, arm: str, points: list[tuple[float, Estimate | None]]) -> None:
+    """The arm's mean leads with their intervals; ``points``: (place, lead)."""
+    known = [(x, lead) for x, lead in points if lead is not None]
     if not known:
         return
     colour, marker, dash = look(grid.cells[0].study, arm)

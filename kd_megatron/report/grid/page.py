@@ -4,38 +4,23 @@ Each cell has a report of its own; this one compares leads across cells (`study.
 allow.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
 
 from kd_megatron import __version__
 from kd_megatron.analysis import leads, run_checks
 from kd_megatron.analysis.leads import AXES, Axis, GridResults, Growth
 from kd_megatron.analysis.measure import Measure
-from kd_megatron.analysis.statistics import Estimate, Method
+from kd_megatron.analysis.statistics import Method
 from kd_megatron.console import units
 from kd_megatron.console.units import budget_in_words, num_seeds, seeds_of
-from kd_megatron.files import records
 from kd_megatron.objectives.words import of_arm_in_words
 from kd_megatron.recipe import recipe_yaml
-from kd_megatron.report.grid import figures as grid_figures
-from kd_megatron.report.grid.tables import FIXED, all_tables, cells_table, growth_table, leads_table
-from kd_megatron.report.page import drawing, latex, words
-from kd_megatron.report.page.document import (
-    Block,
-    Bullets,
-    Details,
-    FigureBlock,
-    Heading,
-    Paragraph,
-    TableBlock,
-    to_html,
-    to_markdown,
-)
+from kd_megatron.report.grid import figures
+from kd_megatron.report.grid.tables import FIXED, all_tables
+from kd_megatron.report.page import words
+from kd_megatron.report.page.document import Block, Bullets, Details, Heading, Paragraph
+from kd_megatron.report.page.page import Page, figure_blocks, table_blocks
 from kd_megatron.report.page.table import Table
 from kd_megatron.study import fairness, layout
 
@@ -47,24 +32,21 @@ CAPTIONS = {
 }
 
 
-def write_files(directory: Path, target: Path, interval: Method = "t") -> None:
-    """Write the report's files to ``target``, a new directory; errors as of `report.write_files`."""
+def grid_page(directory: Path, interval: Method = "t") -> Page:
+    """The page of a grid, and ``results.json``: all it says, in base units (scores in [0, 1], nats)."""
     grid = leads.load(directory, interval)
-    for part in ("figures", "tables"):
-        (target / part).mkdir(parents=True)
-    draw: dict[str, Callable[[], Figure | None]] = {
-        "lead_against_repetition": partial(grid_figures.lead_against_repetition, grid),
-        "lead_against_budget": partial(grid_figures.lead_against_budget, grid),
+    tables = all_tables(grid)
+    data = {
+        "study": grid.recipe.name,
+        "answer": answer(grid),
+        "ranked_by": grid.measures[0].quantity,
+        "reference": grid.reference,
+        "missing": grid.missing,
+        "tables": {table.name: table.plain_rows() for table in tables},
+        "caveats": caveats(grid),
+        "recipe": recipe_yaml.read((directory / layout.RECIPE_FILE).read_text(encoding="utf-8")),
     }
-    drawn = drawing.write(target / "figures", draw)
-    found = all_tables(grid)
-    for table in found:
-        table.write_csv(target / "tables")
-        latex.write(table, target / "tables")
-    records.write_json(target / "results.json", as_data(grid, found))
-    title, blocks = f"Grid of studies {grid.recipe.name}", content(grid, drawn)
-    (target / "report.md").write_text(to_markdown(title, _subtitle(grid), blocks, target), encoding="utf-8")
-    (target / "index.html").write_text(to_html(title, _subtitle(grid), blocks), encoding="utf-8")
+    return Page(f"Grid of studies {grid.recipe.name}", _subtitle(grid), content(grid, tables), tables, data)
 
 
 def _subtitle(grid: GridResults) -> str:
@@ -165,18 +147,16 @@ def growth_in_words(growth: Growth, measure: Measure) -> str:
 # --- the page ---------------------------------------------------------------------------------------------
 
 
-def content(grid: GridResults, drawn: dict[str, Path]) -> list[Block]:
-    """The report, top to bottom: answer, leads, growths, caveats, method."""
+def content(grid: GridResults, tables: Sequence[Table]) -> list[Block]:
+    """The report, top to bottom: answer, leads, growths, caveats, method; of `all_tables`."""
     blocks: list[Block] = [Paragraph(answer(grid), lead=True)]
     if grid.recipe.description:
         blocks.append(Paragraph(grid.recipe.description))
     if grid.cells:
-        blocks += [TableBlock(leads_table(grid))]
-        for axis in AXES:
-            name = f"lead_against_{axis}"
-            blocks += [FigureBlock(drawn[name], CAPTIONS[name])] if name in drawn else []
-            blocks += [TableBlock(table)] if (table := growth_table(grid, axis)) else []
-        blocks.append(Details("Every cell", [TableBlock(cells_table(grid))]))
+        blocks += table_blocks(tables, "leads")
+        for axis, draw in zip(AXES, (figures.lead_against_repetition, figures.lead_against_budget), strict=True):
+            blocks += [*figure_blocks(CAPTIONS, [draw], grid), *table_blocks(tables, f"growth_with_{axis}")]
+        blocks.append(Details("Every cell", table_blocks(tables, "cells")))
     return [*blocks, Heading("Caveats"), Bullets(caveats(grid)), Heading("Method"), Bullets(_method(grid))]
 
 
@@ -209,7 +189,8 @@ def _recorded_differently(grid: GridResults) -> dict[str, str]:
 
 
 def _allowed(grid: GridResults) -> list[str]:
-    allowed = fairness.check(grid.cells[0].study.recipe) if grid.cells else []
+    first = grid.cells[0].study if grid.cells else None
+    allowed = fairness.allowed(first.recipe, first.resolved) if first else []
     keys = ", ".join(difference.key for difference in allowed)
     return [f"The recipe lets arms differ in {keys} beside their objective: see the reports of the cells."] * bool(keys)
 
@@ -224,21 +205,3 @@ def _method(grid: GridResults) -> list[str]:
         "Data, teacher and what tuning chose are the same in all cells. A growth is a difference of differences, "
         "paired by seed; families are corrected by Bonferroni (intervals) and Holm (p): docs/statistics.md.",
     ]
-
-
-def as_data(grid: GridResults, found: list[Table]) -> dict[str, Any]:
-    """``results.json``: everything the report says, as numbers in base units (scores in [0, 1], nats)."""
-    return {
-        "study": grid.recipe.name,
-        "answer": answer(grid),
-        "ranked_by": grid.measures[0].quantity,
-        "reference": grid.reference,
-        "missing": grid.missing,
-        "tables": {table.name: [_plain(row) for row in table.rows] for table in found},
-        "caveats": caveats(grid),
-        "recipe": recipe_yaml.read((grid.directory / layout.RECIPE_FILE).read_text(encoding="utf-8")),
-    }
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: asdict(value) if isinstance(value, Estimate) else value for key, value in row.items()}

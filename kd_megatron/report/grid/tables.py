@@ -10,7 +10,7 @@ from kd_megatron.analysis.measure import Measure
 from kd_megatron.analysis.statistics import Estimate
 from kd_megatron.console import units
 from kd_megatron.report.page import words
-from kd_megatron.report.page.table import Column, Table
+from kd_megatron.report.page.table import Column, Table, numbers, texts
 
 FIXED = {"repetition": "budget", "budget": "pool of text"}
 
@@ -23,11 +23,9 @@ def all_tables(grid: GridResults) -> list[Table]:
 def leads_table(grid: GridResults) -> Table:
     """Each arm's lead in each cell."""
     columns = [
-        Column("budget", "budget (x)", lambda value: f"{value:g}"),
-        Column("pool", "pool of text", is_text=True),
-        Column("arm", "arm", is_text=True),
-        Column("epochs_reference", f"epochs, {grid.reference}", units.ratio),
-        Column("epochs", "epochs, arm", units.ratio),
+        Column("budget", "budget (x)", units.number),
+        *texts(pool="pool of text", arm="arm"),
+        *numbers(units.ratio, epochs_reference=f"epochs, {grid.reference}", epochs="epochs, arm"),
     ]
     columns += [Column(f"lead_{m.quantity}", f"lead, {m.name} ({m.unit})", partial(_shown, m)) for m in grid.measures]
     rows = [_lead_row(grid, cell, arm) for cell in grid.cells for arm in grid.arms if arm in cell.study.arms]
@@ -44,7 +42,6 @@ def _shown(measure: Measure, value: Estimate | None) -> str:
 
 
 def _lead_row(grid: GridResults, cell: Cell, arm: str) -> dict[str, Any]:
-    found = {m.quantity: list(cell.leads(arm, m).values()) for m in grid.measures}
     return {
         "cell": cell.place.name,
         "budget": cell.place.budget,
@@ -53,7 +50,7 @@ def _lead_row(grid: GridResults, cell: Cell, arm: str) -> dict[str, Any]:
         "arm": arm,
         "epochs_reference": cell.epochs(grid.reference),
         "epochs": cell.epochs(arm),
-        **{f"lead_{name}": leads.estimate(values, method=grid.interval) for name, values in found.items()},
+        **{f"lead_{measure.quantity}": cell.lead(arm, measure) for measure in grid.measures},
     }
 
 
@@ -67,13 +64,9 @@ def growth_table(grid: GridResults, axis: Axis) -> Table | None:
     if not rows:
         return None
     columns = [
-        Column("arm", "arm", is_text=True),
-        Column("level", FIXED[axis], is_text=True),
-        Column("measure", "measured by", is_text=True),
-        Column("epochs", "epochs of the reference", is_text=True),
-        Column("shown", "growth of the lead", is_text=True),
-        Column("corrected", "corrected interval", is_text=True),
-        Column("p_holm", "p (Holm)", lambda value: units.NOTHING if value is None else f"{value:.3f}"),
+        *texts(arm="arm", level=FIXED[axis], measure="measured by", epochs="epochs of the reference"),
+        *texts(shown="growth of the lead", corrected="corrected interval"),
+        Column("p_holm", "p (Holm)", units.thousandths),
         Column("verdict", "the lead", is_text=True),
     ]
     ends = "the pool read most often less the one read least often" if axis == "repetition" else (
@@ -89,8 +82,6 @@ def growth_table(grid: GridResults, axis: Axis) -> Table | None:
 
 
 def _growth_row(growth: Growth, measure: Measure) -> dict[str, Any]:
-    corrected = growth.corrected
-    shown = words.difference(corrected, measure.scale, measure.digits) if corrected.has_interval else None
     return {
         "arm": growth.arms[0] if len(growth.arms) == 1 else f"mean of {len(growth.arms)} distilled",
         "level": growth.level,
@@ -98,7 +89,7 @@ def _growth_row(growth: Growth, measure: Measure) -> dict[str, Any]:
         "epochs": f"{growth.epochs[0]:.1f} to {growth.epochs[1]:.1f}",
         "shown": words.difference(growth.growth, measure.scale, measure.digits),
         "growth": growth.growth,
-        "corrected": units.NOTHING if shown is None else shown[shown.index("[") :],
+        "corrected": words.ends(growth.corrected, measure.scale, measure.digits) or units.NOTHING,
         "num_comparisons": growth.num_comparisons,
         "p_value": growth.p_value,
         "p_holm": growth.p_holm,
@@ -109,11 +100,9 @@ def _growth_row(growth: Growth, measure: Measure) -> dict[str, Any]:
 def cells_table(grid: GridResults) -> Table:
     """Each arm in each cell: what it read and what it scores."""
     columns = [
-        Column("cell", "cell", is_text=True),
-        Column("arm", "arm", is_text=True),
+        *texts(cell="cell", arm="arm"),
         Column("seeds", "seeds"),
-        Column("tokens", "tokens seen", units.count),
-        Column("unique_tokens", "unique tokens", units.count),
+        *numbers(units.count, tokens="tokens seen", unique_tokens="unique tokens"),
         Column("score", "average score", words.score),
         Column("probe_loss", "held-out MLM loss (probe)", words.loss),
     ]
@@ -124,6 +113,7 @@ def cells_table(grid: GridResults) -> Table:
 
 def _cell_row(cell: Cell, arm: str) -> dict[str, Any]:
     runs = list(cell.study.runs[arm].values())
-    mean = {key: math.fsum(run.summary[key] for run in runs) / len(runs) for key in ("tokens", "unique_tokens")}
+    keys = ("tokens", "unique_tokens")
+    mean = {key: math.fsum(getattr(run.summary, key) for run in runs) / len(runs) for key in keys}
     scores = {quantity: cell.study.mean(arm, quantity) for quantity in ("score", "probe_loss")}
     return {"cell": cell.place.name, "arm": arm, "seeds": len(runs), **mean, **scores}

@@ -2,8 +2,11 @@
 
 import base64
 import html
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from kd_megatron.report.page.style import CSS, DOTS_PER_INCH, PIXELS_PER_INCH
 from kd_megatron.report.page.table import Table
@@ -40,10 +43,11 @@ class TableBlock:
 
 @dataclass(frozen=True)
 class FigureBlock:
-    """A PNG with its caption, which is also its text for those who cannot see it."""
+    """A figure, drawn as the page is written, with its caption, which is also its text for those who cannot see it."""
 
-    path: Path
+    name: str
     caption: str
+    draw: Callable[[], Figure | None]  # None: there is no data for it, and it is left out
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,9 @@ class Details:
 Block = Heading | Paragraph | Bullets | TableBlock | FigureBlock | Details
 
 
-def to_html(title: str, subtitle: str, blocks: list[Block]) -> str:
-    """One page: styles and images inside, no script, nothing from outside."""
-    body = "\n".join(_html(block) for block in blocks)
+def to_html(title: str, subtitle: str, blocks: list[Block], directory: Path) -> str:
+    """One page: styles and images (those in ``directory``) inside, no script, nothing from outside."""
+    body = "\n".join(_html(block, directory) for block in blocks)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -69,7 +73,7 @@ def to_html(title: str, subtitle: str, blocks: list[Block]) -> str:
     )
 
 
-def _html(block: Block) -> str:
+def _html(block: Block, directory: Path) -> str:
     match block:
         case Heading(text):
             return f"<h2>{html.escape(text)}</h2>"
@@ -79,7 +83,8 @@ def _html(block: Block) -> str:
             return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in items) + "</ul>"
         case TableBlock(table):
             return _html_table(table)
-        case FigureBlock(path, caption):
+        case FigureBlock(name, caption):
+            path = directory / _figure(name)
             image = base64.b64encode(path.read_bytes()).decode("ascii")
             text = html.escape(caption)
             width = _shown_width(path)
@@ -87,7 +92,7 @@ def _html(block: Block) -> str:
             picture = f'<div class="scroll"><img src="data:image/png;base64,{image}" {size} alt="{text}"></div>'
             return f"<figure>{picture}<figcaption>{text}</figcaption></figure>"
         case Details(summary, blocks):
-            inside = "\n".join(_html(inner) for inner in blocks)
+            inside = "\n".join(_html(inner, directory) for inner in blocks)
             return f"<details><summary>{html.escape(summary)}</summary>\n{inside}\n</details>"
 
 
@@ -128,12 +133,16 @@ def _strong(table: Table) -> list[list[bool]]:
     return [[(row, column.key) in table.strong for column in table.columns] for row in range(len(table.rows))]
 
 
-def to_markdown(title: str, subtitle: str, blocks: list[Block], directory: Path) -> str:
-    """The same as Markdown; figures are linked relative to ``directory``."""
-    return f"# {title}\n\n{subtitle}\n\n" + "\n\n".join(_markdown(block, directory) for block in blocks) + "\n"
+def _figure(name: str) -> str:
+    return f"figures/{name}.png"
 
 
-def _markdown(block: Block, directory: Path) -> str:
+def to_markdown(title: str, subtitle: str, blocks: list[Block]) -> str:
+    """The same as Markdown; figures are linked."""
+    return f"# {title}\n\n{subtitle}\n\n" + "\n\n".join(map(_markdown, blocks)) + "\n"
+
+
+def _markdown(block: Block) -> str:
     match block:
         case Heading(text):
             return f"## {text}"
@@ -143,10 +152,10 @@ def _markdown(block: Block, directory: Path) -> str:
             return "\n".join(f"- {item}" for item in items)
         case TableBlock(table):
             return _markdown_table(table)
-        case FigureBlock(path, caption):
-            return f"![{caption}]({path.relative_to(directory)})\n\n*{caption}*"
+        case FigureBlock(name, caption):
+            return f"![{caption}]({_figure(name)})\n\n*{caption}*"
         case Details(summary, blocks):
-            inside = "\n\n".join(_markdown(inner, directory) for inner in blocks)
+            inside = "\n\n".join(map(_markdown, blocks))
             return f"<details><summary>{html.escape(summary)}</summary>\n\n{inside}\n\n</details>"
 
 

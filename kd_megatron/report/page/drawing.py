@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy
+
+matplotlib.use("Agg")
+
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kd_megatron.analysis.results import StudyResults
@@ -53,6 +58,25 @@ def interval_bars(estimates: Sequence[Estimate], scale: float) -> list[list[floa
     below = [0.0 if one.low is None else scale * (one.mean - one.low) for one in estimates]
     above = [0.0 if one.high is None else scale * (one.high - one.mean) for one in estimates]
     return [below, above]
+
+
+def seeds_and_mean(
+    axes: Axes, results: StudyResults, arm: str, curves: Sequence[tuple[Sequence[float], Sequence[float]]]
+) -> None:
+    """Thin lines for the (x, y) of seeds, where there are several, and a thick one for their mean as far as all go."""
+    if not curves:
+        return
+    colour, marker, dash = look(results, arm)
+    for x, y in curves if len(curves) > 1 else []:
+        axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.5)
+    length = min(len(x) for x, _ in curves)
+    mean = (numpy.mean([one[axis][:length] for one in curves], axis=0) for axis in (0, 1))
+    axes.plot(*mean, color=colour, linestyle=dash, marker=marker, markersize=4.5, label=arm)
+
+
+def legend_beside(axes: Axes, **how: Any) -> None:
+    """The legend at the right of the axes."""
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), **how)
 
 
 def power_unit(flops: float) -> tuple[float, str]:

@@ -1,8 +1,9 @@
 """A table as data: columns that know how to write a value, and rows."""
 
 import csv
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ class Table:
         """The cells as text."""
         return [[column.show(row.get(column.key)) for column in self.columns] for row in self.rows]
 
+    def plain_rows(self) -> list[dict[str, Any]]:
+        """The rows for JSON: estimates as mappings, and None for numbers that are not finite."""
+        return [{key: _plain(value) for key, value in row.items()} for row in self.rows]
+
     def write_csv(self, directory: Path) -> None:
         """Write raw values; an estimate takes four columns: the mean, ``_low``, ``_high`` and ``_n``."""
         flat = [_flat(row) for row in self.rows]
@@ -43,6 +48,22 @@ class Table:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(flat)
+
+
+def texts(**headings: str) -> list[Column]:
+    """Columns of text: key -> heading."""
+    return [Column(key, heading, is_text=True) for key, heading in headings.items()]
+
+
+def numbers(show: Callable[[Any], str] = units.plain, /, **headings: str) -> list[Column]:
+    """Columns of numbers that are shown alike: key -> heading."""
+    return [Column(key, heading, show) for key, heading in headings.items()]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Estimate):
+        return asdict(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

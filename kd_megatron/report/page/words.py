@@ -28,10 +28,14 @@ def difference(value: Estimate | None, scale: float, digits: int) -> str:
     """A signed difference with its interval."""
     if value is None:
         return NOTHING
-    mean = signed(scale * value.mean, digits)
+    return f"{signed(scale * value.mean, digits)} {ends(value, scale, digits) or '(1 seed)'}"
+
+
+def ends(value: Estimate, scale: float, digits: int) -> str | None:
+    """The interval of a difference, ``"[−0.3, +2.7]"``; None without one."""
     if value.low is None or value.high is None:
-        return f"{mean} (1 seed)"
-    return f"{mean} [{signed(scale * value.low, digits)}, {signed(scale * value.high, digits)}]"
+        return None
+    return f"[{signed(scale * value.low, digits)}, {signed(scale * value.high, digits)}]"
 
 
 def _plus_minus(value: Estimate | None, scale: float, digits: int) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from kd_megatron.analysis import break_even, comparisons
 from kd_megatron.analysis.break_even import BreakEven
@@ -10,7 +11,7 @@ from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.scaling import Fit
 from kd_megatron.analysis.statistics import Estimate
 from kd_megatron.console import units
-from kd_megatron.report.page.table import Column, Table
+from kd_megatron.report.page.table import Column, Table, texts
 
 
 def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit] | None = None) -> Table | None:
@@ -25,12 +26,10 @@ def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit]
         return None
     num_sharing = break_even.num_sharing(results)
     columns = [
-        Column("arm", "arm", is_text=True),
-        Column("quantity", "measured by", is_text=True),
+        *texts(arm="arm", quantity="measured by"),
         Column("readings", "readings a run"),
         Column("saved", "FLOPs saved per student", _flops_with_interval),
-        Column("finding", "teacher is paid back by", is_text=True),
-        Column("interval", "95 % interval", is_text=True),
+        *texts(finding="teacher is paid back by", interval="95 % interval"),
         Column("budget_alone", "break-even budget, 1 student", _budget),
         Column("budget_shared", f"the same, {num_sharing} students", _budget),
     ]
@@ -44,24 +43,25 @@ def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit]
         f"one where none before it can be read off); none: not within the budgets measured. {_half_way(results)} The "
         "probe's loss favours arms that train MLM. See docs/statistics.md."
     )
-    rows = [
-        {
-            "arm": one.arm,
-            "quantity": comparisons.TITLES[one.quantity],
-            "readings": one.num_readings,
-            "saved": one.saved,
-            "finding": one.in_words,
-            "students": one.students,
-            "interval": _interval_in_words(one.interval),
-            "teacher_flops": one.teacher_flops,
-            "budget": one.budget,
-            "budget_alone": _budget_for(one, 1),
-            "budget_shared": _budget_for(one, num_sharing),
-            "budget_by_laws": by_laws.get(one.arm) if one.quantity == "probe_loss" else None,
-        }
-        for one in found
-    ]
+    rows = [_row(one, num_sharing, by_laws) for one in found]
     return Table("break_even", "What pays the teacher's training back", columns, rows, note)
+
+
+def _row(one: BreakEven, num_sharing: int, by_laws: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "arm": one.arm,
+        "quantity": comparisons.TITLES[one.quantity],
+        "readings": one.num_readings,
+        "saved": one.saved,
+        "finding": one.in_words,
+        "students": one.students,
+        "interval": _interval_in_words(one.interval),
+        "teacher_flops": one.teacher_flops,
+        "budget": one.budget,
+        "budget_alone": _budget_for(one, 1),
+        "budget_shared": _budget_for(one, num_sharing),
+        "budget_by_laws": by_laws.get(one.arm) if one.quantity == "probe_loss" else None,
+    }
 
 
 def _half_way(results: StudyResults) -> str:
@@ -90,7 +90,7 @@ def _by_laws(results: StudyResults, one: BreakEven, laws: Mapping[str, Fit]) -> 
 def _price(results: StudyResults, arm: str) -> float:
     """FLOPs that a token costs."""
     runs = results.runs[arm].values()
-    return math.fsum(run.summary["flops"] for run in runs) / math.fsum(run.summary["tokens"] for run in runs)
+    return math.fsum(run.summary.flops for run in runs) / math.fsum(run.summary.tokens for run in runs)
 
 
 def _flops_with_interval(value: Estimate | None) -> str:

@@ -1,14 +1,14 @@
 """What a reader must know before believing the numbers. Written from the data, so that none is forgotten."""
 
-from typing import Any
+from dataclasses import replace
 
 from kd_megatron.analysis import break_even
 from kd_megatron.analysis.measure import PROBE, measure_of
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import Finding
+from kd_megatron.analysis.summaries import CacheUse
 from kd_megatron.console import units
 from kd_megatron.console.units import num_seeds, seeds_of
-from kd_megatron.recipe import arms
 from kd_megatron.recipe.diff import Difference
 from kd_megatron.report.study import branch_caveats, tables
 from kd_megatron.report.study.certainty_tables import INTERVALS
@@ -100,10 +100,7 @@ def _finetuning(results: StudyResults) -> list[str]:
 
 
 def _repetition(results: StudyResults) -> list[str]:
-    epochs = {
-        arm: max(run.summary["tokens"] / max(run.summary["unique_tokens"], 1) for run in results.runs[arm].values())
-        for arm in results.arms
-    }
+    epochs = {arm: max(run.summary.epochs for run in results.runs[arm].values()) for arm in results.arms}
     repeated = [f"{arm} {value:.1f} times" for arm, value in epochs.items() if value > 1.05]
     return [f"Data is repeated: {', '.join(repeated)} on average."] if repeated else []
 
@@ -113,32 +110,32 @@ def _fixed_masks(results: StudyResults) -> list[str]:
     if seed is None:
         return []
     said = [f"Masks are fixed (data.mask_seed {seed}): all arms, seeds and epochs see a window with the same mask."]
-    for facts in _caches(results):
-        shared = f", divided by {facts['num_students']} students" if facts["num_students"] > 1 else ""
+    for use in _caches(results):
+        shared = f", divided by {use.num_students} students" if use.num_students > 1 else ""
         said.append(
-            f"Kept of the teacher in {facts['path']}: {facts['kept']}, {units.count(facts['bytes_per_token'])} bytes "
-            f"per token, {facts['gib_on_disk']:.2g} GiB; {units.count(facts['rows_filled'])} windows written, "
-            f"{units.count(facts['rows_read'])} read. A student is charged for a window at its first visit{shared}."
+            f"Kept of the teacher in {use.path}: {use.kept}, {units.count(use.bytes_per_token)} bytes "
+            f"per token, {use.gib_on_disk:.2g} GiB; {units.count(use.rows_filled)} windows written, "
+            f"{units.count(use.rows_read)} read. A student is charged for a window at its first visit{shared}."
         )
     return said
 
 
-def _caches(results: StudyResults) -> list[dict[str, Any]]:
+def _caches(results: StudyResults) -> list[CacheUse]:
     """What was cached, one entry for each directory: as the last run left it, with the uses of all runs."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, CacheUse] = {}
     for run in results.all_runs():
-        facts = (run.summary.get("teacher") or {}).get("cache")
-        if facts:
-            before = found.get(facts["path"], {"rows_filled": 0, "rows_read": 0})
-            uses = {key: facts[key] + before[key] for key in ("rows_filled", "rows_read")}
-            found[facts["path"]] = {**facts, **uses}
+        use = run.summary.teacher.cache if run.summary.teacher else None
+        if use:
+            before = found.get(use.path)
+            filled, read = (before.rows_filled, before.rows_read) if before else (0, 0)
+            found[use.path] = replace(use, rows_filled=use.rows_filled + filled, rows_read=use.rows_read + read)
     return list(found.values())
 
 
 def _untrained(results: StudyResults) -> list[str]:
     said = []
     for arm in results.arms:
-        names = next(iter(results.runs[arm].values())).summary.get("untrained_parameters") or []
+        names = next(iter(results.runs[arm].values())).summary.untrained_parameters
         if names:
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             said.append(
@@ -149,7 +146,7 @@ def _untrained(results: StudyResults) -> list[str]:
 
 
 def _untuned(results: StudyResults) -> list[str]:
-    rates = set(arms.by_arm(results.recipe, lambda arm: arm.training.learning_rate).values())
+    rates = {recipe.training.learning_rate for recipe in results.resolved.values()}
     if results.tuning is not None or len(rates) > 1:  # tuning may choose the same one for all
         return []
     return [f"All arms use one learning rate ({rates.pop():g}) and untuned weights; an arm may do better with its own."]

@@ -8,7 +8,7 @@ from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.statistics import CONFIDENCE
 from kd_megatron.console import units
 from kd_megatron.report.page import words
-from kd_megatron.report.page.table import Column, Table
+from kd_megatron.report.page.table import Column, Table, numbers, texts
 
 INTERVALS = {"t": "Student's t", "bootstrap": "BCa bootstrap over seeds"}
 
@@ -39,8 +39,7 @@ def _differences(results: StudyResults, name: str, title: str, found: list[Compa
         Column("quantity", "in", is_text=True),
         Column("seeds", "seeds"),
         Column("shown", "difference [95 %]" if are_pairs else f"difference to {results.reference} [95 %]", units.plain),
-        Column("shown_corrected", "corrected interval"),
-        Column("comparisons", "corrected for"),
+        *numbers(shown_corrected="corrected interval", comparisons="corrected for"),
         Column("p_holm", "p (Holm)", p_value),
         Column(
             "effect_size", "effect size g", lambda value: units.NOTHING if value is None else units.signed(value, 2)
@@ -69,10 +68,6 @@ def p_value(value: float | None) -> str:
 
 def _difference_row(one: Comparison) -> dict[str, Any]:
     scale, digits = (1, 3) if one.quantity == "probe_loss" else (100, 1)
-    low, high = one.corrected.low, one.corrected.high
-    corrected = None
-    if low is not None and high is not None:
-        corrected = f"[{units.signed(scale * low, digits)}, {units.signed(scale * high, digits)}]"
     return {
         "arm": one.arm,
         "other": one.other,
@@ -81,7 +76,7 @@ def _difference_row(one: Comparison) -> dict[str, Any]:
         "difference": one.difference,
         "corrected": one.corrected,
         "shown": words.difference(one.difference, scale, digits),
-        "shown_corrected": corrected,
+        "shown_corrected": words.ends(one.corrected, scale, digits),
         "comparisons": one.num_comparisons,
         "p": one.p_value,
         "p_holm": one.p_holm,
@@ -103,12 +98,9 @@ def variance(results: StudyResults) -> Table | None:
     if not rows:
         return None
     columns = [
-        Column("arm", "arm", is_text=True),
-        Column("quantity", "in", is_text=True),
-        Column("students", "pretraining seeds"),
-        Column("scores", "scores"),
-        Column("pretraining", "deviation of pretraining", units.points),
-        Column("finetuning", "deviation of fine-tuning", units.points),
+        *texts(arm="arm", quantity="in"),
+        *numbers(students="pretraining seeds", scores="scores"),
+        *numbers(units.points, pretraining="deviation of pretraining", finetuning="deviation of fine-tuning"),
     ]
     note = (
         "Standard deviations in points, by one-way random-effects analysis of variance: of students beyond what "

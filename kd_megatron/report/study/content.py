@@ -1,7 +1,8 @@
 """What a study's report says, top to bottom: its blocks for the page, and every table for csv."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 
 from kd_megatron import __version__
 from kd_megatron.analysis import comparisons
@@ -13,11 +14,14 @@ from kd_megatron.analysis.scaling import Refusal
 from kd_megatron.console.units import budget_in_words, num_seeds
 from kd_megatron.inputs.catalogue import catalogue, needed
 from kd_megatron.recipe.diff import Difference, flatten
-from kd_megatron.report.page.document import Block, Bullets, Details, FigureBlock, Heading, Paragraph, TableBlock
+from kd_megatron.report.page.document import Block, Bullets, Details, Heading, Paragraph, TableBlock
+from kd_megatron.report.page.page import figure_blocks, table_blocks
 from kd_megatron.report.page.table import Column, Table
 from kd_megatron.report.study import (
     break_even_table,
     certainty_tables,
+    curve_figures,
+    figures,
     published,
     run_details,
     scaling_table,
@@ -46,6 +50,10 @@ CAPTIONS = {
     "one that leaves the figure includes never. Dashed: the students of this study.",
     "ledger": "Where the time (left) and the FLOPs (right) of one student went, mean over seeds.",
 }
+BOUGHT = (
+    *(figures.loss, figures.score_against_tokens, curve_figures.score_against_budget),
+    *(curve_figures.loss_against_budget, curve_figures.cola_against_tokens),
+)
 
 
 @dataclass(frozen=True)
@@ -77,72 +85,57 @@ def all_tables(study: StudyResults, analysis: Analysis) -> list[Table]:
     return [*found, tables.allowed_differences(analysis.allowed, list(study.recipe.arms))]
 
 
-def content(study: StudyResults, found: Analysis, drawn: dict[str, Path]) -> list[Block]:
-    """The report, top to bottom: answer, tables, figures, teacher's cost, caveats, method."""
+def content(study: StudyResults, found: Analysis, tables: Sequence[Table]) -> list[Block]:
+    """The report, top to bottom: answer, tables, figures, teacher's cost, caveats, method; of `all_tables`."""
+    shown = partial(table_blocks, tables)
     blocks: list[Block] = [Paragraph(answer(study), lead=True)]
     if study.missing:
         blocks.append(Paragraph(f"Not finished: {len(study.missing)} pieces are missing, listed under the caveats."))
     if study.recipe.description:
         blocks.append(Paragraph(study.recipe.description))
     if study.arms:
-        blocks += [TableBlock(tables.scores(study)), *_figures(drawn, "scores", "scores_by_task")]
-        blocks += _certainty(study)
+        blocks += [*shown("scores"), *figure_blocks(CAPTIONS, (figures.scores, figures.scores_by_task), study)]
+        blocks += _certainty(study, shown)
         if there := published.beside(study):
             blocks += [Heading("Beside the published study"), *there]
-        blocks += [Heading("What the budget bought"), TableBlock(tables.spending(study))]
-        blocks += _figures(drawn, "loss", "score_against_tokens")
-        blocks += _figures(drawn, "score_against_budget", "loss_against_budget", "cola_against_tokens")
-        blocks += [Heading("Where the budget went"), *_figures(drawn, "ledger")]
-        ledgers: list[Block] = [TableBlock(tables.ledger(study, unit)) for unit in ("seconds", "flops")]
-        blocks.append(Details("The same in numbers", ledgers))
-        if table := tables.teacher_cost(study):
-            blocks += [Heading("With the teacher's own training counted"), TableBlock(table)]
-            blocks += [*_paid_back(study, found), *_figures(drawn, "break_even")]
-        blocks += [Heading("More text, more budget"), *_laws(study, found.laws), *_figures(drawn, "scaling")]
-    blocks += tuning_tables.blocks(study)
+        blocks += [Heading("What the budget bought"), *shown("spending"), *figure_blocks(CAPTIONS, BOUGHT, study)]
+        blocks += [Heading("Where the budget went"), *figure_blocks(CAPTIONS, [figures.ledger], study)]
+        blocks.append(Details("The same in numbers", shown("ledger_seconds", "ledger_flops")))
+        if cost := shown("teacher_cost"):
+            why_not = common_cost(study)
+            blocks += [Heading("With the teacher's own training counted"), *cost]
+            blocks += [Paragraph(why_not)] if why_not else shown("break_even")
+            blocks += figure_blocks(CAPTIONS, [curve_figures.break_even], study, found.break_evens)
+        blocks += [Heading("More text, more budget"), *_laws(found.laws, shown("scaling"))]
+        blocks += figure_blocks(CAPTIONS, [curve_figures.scaling], study, found.laws)
+    if before := shown("tuning", "calibration"):
+        blocks += [Heading("Before training"), *before]
     blocks += [Heading("Caveats"), Bullets(caveats(study, found.findings, found.allowed))]
-    return [*blocks, Heading("Method"), *_method(study, found.findings, found.allowed)]
+    return [*blocks, Heading("Method"), *_method(study, found, shown)]
 
 
-def _paid_back(study: StudyResults, found: Analysis) -> list[Block]:
-    """What pays the teacher back, or that the reference owes it too."""
-    if why_not := common_cost(study):
-        return [Paragraph(why_not)]
-    table = break_even_table.table(study, found.break_evens, found.laws.of_own_size)
-    return [TableBlock(table)] if table else []
-
-
-def _laws(study: StudyResults, laws: Laws) -> list[Block]:
+def _laws(laws: Laws, table: list[Block]) -> list[Block]:
     """The laws and what the data cannot say, or why there is none."""
     refused: dict[str, list[str]] = {}
     for arm, law in laws.fits.items():
         if isinstance(law, Refusal):
             refused.setdefault(law.reason, []).append(arm)
     said = [f"{', '.join(arms)}: {reason}." for reason, arms in refused.items()]
-    table = scaling_table.table(study, laws)
-    blocks: list[Block] = [TableBlock(table)] if table else []
-    return blocks + ([Bullets(laws.warnings + said)] if table else [Paragraph(sentence) for sentence in said])
+    return [*table, Bullets(laws.warnings + said)] if table else [Paragraph(sentence) for sentence in said]
 
 
-def _certainty(study: StudyResults) -> list[Block]:
+def _certainty(study: StudyResults, shown: Callable[..., list[Block]]) -> list[Block]:
     """How sure the differences are, or why that cannot be said."""
     heading = Heading("How sure the differences are")
     if why_not := comparisons.missing_seeds(study):
         return [heading, Paragraph(why_not)]
-    found = certainty_tables.differences(study)
-    if not found:
-        return []
-    scatter = certainty_tables.variance(study)
-    folded = found[1:] + ([scatter] if scatter else [])
+    found = shown("differences", "differences_by_task", "differences_of_pairs")
+    folded = [block.table for block in [*found[1:], *shown("variance")] if isinstance(block, TableBlock)]
     details = [Details(table.title, [TableBlock(replace(table, title=""))]) for table in folded]
-    return [heading, TableBlock(found[0]), *details]
+    return [heading, found[0], *details] if found else []
 
 
-def _figures(drawn: dict[str, Path], *names: str) -> list[Block]:
-    return [FigureBlock(drawn[name], CAPTIONS[name]) for name in names if name in drawn]
-
-
-def _method(study: StudyResults, findings: list[Finding], allowed: list[Difference]) -> list[Block]:
+def _method(study: StudyResults, found: Analysis, shown: Callable[..., list[Block]]) -> list[Block]:
     recipe = study.recipe
     student = recipe.student
     facts = [
@@ -160,15 +153,13 @@ def _method(study: StudyResults, findings: list[Finding], allowed: list[Differen
         f"Statistics: means over seeds with intervals at 95 % ({certainty_tables.INTERVALS[study.interval]}); "
         "differences are taken seed by seed, corrected as their table says (docs/statistics.md).",
     ]
-    blocks: list[Block] = [Bullets(facts)]
-    if findings:
-        blocks.append(TableBlock(tables.fairness_checks(findings)))
-    if allowed:
-        blocks.append(TableBlock(tables.allowed_differences(allowed, list(recipe.arms))))
+    blocks: list[Block] = [Bullets(facts), *(shown("fairness") if found.findings else [])]
+    if found.allowed:
+        blocks += shown("allowed_differences")
     else:
         blocks.append(Paragraph("Allowed differences between arms beside the objective: none."))
     if study.arms:
-        blocks.append(Details("Every run", [TableBlock(tables.runs(study)), *run_details.run_details(study)]))
+        blocks.append(Details("Every run", [*shown("runs"), *run_details.run_details(study)]))
         blocks.append(Details("Commit, versions, hardware, data", [TableBlock(_fingerprint(study))]))
     return blocks
 
@@ -200,7 +191,7 @@ def _optimisation(study: StudyResults) -> str:
 
 
 def _parameters(study: StudyResults) -> str:
-    counts = sorted({run.summary["parameters"] for run in study.all_runs()})
+    counts = sorted({run.summary.parameters for run in study.all_runs()})
     return f"{' or '.join(f'{number:,}' for number in counts) or 'not yet known number of'} parameters"
 
 
@@ -208,14 +199,14 @@ def _teacher(study: StudyResults) -> str:
     recipe = study.recipe.teacher
     if recipe is None:
         return "none"
-    taught = next((run.summary["teacher"] for run in study.all_runs() if run.summary.get("teacher")), None)
-    size = f", {taught['parameters']:,} parameters" if taught else ""
+    taught = next((run.summary.teacher for run in study.all_runs() if run.summary.teacher), None)
+    size = f", {taught.parameters:,} parameters" if taught and taught.parameters else ""
     return f"{recipe.path or 'trained first by this study, on the same data'}{size}, frozen, {recipe.precision}"
 
 
 def _fingerprint(study: StudyResults) -> Table:
     run = study.all_runs()[0]
-    flat = flatten(run.summary.get("fingerprint") or {})
+    flat = flatten(run.summary.fingerprint or {})
     columns = [Column("key", "entry", is_text=True), Column("value", "value", is_text=True)]
     title = f"Recorded by {run.arm}, seed {run.seed}; the fairness check compares it with the others"
     return Table("fingerprint", title, columns, [{"key": key, "value": value} for key, value in flat.items()])

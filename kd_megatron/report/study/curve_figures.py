@@ -17,7 +17,7 @@ from kd_megatron.analysis.break_even import BreakEven, num_sharing
 from kd_megatron.analysis.curves import Reading
 from kd_megatron.analysis.laws import Laws
 from kd_megatron.analysis.results import StudyResults
-from kd_megatron.report.page.drawing import look, power_unit
+from kd_megatron.report.page.drawing import legend_beside, look, power_unit, seeds_and_mean
 
 COLA = "CoLA"
 MOST_STUDENTS = 1e6  # at the top of the axis
@@ -42,11 +42,11 @@ def loss_against_budget(results: StudyResults) -> Figure | None:
     figure, axes = pyplot.subplots(figsize=(4.8, 3.2))
     for arm in results.arms:
         found = [curves.readings(results, run, "probe_loss") for run in results.runs[arm].values()]
-        _mean_curve(axes, results, arm, [([r.fraction for r in one], [r.value for r in one]) for one in found])
+        seeds_and_mean(axes, results, arm, [([r.fraction for r in one], [r.value for r in one]) for one in found])
     axes.set_xlabel("fraction of the budget spent")
     axes.set_ylabel("held-out MLM loss, probe head (nats)")
     axes.set_xlim(left=0)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
+    legend_beside(axes, handlelength=3)
     return figure
 
 
@@ -59,26 +59,14 @@ def _scores(results: StudyResults, task: str | None, place: Callable[[Reading], 
         return None
     figure, axes = pyplot.subplots(figsize=(4.8, 3.2))
     for arm, found in by_arm.items():
-        _mean_curve(axes, results, arm, [([place(r) for r in one], [100 * r.value for r in one]) for one in found])
+        seeds_and_mean(axes, results, arm, [([place(r) for r in one], [100 * r.value for r in one]) for one in found])
     axes.set_xlabel(label)
     axes.set_ylabel(f"{task or 'average score'} (points)")
     if label.startswith("tokens"):
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(left=0)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
+    legend_beside(axes, handlelength=3)
     return figure
-
-
-def _mean_curve(axes: Axes, results: StudyResults, arm: str, found: list[tuple[list[float], list[float]]]) -> None:
-    """Thin lines for seeds, a thick one for their mean as far as all go."""
-    if not found:
-        return
-    colour, marker, dash = look(results, arm)
-    for x, y in found if len(found) > 1 else []:
-        axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.5)
-    length = min(len(x) for x, _ in found)
-    x, y = (numpy.mean([one[axis][:length] for one in found], axis=0) for axis in (0, 1))
-    axes.plot(x, y, color=colour, linestyle=dash, marker=marker, markersize=4.5, label=arm)
 
 
 def scaling(results: StudyResults, laws: Laws) -> Figure | None:
@@ -107,7 +95,7 @@ def scaling(results: StudyResults, laws: Laws) -> Figure | None:
     axes.yaxis.set_major_formatter("{x:.3g}")
     axes.set_xlabel("tokens seen (beyond the grey line: extrapolated)")
     axes.set_ylabel("held-out MLM loss, probe head (nats)")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
+    legend_beside(axes, handlelength=3)
     return figure
 
 
@@ -152,5 +140,5 @@ def break_even(results: StudyResults, found: Sequence[BreakEven]) -> Figure | No
     _intervals(axes, results, [one for one, _ in shown], scale)
     axes.set_xlabel(f"budget of {results.reference} for each student ({unit})")
     axes.set_ylabel("students that must share the teacher")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
+    legend_beside(axes, handlelength=3)
     return figure

@@ -3,16 +3,6 @@
 Colours are Okabe and Ito's (2008), which people with colour-blindness can tell apart.
 """
 
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-
-import matplotlib
-
-from kd_megatron.report.page.drawing import interval_bars, look, power_unit, write
-
-matplotlib.use("Agg")
-
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +10,7 @@ from matplotlib.ticker import EngFormatter
 
 from kd_megatron.analysis.measure import Measure, measure_of
 from kd_megatron.analysis.results import StudyResults
+from kd_megatron.report.page.drawing import interval_bars, legend_beside, look, power_unit, seeds_and_mean
 from kd_megatron.report.study import tables
 from kd_megatron.report.study.tables import activity_in_words
 
@@ -30,16 +21,6 @@ ACTIVITY_STYLE = {
     "data_wait": ("#D55E00", "xxx"),
     "other": ("#BBBBBB", ""),
 }
-
-
-def write_figures(
-    results: StudyResults, directory: Path, more: dict[str, Callable[[], Figure | None]] | None = None
-) -> dict[str, Path]:
-    """Draw what the study has data for, and ``more``: name -> PNG file."""
-    own: dict[str, Callable[[], Figure | None]] = {
-        draw.__name__: partial(draw, results) for draw in (scores, scores_by_task, loss, score_against_tokens, ledger)
-    }
-    return write(directory, {**own, **(more or {})})
 
 
 def scores(results: StudyResults) -> Figure | None:
@@ -110,7 +91,8 @@ def loss(results: StudyResults) -> Figure | None:
     figure, panels = pyplot.subplots(1, 2, figsize=(7.2, 3.0), sharey=True)
     for axes, against in zip(panels, ("tokens", "budget_fraction"), strict=True):
         for arm in results.arms:
-            _curves(axes, results, arm, metric, against)
+            curves = [run.curve(metric, against) for run in results.runs[arm].values()]
+            seeds_and_mean(axes, results, arm, [curve for curve in curves if curve[0]])
     panels[0].set_ylabel("held-out MLM loss, probe head (nats)")
     panels[0].set_xlabel("tokens seen")
     panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -119,21 +101,6 @@ def loss(results: StudyResults) -> Figure | None:
     panels[1].set_xlim(0, 1.04)
     panels[1].legend(*panels[0].get_legend_handles_labels(), handlelength=3)
     return figure
-
-
-def _curves(axes: Axes, results: StudyResults, arm: str, metric: str, against: str) -> None:
-    colour, marker, dash = look(results, arm)
-    curves = [run.curve(metric, against) for run in results.runs[arm].values()]
-    curves = [curve for curve in curves if curve[0]]
-    if not curves:
-        return
-    if len(curves) > 1:
-        for x, y in curves:
-            axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.5)
-    length = min(len(x) for x, _ in curves)
-    x = [sum(curve[0][i] for curve in curves) / len(curves) for i in range(length)]
-    y = [sum(curve[1][i] for curve in curves) / len(curves) for i in range(length)]
-    axes.plot(x, y, color=colour, linestyle=dash, marker=marker, markersize=4.5, label=arm)
 
 
 def score_against_tokens(results: StudyResults) -> Figure | None:
@@ -147,7 +114,7 @@ def score_against_tokens(results: StudyResults) -> Figure | None:
         if mean is None:
             continue
         colour, marker, _ = look(results, arm)
-        tokens = [float(run.summary["tokens"]) for run in scored]
+        tokens = [float(run.summary.tokens) for run in scored]
         values = [100 * run.score for run in scored if run.score is not None]
         axes.plot(tokens, values, marker, mfc="none", mec=colour, markersize=4.5, linestyle="none")
         centre = sum(tokens) / len(tokens)
@@ -156,7 +123,7 @@ def score_against_tokens(results: StudyResults) -> Figure | None:
     axes.set_ylabel("average score (points)")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.margins(x=0.12)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend_beside(axes)
     return figure
 
 

@@ -3,26 +3,19 @@
 Works on an unfinished study and says what is missing. The report appears at once or not at all.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
 
 from kd_megatron.analysis import break_even, comparisons, laws, results
 from kd_megatron.analysis.measure import measure_of
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import run_findings
-from kd_megatron.analysis.statistics import Estimate, Method
+from kd_megatron.analysis.statistics import Method
 from kd_megatron.errors import disk_full_is_clear
-from kd_megatron.files import atomic, locks, records
+from kd_megatron.files import atomic, locks
 from kd_megatron.recipe import recipe_yaml
-from kd_megatron.report.grid import page
-from kd_megatron.report.page import latex
-from kd_megatron.report.page.document import to_html, to_markdown
-from kd_megatron.report.study import curve_figures, figures
+from kd_megatron.report.grid.page import grid_page
+from kd_megatron.report.page.page import HTML, Page
 from kd_megatron.report.study.answer import answer
 from kd_megatron.report.study.caveats import caveats
 from kd_megatron.report.study.content import Analysis, all_tables, content, subtitle
@@ -51,67 +44,37 @@ def write_report(directory: Path | str, interval: Method = "t", beside: Sequence
     alone = locks.exclusive(directory, wait=True)  # a study writes its own at its end, while somebody watches it
     with alone, disk_full_is_clear(final), atomic.new_directory(final) as aside:
         write_files(directory, aside, interval, beside)
-    return final / "index.html"
+    return final / HTML
 
 
 def write_files(directory: Path | str, target: Path, interval: Method = "t", beside: Sequence[Path | str] = ()) -> None:
     """Write the report's files to ``target``, a new directory. Arguments and errors as of `write_report`."""
-    if layout.is_grid(Path(directory)):
-        page.write_files(Path(directory), target, interval)
-    else:
-        _write_study_files(results.load(directory, interval), target, beside)
+    is_grid = layout.is_grid(Path(directory))
+    page = grid_page(Path(directory), interval) if is_grid else study_page(results.load(directory, interval), beside)
+    page.write(target)
 
 
-def _write_study_files(study: StudyResults, target: Path, beside: Sequence[Path | str]) -> None:
+def study_page(study: StudyResults, beside: Sequence[Path | str] = ()) -> Page:
+    """The page of one study, and ``results.json``: all it says, in base units (scores in [0, 1], seconds, FLOPs)."""
     comparisons.check_interval(study)
     found = Analysis(
         run_findings(study),
-        fairness.check(study.recipe),
+        fairness.allowed(study.recipe, study.resolved),
         laws.laws([study, *laws.load_beside(study, beside)]),
         break_even.all_break_evens(study),
     )
-    for part in ("figures", "tables"):
-        (target / part).mkdir(parents=True)
-    drawn = figures.write_figures(study, target / "figures", _more_figures(study, found))
-    blocks = content(study, found, drawn)
-    for table in all_tables(study, found):
-        table.write_csv(target / "tables")
-        latex.write(table, target / "tables")
-    records.write_json(target / "results.json", as_data(study, found))
-    title = f"Study {study.recipe.name}"
-    (target / "report.md").write_text(to_markdown(title, subtitle(study), blocks, target), encoding="utf-8")
-    (target / "index.html").write_text(to_html(title, subtitle(study), blocks), encoding="utf-8")
-
-
-def _more_figures(study: StudyResults, found: Analysis) -> dict[str, Callable[[], Figure | None]]:
-    return {
-        "score_against_budget": lambda: curve_figures.score_against_budget(study),
-        "loss_against_budget": lambda: curve_figures.loss_against_budget(study),
-        "cola_against_tokens": lambda: curve_figures.cola_against_tokens(study),
-        "scaling": lambda: curve_figures.scaling(study, found.laws),
-        "break_even": lambda: curve_figures.break_even(study, found.break_evens),
-    }
-
-
-def as_data(study: StudyResults, analysis: Analysis) -> dict[str, Any]:
-    """``results.json``: everything the report says, as numbers in base units (scores in [0, 1], seconds, FLOPs)."""
-    measure = measure_of(study)
-    found = all_tables(study, analysis)
-    return {
+    tables = all_tables(study, found)
+    data = {
         "study": study.recipe.name,
         "answer": answer(study),
-        "ranked_by": measure.quantity,
+        "ranked_by": measure_of(study).quantity,
         "reference": study.reference,
         "missing": study.missing,
-        "tables": {table.name: [_plain(row) for row in table.rows] for table in found},
-        "caveats": caveats(study, analysis.findings, analysis.allowed),
-        "scaling_warnings": analysis.laws.warnings,
-        "fingerprint": study.all_runs()[0].summary.get("fingerprint") if study.arms else None,
+        "tables": {table.name: table.plain_rows() for table in tables},
+        "caveats": caveats(study, found.findings, found.allowed),
+        "scaling_warnings": found.laws.warnings,
+        "fingerprint": study.all_runs()[0].summary.fingerprint if study.arms else None,
         "recipe": recipe_yaml.read((study.directory / layout.RECIPE_FILE).read_text(encoding="utf-8")),
     }
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Estimates as mappings, and no NaN, which is not JSON."""
-    plain = {key: asdict(value) if isinstance(value, Estimate) else value for key, value in row.items()}
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
+    blocks = content(study, found, tables)
+    return Page(f"Study {study.recipe.name}", subtitle(study), blocks, tables, data)

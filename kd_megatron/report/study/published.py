@@ -10,13 +10,11 @@ from typing import Any
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.console import units
 from kd_megatron.console.units import budget_in_words
-from kd_megatron.objectives.of_the_teacher import learns_from_teacher
 from kd_megatron.recipe import StudyRecipe
-from kd_megatron.recipe import arms as arms_module
 from kd_megatron.recipe.arms import split_arm
 from kd_megatron.report.page import words
 from kd_megatron.report.page.document import Block, Bullets, Details, TableBlock
-from kd_megatron.report.page.table import Column, Table
+from kd_megatron.report.page.table import Column, Table, texts
 from kd_megatron.report.study.tables import mean_over
 
 FILE = Path(__file__).with_suffix(".json")
@@ -27,7 +25,7 @@ def _read() -> dict[str, Any]:
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
-REFERENCE = next(name for name in _read()["names"] if not learns_from_teacher({"objective": name}))
+REFERENCE = next(name for name, theirs in _read()["names"].items() if theirs == "No-KD")
 
 
 def setting(study: StudyResults) -> dict[str, Any]:
@@ -62,7 +60,7 @@ def rows(study: StudyResults) -> Table | None:
     arms = [arm for arm in study.arms if objective_of(study, arm) in theirs]
     if objective_of(study, study.reference) != REFERENCE or set(arms) <= {study.reference}:
         return None
-    tokens = {arm: mean_over(list(study.runs[arm].values()), lambda run: run.summary["tokens"]) for arm in arms}
+    tokens = {arm: mean_over(list(study.runs[arm].values()), lambda run: run.summary.tokens) for arm in arms}
     base = tokens.get(study.reference)
     shown = []
     for arm in arms:
@@ -81,8 +79,7 @@ def rows(study: StudyResults) -> Table | None:
             }
         )
     columns = [
-        Column("arm", "arm", is_text=True),
-        Column("published_name", "its name there", is_text=True),
+        *texts(arm="arm", published_name="its name there"),
         Column("published_tokens", "their tokens", units.count),
         Column("published_ratio", "to No-KD's", units.ratio),
         Column("published_difference", "their GLUE to No-KD", is_text=True),
@@ -179,7 +176,7 @@ def _rates(study: StudyResults) -> str:
 
 def by_arm(study: StudyResults, read: Callable[[StudyRecipe], str]) -> str:
     """What ``read`` finds in the recipes that arms really run, tuning and overrides included, in words."""
-    return units.by_arm(arms_module.by_arm(study.recipe, read))
+    return units.by_arm({arm: read(recipe) for arm, recipe in study.resolved.items()})
 
 
 def _finetuning(study: StudyResults) -> str:

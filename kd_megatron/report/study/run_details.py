@@ -40,12 +40,12 @@ def _blocks(study: StudyResults, run: Run, differing: dict[str, dict[str, Any]])
 
 
 def _in_words(run: Run) -> str:
-    budget = run.summary["budget"]
-    spent = units.flops if budget["unit"] == "flops" else "{:.4g}".format
+    budget = run.summary.budget
+    spent = units.flops if budget.unit == "flops" else "{:.4g}".format
     return (
-        f"{units.count(run.summary['steps'])} steps, {units.count(run.summary['tokens'])} tokens, of them "
-        f"{units.count(run.summary['unique_tokens'])} different ones; spent {spent(budget['spent'])} of "
-        f"{spent(budget['limit'])} {budget['unit'].replace('_', ' ').replace('flops', 'FLOPs')}."
+        f"{units.count(run.summary.steps)} steps, {units.count(run.summary.tokens)} tokens, of them "
+        f"{units.count(run.summary.unique_tokens)} different ones; spent {spent(budget.spent)} of "
+        f"{spent(budget.limit)} {budget.in_words}."
     )
 
 
@@ -60,13 +60,13 @@ def _on_the_way(run: Run) -> Table:
         Column("budget_fraction", "budget", lambda value: units.percent(None if value is None else min(value, 1.0))),
         Column("tokens", "tokens", units.count),
         Column("loss", "own loss", _own),
-        Column("probe_loss", "held-out MLM loss (probe, nats)", _nats),
+        Column("probe_loss", "held-out MLM loss (probe, nats)", units.thousandths),
     ]
     return Table("", "On the way", columns, shown, "The own loss is that of the objective: no two arms share it.")
 
 
 def _ledger(run: Run) -> Table:
-    charged = run.summary["budget"]["charge"]
+    charged = run.summary.budget.charge
     spent = {name: (run.account(name, "seconds"), run.account(name, "flops")) for name in ACCOUNTS}
     rows = [
         {"account": name.replace("_", " "), "seconds": seconds, "flops": flops, "charged": name in charged}
@@ -83,22 +83,21 @@ def _ledger(run: Run) -> Table:
 
 
 def _finetuning(study: StudyResults, run: Run) -> Table:
-    summaries = (run.finetune or {"tasks": {}})["tasks"]
     rows = [
         {
             "task": task,
-            "score": summary.get("mean"),
-            "seeds": len(summary.get("scores") or {}),
-            **{key: (summary.get("best_cell") or {}).get(key) for key in ("learning_rate", "batch_size")},
+            "score": summary.mean,
+            "seeds": len(summary.scores),
+            **{key: summary.best_cell.get(key) for key in ("learning_rate", "batch_size")},
         }
-        for task, summary in summaries.items()
+        for task, summary in run.tasks.items()
         if task in study.tasks
     ]
     columns = [
         Column("task", "task", is_text=True),
         Column("score", "score (points)", units.points),
         Column("seeds", "fine-tuning seeds"),
-        Column("learning_rate", "learning rate", lambda value: units.NOTHING if value is None else f"{value:g}"),
+        Column("learning_rate", "learning rate", units.number),
         Column("batch_size", "batch size"),
     ]
     return Table("", "Its fine-tuning", columns, rows)
@@ -107,7 +106,3 @@ def _finetuning(study: StudyResults, run: Run) -> Table:
 def _own(value: float | None) -> str:
     """Of any size: relations that are nearly uniform differ by millionths."""
     return units.NOTHING if value is None else f"{value:#.4g}"
-
-
-def _nats(value: float | None) -> str:
-    return units.NOTHING if value is None else f"{value:.3f}"

@@ -7,11 +7,9 @@ from kd_megatron.analysis.crossover import Crossover
 from kd_megatron.analysis.laws import Laws
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.scaling import Fit, num_amounts
-from kd_megatron.analysis.statistics import Estimate
+from kd_megatron.analysis.statistics import UNFAIR, Estimate
 from kd_megatron.console.units import NOTHING, by_arm, count, flops, percent
-from kd_megatron.report.page.table import Column, Table
-
-UNFAIR = "unfair: none"  # as a verdict has it
+from kd_megatron.report.page.table import Column, Table, numbers
 
 
 def table(study: StudyResults, found: Laws) -> Table | None:
@@ -21,10 +19,8 @@ def table(study: StudyResults, found: Laws) -> Table | None:
     unit = study.recipe.budget.unit.replace("flops", "FLOPs").replace("_", " ")
     columns = [
         Column("arm", "arm", is_text=True),
-        Column("num_points", "points"),
-        Column("amounts", "amounts of text"),
-        Column("floor", "floor E (nats)", _with_interval),
-        Column("exponent", "exponent alpha", _with_interval),
+        *numbers(num_points="points", amounts="amounts of text"),
+        *numbers(_with_interval, floor="floor E (nats)", exponent="exponent alpha"),
         Column("deviation", "scatter", percent),
         Column("crossover", f"order with {study.reference} changes at ({unit})", is_text=True),
     ]

@@ -8,11 +8,10 @@ from kd_megatron.analysis.results import Run, StudyResults
 from kd_megatron.analysis.run_checks import Finding
 from kd_megatron.console import units
 from kd_megatron.ledger import ACCOUNTS
-from kd_megatron.objectives.of_the_teacher import begins_from_teacher, owes_the_teacher
 from kd_megatron.objectives.words import of_arm_in_words
 from kd_megatron.recipe.diff import Difference
 from kd_megatron.report.page import words
-from kd_megatron.report.page.table import Column, Table
+from kd_megatron.report.page.table import Column, Table, numbers, texts
 
 ACTIVITIES = ("student", "teacher", "loss", "data_wait", "other")
 
@@ -60,8 +59,9 @@ def scores(results: StudyResults) -> Table:
 
 def _metrics_in_words(results: StudyResults) -> str:
     """Each metric with its tasks, such as ``accuracy: SST-2, RTE; Matthews correlation: CoLA``."""
-    summaries = [run.finetune["tasks"] for run in results.all_runs() if run.finetune]
-    metrics = {task: str(found[task]["metric"]) for found in summaries for task in results.tasks if task in found}
+    metrics = {
+        task: run.tasks[task].metric for run in results.all_runs() for task in results.tasks if task in run.tasks
+    }
     tasks_of = {metric: [task for task in metrics if metrics[task] == metric] for metric in metrics.values()}
     return "; ".join(f"{metric}: {', '.join(tasks)}" for metric, tasks in tasks_of.items())
 
@@ -87,11 +87,9 @@ def _scores_row(results: StudyResults, arm: str) -> dict[str, Any]:
 
 def partial_tasks(results: StudyResults) -> dict[str, str]:
     """Task -> note, of the tasks that were scored on a partial or substitute split."""
-    found = {}
+    found: dict[str, str] = {}
     for run in results.all_runs():
-        for task, summary in (run.finetune or {"tasks": {}})["tasks"].items():
-            if summary.get("partial_split"):
-                found[task] = str(summary.get("note", ""))
+        found |= {task: summary.note for task, summary in run.tasks.items() if summary.partial_split}
     return found
 
 
@@ -102,14 +100,11 @@ def task_heading(results: StudyResults, task: str) -> str:
 
 def spending(results: StudyResults) -> Table:
     """Per arm: what the budget bought."""
-    reference = mean_over(_runs(results, results.reference), lambda run: run.summary["tokens_per_second"])
+    reference = mean_over(_runs(results, results.reference), lambda run: run.summary.tokens_per_second)
     rows = [_spending_row(results, arm, reference) for arm in results.arms]
     columns = [
-        Column("arm", "arm", is_text=True),
-        Column("objective", "objective", is_text=True),
-        Column("tokens", "tokens seen", units.count),
-        Column("unique_tokens", "unique tokens", units.count),
-        Column("steps", "steps", units.count),
+        *texts(arm="arm", objective="objective"),
+        *numbers(units.count, tokens="tokens seen", unique_tokens="unique tokens", steps="steps"),
         Column("flops", "FLOPs charged", units.flops),
         Column("hours", "hours charged", units.hours),
         Column("tokens_per_second", "tokens/s", units.count),
@@ -124,7 +119,7 @@ def spending(results: StudyResults) -> Table:
 def _spending_row(results: StudyResults, arm: str, reference: float | None) -> dict[str, Any]:
     runs = _runs(results, arm)
     means = {
-        key: mean_over(runs, lambda run, key=key: run.summary[key])  # type: ignore[misc]
+        key: mean_over(runs, lambda run, key=key: getattr(run.summary, key))  # type: ignore[misc]
         for key in ("tokens", "unique_tokens", "steps", "flops", "hours", "tokens_per_second")
     }
     speed = means["tokens_per_second"]
@@ -139,8 +134,8 @@ def _spending_row(results: StudyResults, arm: str, reference: float | None) -> d
 
 def _overshoot(run: Run) -> float | None:
     """Beyond the budget, as a share of it; None of a calibrated run, whose steps were fixed before."""
-    budget = run.summary["budget"]
-    return None if budget.get("calibrated") else budget["spent"] / budget["limit"] - 1
+    budget = run.summary.budget
+    return budget.spent / budget.limit - 1 if budget.calibrated_steps is None else None
 
 
 def ledger(results: StudyResults, unit: str) -> Table:
@@ -179,8 +174,8 @@ def teacher_cost(results: StudyResults) -> Table | None:
     rows = []
     for arm in results.arms:
         runs = _runs(results, arm)
-        own = mean_over(runs, lambda run: run.summary["flops"])
-        extra = cost if owes_the_teacher(results.recipe, arm) else 0.0
+        own = mean_over(runs, lambda run: run.summary.flops)
+        extra = cost if results.owes_the_teacher(arm) else 0.0
         rows.append(
             {
                 "arm": arm,
@@ -191,12 +186,10 @@ def teacher_cost(results: StudyResults) -> Table | None:
         )
     columns = [
         Column("arm", "arm", is_text=True),
-        Column("excluded", "excluded", units.flops),
-        Column("included", "included", units.flops),
-        Column("amortised", f"shared by {num_sharing} students", units.flops),
+        *numbers(units.flops, excluded="excluded", included="included", amortised=f"shared by {num_sharing} students"),
     ]
     note = f"FLOPs per student. The teacher's own training: {units.flops(cost)} FLOPs ({source})."
-    if beginning := [arm for arm in results.arms if begins_from_teacher(results.recipe, arm)]:
+    if beginning := [arm for arm in results.arms if results.begins_from_teacher(arm)]:
         note += f" Students whose first weights are the teacher's layers owe it too: {', '.join(beginning)}."
     return Table("teacher_cost", "", columns, rows, note)
 
@@ -206,12 +199,11 @@ def runs(results: StudyResults) -> Table:
     rows = [_run_row(run) for run in results.all_runs()]
     columns = [
         Column("arm", "arm", is_text=True),
-        Column("seed", "seed"),
-        Column("steps", "steps"),
+        *numbers(seed="seed", steps="steps"),
         Column("tokens", "tokens", units.count),
         Column("flops", "FLOPs", units.flops),
         Column("hours", "hours", units.hours),
-        Column("probe_loss", "probe loss", lambda value: units.NOTHING if value is None else f"{value:.3f}"),
+        Column("probe_loss", "probe loss", units.thousandths),
         Column("score", "average score", units.points),
     ]
     return Table("runs", "", columns, rows)
@@ -219,9 +211,14 @@ def runs(results: StudyResults) -> Table:
 
 def _run_row(run: Run) -> dict[str, Any]:
     keys = ("steps", "tokens", "unique_tokens", "flops", "hours", "tokens_per_second")
-    row = {"arm": run.arm, "seed": run.seed, **{key: run.summary[key] for key in keys}, "probe_loss": run.probe_loss}
+    row = {
+        "arm": run.arm,
+        "seed": run.seed,
+        **{key: getattr(run.summary, key) for key in keys},
+        "probe_loss": run.probe_loss,
+    }
     row["score"] = run.score
-    return row | {f"score_{task}": run.task_score(task) for task in (run.finetune or {"tasks": {}})["tasks"]}
+    return row | {f"score_{task}": run.task_score(task) for task in run.tasks}
 
 
 def fairness_checks(findings: list[Finding]) -> Table:

@@ -8,17 +8,8 @@ from rich.table import Table as RichTable
 
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.console import units
-from kd_megatron.objectives.of_the_teacher import learns_from_teacher
-from kd_megatron.report.page.document import Block, Heading, TableBlock
-from kd_megatron.report.page.table import Column, Table
-from kd_megatron.study.effective import LEARNING_RATE
-from kd_megatron.study.tuning import setting_in_words
-
-
-def blocks(results: StudyResults) -> list[Block]:
-    """The report's section on what came before training; empty where nothing did."""
-    found = [table for table in (tuning(results), calibration(results)) if table]
-    return [Heading("Before training"), *map(TableBlock, found)] if found else []
+from kd_megatron.report.page.table import Column, Table, numbers
+from kd_megatron.study.effective import LEARNING_RATE, setting_in_words
 
 
 def tuning(results: StudyResults) -> Table | None:
@@ -45,10 +36,10 @@ def tuning(results: StudyResults) -> Table | None:
     columns = [
         Column("arm", "arm", is_text=True),
         Column("trial", "trial"),
-        Column("learning_rate", "learning rate", lambda value: f"{value:g}"),
+        Column("learning_rate", "learning rate", units.number),
         Column("weight", "weight", is_text=True),
-        Column("weight_value", "its value", lambda value: units.NOTHING if value is None else f"{value:g}"),
-        Column("probe_mlm_loss", "held-out loss (probe), nats", _loss),
+        Column("weight_value", "its value", units.number),
+        Column("probe_mlm_loss", "held-out loss (probe), nats", units.thousandths),
         Column("tokens", "tokens seen", units.count),
         Column("outcome", "outcome", is_text=True),
     ]
@@ -59,10 +50,6 @@ def _outcome(found: dict[str, Any], arm: str, trial: dict[str, Any]) -> str:
     if not trial["is_finite"]:
         return "not finite: counts as the worst"
     return "chosen" if trial["setting"] == found["chosen"][arm] else ""
-
-
-def _loss(value: float | None) -> str:
-    return units.NOTHING if value is None else f"{value:.3f}"
 
 
 def _note(found: dict[str, Any]) -> str:
@@ -87,7 +74,11 @@ def show(results: StudyResults) -> None:
     shown.add_column("outcome")
     for arm, trials in found["trials"].items():
         for trial in trials:
-            cells = (setting_in_words(trial["setting"]), _loss(trial["probe_mlm_loss"]), _outcome(found, arm, trial))
+            cells = (
+                setting_in_words(trial["setting"]),
+                units.thousandths(trial["probe_mlm_loss"]),
+                _outcome(found, arm, trial),
+            )
             shown.add_row(arm, *cells)
     console = Console(soft_wrap=False)
     console.print(shown)
@@ -105,7 +96,7 @@ def tuning_caveats(results: StudyResults) -> list[str]:
         "measured on the split whose loss is reported: losses of tuned arms are slightly optimistic, alike for all."
     ]
     tried = results.recipe.tuning.weights if results.recipe.tuning else {}
-    distilling = [arm for arm, options in results.recipe.arms.items() if learns_from_teacher(options)]
+    distilling = [arm for arm in results.recipe.arms if results.learns_from_teacher(arm)]
     if untried := [arm for arm in distilling if arm not in tried]:
         said.append(f"Learning rates were tried, weights of the objective were not, in {', '.join(untried)}.")
     edges = {arm: paths for arm, paths in found["at_edge"].items() if paths}
@@ -133,25 +124,21 @@ def calibration(results: StudyResults) -> Table | None:
     rows = []
     for arm, entry in found["arms"].items():
         runs = list(results.runs.get(arm, {}).values())
-        fixed = next((run.summary["budget"]["calibrated"] for run in runs), None) or {"steps": None}
-        hours = [run.summary["hours"] for run in runs]
+        hours = [run.summary.hours for run in runs]
         rows.append(
             {
                 "arm": arm,
                 **{key: entry["tokens_per_second"][key] for key in ("p50", "p20", "p80")},
-                "steps": fixed["steps"],
+                "steps": next((run.summary.budget.calibrated_steps for run in runs), None),
                 "least_hours": min(hours, default=None),
                 "most_hours": max(hours, default=None),
             }
         )
     columns = [
         Column("arm", "arm", is_text=True),
-        Column("p50", "tokens/s", units.count),
-        Column("p20", "p20", units.count),
-        Column("p80", "p80", units.count),
+        *numbers(units.count, p50="tokens/s", p20="p20", p80="p80"),
         Column("steps", "steps fixed", units.plain),
-        Column("least_hours", "hours taken, least", units.hours),
-        Column("most_hours", "most", units.hours),
+        *numbers(units.hours, least_hours="hours taken, least", most_hours="most"),
     ]
     note = (
         f"Measured before training in {found['rounds']} rounds of {found['steps']} steps, arms in turn, on "
@@ -170,7 +157,7 @@ def calibration_caveats(results: StudyResults) -> list[str]:
         f"The budget of {budget.limit:g} {budget.unit.replace('_', ' ')} became steps before training, by each arm's "
         f"median speed in {found['rounds']} rounds in turn on {found['hardware']['device']}: the clock ended no run"
     )
-    shares = [run.summary["budget"]["spent"] / run.summary["budget"]["limit"] for run in results.all_runs()]
+    shares = [run.summary.budget.spent / run.summary.budget.limit for run in results.all_runs()]
     if shares:
         said += f". By the clock the runs took {min(shares):.0%} to {max(shares):.0%} of it"
     scaled = [arm for arm, entry in found["arms"].items() if "scaled_by" in entry]

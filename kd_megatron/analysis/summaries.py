@@ -1,0 +1,232 @@
+"""What a report reads of the summaries that finished runs and fine-tunings left, typed; of earlier versions' as well.
+
+What every version has recorded is needed, and its absence is an error that names the file. The rest may be absent: what
+is not known is None or empty, and nothing is said of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_megatron.errors import OutputError
+from kd_megatron.finetune.places import MACHINES
+from kd_megatron.study import layout
+from kd_megatron.study.effective import read
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run was given and what it spent, in ``unit``."""
+
+    unit: str
+    limit: float
+    spent: float
+    charge: list[str]  # accounts of the ledger
+    calibrated_steps: int | None  # that were fixed before training; None: the budget ended the run
+
+    @property
+    def in_words(self) -> str:
+        """The unit as it is written: ``"FLOPs"``, ``"gpu hours"``."""
+        return self.unit.replace("flops", "FLOPs").replace("_", " ")
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What a run found and left in a cache of the teacher's outputs."""
+
+    path: str
+    kept: str
+    bytes_per_token: float
+    gib_on_disk: float
+    num_students: int
+    rows_filled: int
+    rows_read: int
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The teacher that a run learned from."""
+
+    parameters: int | None
+    cost_flops: float | None  # of its own training, as the recipe states it
+    cost_source: str | None
+    cache: CacheUse | None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """How a branch came down, after it had left its run."""
+
+    decayed: bool
+    decay_steps: int
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A finished pretraining run, of a student or of the study's own teacher."""
+
+    steps: int
+    tokens: int
+    unique_tokens: int
+    parameters: int
+    flops: float  # charged
+    hours: float  # charged
+    tokens_per_second: float
+    budget: Budget
+    accounts: Mapping[str, Mapping[str, float]]  # of the ledger: name -> unit -> what was spent
+    probe_loss: float | None  # held-out MLM loss of the probe head, in nats per masked token
+    teacher: Teacher | None  # None: it has none
+    branch: Branch | None  # None: a whole run
+    untrained_parameters: list[str]
+    export_hash: str | None
+    settings: dict[str, Any] | None
+    fingerprint: dict[str, Any] | None
+
+    @property
+    def epochs(self) -> float:
+        """How often its text was seen on average."""
+        return self.tokens / max(self.unique_tokens, 1)
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """One task of a fine-tuning."""
+
+    metric: str
+    mean: float
+    scores: dict[str, float]  # by fine-tuning seed
+    best_cell: dict[str, Any]  # learning rate and batch size of the setting that they are of
+    cells: list[dict[str, Any]]
+    num_train: int | None
+    num_dev: int | None
+    num_runs: int
+    partial_split: bool
+    note: str
+    content_hash: str | None  # of its rows
+
+
+@dataclass(frozen=True)
+class FinetuneSummary:
+    """A finished fine-tuning."""
+
+    tasks: dict[str, TaskSummary]
+    average: float
+    model: str | None
+    model_hash: str | None
+    precision: str | None
+    selection: str | None  # in words
+    averages: dict[str, dict[str, Any]]  # that others take
+    settings: dict[str, Any] | None
+
+
+class _Record:
+    """A mapping of a file; what is needed of it and absent is an error."""
+
+    def __init__(self, path: Path, content: Any, place: str = "") -> None:
+        self.path, self.content, self.place = path, content, place
+
+    def __getitem__(self, key: str) -> Any:
+        if not isinstance(self.content, dict) or key not in self.content:
+            raise OutputError(
+                given=f"{self.path} has no {self.place}{key}",
+                expected="the summary of a finished run, whole",
+                fix="remove the file and run the study again: that piece alone is repeated",
+            )
+        return self.content[key]
+
+    def get(self, key: str, otherwise: Any = None) -> Any:
+        """The value; ``otherwise`` where it is absent or null."""
+        found = self.content.get(key) if isinstance(self.content, dict) else None
+        return otherwise if found is None else found
+
+    def part(self, key: str) -> "_Record":
+        """A section that is needed."""
+        return _Record(self.path, self[key], f"{self.place}{key}.")
+
+    def optional(self, key: str) -> "_Record | None":
+        """A section that may be absent or null."""
+        return self.part(key) if self.get(key) else None
+
+
+def finished_run(directory: Path) -> RunSummary | None:
+    """The summary of a finished run; None when it is not finished. Raises `OutputError` when it is damaged."""
+    content = layout.finished_run(directory)
+    return _run(_Record(directory / "summary.json", content)) if content else None
+
+
+def finetuning(directory: Path) -> FinetuneSummary | None:
+    """The summary of a fine-tuning; None when there is none yet. Raises `OutputError` when it is damaged."""
+    content = layout.read_summary(directory)
+    return _finetuning(_Record(directory / "summary.json", content)) if content else None
+
+
+def finetuned(directory: Path, student: RunSummary) -> FinetuneSummary | None:
+    """The summary of the fine-tuning in ``directory``; None when there is none yet, or it is of another student.
+
+    Args:
+        directory: of the fine-tuning.
+        student: the summary of its run. Earlier versions recorded no hash of the export: they are taken at their word.
+    """
+    summary = finetuning(directory)
+    hashes = summary.model_hash if summary else None, student.export_hash
+    return None if None not in hashes and hashes[0] != hashes[1] else summary
+
+
+def machines(directory: Path) -> list[dict[str, Any]]:
+    """What the fine-tuning in ``directory`` was run with, one entry for each start that differs; may be empty."""
+    found: Any = read(directory / MACHINES)
+    return found or []
+
+
+def _run(record: _Record) -> RunSummary:
+    branch = record.optional("branch")
+    return RunSummary(
+        **{key: record[key] for key in ("steps", "tokens", "unique_tokens", "parameters")},
+        **{key: record[key] for key in ("flops", "hours", "tokens_per_second")},
+        budget=_budget(record.part("budget")),
+        accounts=record.part("ledger")["accounts"],
+        probe_loss=record.part("validation").get("probe_mlm_loss"),
+        teacher=_teacher(record.optional("teacher")),
+        branch=Branch(bool(branch["decayed"]), branch["decay_steps"]) if branch else None,
+        untrained_parameters=record.get("untrained_parameters", []),
+        **{key: record.get(key) for key in ("export_hash", "settings", "fingerprint")},
+    )
+
+
+def _budget(record: _Record) -> Budget:
+    calibrated = record.optional("calibrated")
+    steps = calibrated["steps"] if calibrated else None
+    return Budget(record["unit"], record["limit"], record["spent"], record["charge"], steps)
+
+
+def _teacher(record: _Record | None) -> Teacher | None:
+    if record is None:
+        return None
+    cache = record.optional("cache")
+    use = CacheUse(**{key: cache[key] for key in CacheUse.__dataclass_fields__}) if cache else None
+    return Teacher(**{key: record.get(key) for key in ("parameters", "cost_flops", "cost_source")}, cache=use)
+
+
+def _finetuning(record: _Record) -> FinetuneSummary:
+    tasks = record.part("tasks")
+    return FinetuneSummary(
+        tasks={name: _task(tasks.part(name)) for name in tasks.content},
+        average=record["average"],
+        **{key: record.get(key) for key in ("model", "model_hash", "precision", "selection", "settings")},
+        averages=record.get("averages", {}),
+    )
+
+
+def _task(record: _Record) -> TaskSummary:
+    cells = record.get("cells", [])
+    return TaskSummary(
+        metric=record["metric"],
+        mean=record["mean"],
+        cells=cells,
+        num_runs=record.get("num_runs", len(cells)),
+        partial_split=record.get("partial_split", False),
+        note=record.get("note", ""),
+        **{key: record.get(key, {}) for key in ("scores", "best_cell")},
+        **{key: record.get(key) for key in ("num_train", "num_dev", "content_hash")},
+    )
