@@ -17,7 +17,7 @@ Key = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Change:
+class RatioChange:
     """One row's ratio, recorded and now. ``slower_by`` is the share of our relative speed that is lost."""
 
     row: Row
@@ -30,7 +30,7 @@ def key(row: Row) -> Key:
     return (row.name, row.backend, row.shape.partition(" (")[0], row.dtype, row.device, row.ratio_to)
 
 
-def compare(rows: Iterable[Row], recorded: Iterable[Row]) -> list[Change]:
+def compare(rows: Iterable[Row], recorded: Iterable[Row]) -> list[RatioChange]:
     """Every row that is in both, in the order of ``rows``.
 
     Raises:
@@ -38,7 +38,9 @@ def compare(rows: Iterable[Row], recorded: Iterable[Row]) -> list[Change]:
     """
     before = {key(row): row.ratio for row in recorded}
     rows = list(rows)
-    changes = [Change(row, before[key(row)], _slower_by(row, before[key(row)])) for row in rows if key(row) in before]
+    changes = [
+        RatioChange(row, before[key(row)], _slower_by(row, before[key(row)])) for row in rows if key(row) in before
+    ]
     if not changes:
         raise DataError(
             given=f"no row of this run is among the {len(before)} recorded ones",
@@ -49,7 +51,7 @@ def compare(rows: Iterable[Row], recorded: Iterable[Row]) -> list[Change]:
     return changes
 
 
-def refuse_slower(changes: Sequence[Change], tolerance: float) -> None:
+def refuse_slower(changes: Sequence[RatioChange], tolerance: float) -> None:
     """Raise `SlowerError` where a ratio has become worse by more than ``tolerance``, a share of it."""
     slower = [change for change in changes if change.slower_by > tolerance]
     if slower:

@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.2
 _report: Callable[[int, int], None] = lambda documents, tokens: None  # noqa: E731
 
 
-class Stopped(Exception):
+class WorkersStopped(Exception):
     """Ends the work of a worker whose parent has given up."""
 
 
@@ -123,7 +123,7 @@ def _start_worker(counters: Any) -> None:
 def _adder(counters: Any, then: Callable[[int, int], None] | None = None) -> Callable[[int, int], None]:
     def add(num_documents: int, num_tokens: int) -> None:
         if counters[2]:
-            raise Stopped
+            raise WorkersStopped
         with counters.get_lock():
             counters[0] += num_documents
             counters[1] += num_tokens

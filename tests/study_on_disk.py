@@ -8,7 +8,7 @@ import yaml
 
 from kd_megatron.objectives.of_the_teacher import learns_from_teacher
 from kd_megatron.recipe import StudyRecipe
-from kd_megatron.study.layout import arm_directory, branch_directory, marker_directory
+from kd_megatron.study.layout import arm_directory, branch_directory, branch_finetune_directory
 
 ARMS = {
     "scratch": {"objective": "scratch"},
@@ -90,7 +90,7 @@ def write_branches(directory: Path, recipe: StudyRecipe, arm: str, seed: int) ->
         loss = {"probe_mlm_loss": PROBE[arm][seed] + 0.3 * (1 - fraction)}
         (where / "summary.json").write_text(json.dumps(trunk | spent | {"branch": facts, "validation": loss}))
         if recipe.finetune and recipe.markers.finetune:
-            write_finetune(marker_directory(directory, arm, seed, fraction), arm, seed)
+            write_finetune(branch_finetune_directory(directory, arm, seed, fraction), arm, seed)
 
 
 def write_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> None:

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     to_check, to_time = shapes.chosen(args.shapes, args.kernel, device)
     dtype = DTYPES[args.dtype or ("bf16" if device.type == "cuda" else "fp32")]
-    plan = suite.Plan(dtype, device, seconds=30.0 if args.seconds is None else args.seconds)
+    plan = suite.SuitePlan(dtype, device, seconds=30.0 if args.seconds is None else args.seconds)
     rows = _measure(to_check, to_time, plan)
     record = as_json(rows, facts.facts(("torch", "triton", "liger-kernel")))
     bench_output.present(args, source, rows, record)
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(to_check: "list[Case]", to_time: "list[Case]", plan: "suite.Plan") -> "list[Row]":
+def _measure(to_check: "list[Case]", to_time: "list[Case]", plan: "suite.SuitePlan") -> "list[Row]":
     """Check all, then time, with a progress bar; say what was left out."""
     from benchmarks.kernels import suite
     from benchmarks.kernels.correctness import refuse_red

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from benchmarks.data.in_turn import Case
+from benchmarks.data.in_turn import TurnTaker
 from benchmarks.data.megatron_way import MaskedSamples
 from kd_megatron.data.loader import Loader
 from kd_megatron.data.masking import Masker
@@ -40,12 +40,12 @@ def pool_name(path: Path) -> str:
     return f"{num_tokens:,} tokens"
 
 
-def reading_cases(pools: list[Path], length: int) -> list[Case]:
+def reading_cases(pools: list[Path], length: int) -> list[TurnTaker]:
     """Windows gathered in the loader's order, and its whole masked batches, from each pool; relative to the first."""
     names = [pool_name(path) for path in pools]
     num_windows = max(1, TOKENS_PER_BATCH // length)
     return [
-        Case(
+        TurnTaker(
             name=f"data/{what}",
             shape=f"B{num_windows} L{length}",
             backend=name,
@@ -81,7 +81,7 @@ def _batches(path: Path, length: int, num_windows: int) -> Callable[[], None]:
     return work
 
 
-def masking_cases(path: Path, length: int) -> list[Case]:
+def masking_cases(path: Path, length: int) -> list[TurnTaker]:
     """One batch of windows masked, by our masking and by megatron-core's dataset; relative to the latter."""
     num_windows = max(1, TOKENS_PER_BATCH // length)
     loader, samples = _loader(path, length), np.arange(num_windows)
@@ -100,12 +100,12 @@ def masking_cases(path: Path, length: int) -> list[Case]:
     }
     shape = f"B{num_windows} L{length}"
     return [
-        Case("data/mask", shape, backend, num_windows * length, work, ratio_to=MEGATRON)
+        TurnTaker("data/mask", shape, backend, num_windows * length, work, ratio_to=MEGATRON)
         for backend, work in works.items()
     ]
 
 
-def opening_cases(path: Path) -> list[Case]:
+def opening_cases(path: Path) -> list[TurnTaker]:
     """From a path to a loader that is ready: opened never before, before, and before but in the disk's files only.
 
     Opened before means that every ``.bin`` was found good once and has not been touched since (`data.verified`): its
@@ -116,7 +116,7 @@ def opening_cases(path: Path) -> list[Case]:
     if not hasattr(os, "posix_fadvise"):
         del works[COLD]
     return [
-        Case(
+        TurnTaker(
             name="data/open",
             shape=f"{pool_name(path)} L{LENGTHS[0]}",
             backend=backend,

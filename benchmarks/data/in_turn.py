@@ -14,7 +14,7 @@ def nothing() -> None:
 
 
 @dataclass(frozen=True)
-class Case:
+class TurnTaker:
     """What one row measures."""
 
     name: str
@@ -26,7 +26,7 @@ class Case:
     before: Callable[[], object] = nothing  # called before ``work`` every time, not timed
 
 
-def measure(cases: list[Case], num_rounds: int) -> list[Row]:
+def measure(cases: list[TurnTaker], num_rounds: int) -> list[Row]:
     """A row for each case, of ``num_rounds`` rounds; every other round goes backwards. One round more, not counted."""
     seconds = np.zeros((1 + num_rounds, len(cases)))
     for number in range(1 + num_rounds):
@@ -39,7 +39,7 @@ def measure(cases: list[Case], num_rounds: int) -> list[Row]:
     return [_row(index, cases, seconds[1:]) for index in range(len(cases))]
 
 
-def _row(index: int, cases: list[Case], seconds: np.ndarray) -> Row:
+def _row(index: int, cases: list[TurnTaker], seconds: np.ndarray) -> Row:
     case = cases[index]
     places = [(other.name, other.shape, other.backend) for other in cases]
     reference = places.index((case.name, case.shape, case.ratio_to))

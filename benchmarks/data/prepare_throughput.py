@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.data.in_turn import Case
+from benchmarks.data.in_turn import TurnTaker
 from benchmarks.data.megatron_way import import_builder, write_document_by_document
 from benchmarks.data.shard_index import read_index
 from data_prep import installed_docs, tokenize
@@ -55,7 +55,7 @@ def _clean_documents() -> Iterator[str]:
             yield text
 
 
-def cases(texts: list[str], directory: Path) -> list[Case]:
+def cases(texts: list[str], directory: Path) -> list[TurnTaker]:
     """Both ways from a ``.jsonl`` file of ``texts`` to shards, in ``directory``; run once to know that they agree.
 
     Libraries that the parent needs are imported before a clock starts; what `prepare`'s workers import counts.
@@ -72,8 +72,8 @@ def cases(texts: list[str], directory: Path) -> list[Case]:
     require_same_documents(Path(recipe.output), directory / "theirs")
     shape = f"{corpus.stat().st_size / 1e6:.2g} MB of text"
     return [
-        Case("data/prepare", shape, MEGATRON, num_tokens, theirs, ratio_to=MEGATRON),
-        Case(
+        TurnTaker("data/prepare", shape, MEGATRON, num_tokens, theirs, ratio_to=MEGATRON),
+        TurnTaker(
             name="data/prepare",
             shape=shape,
             backend=f"ours, {NUM_WORKERS} workers",

@@ -72,7 +72,7 @@ class DeviceCheck:
     def speed(self) -> None:
         """Part 2, of the kernels without a red check: no figure on a red test."""
         sizes = self.sizes
-        plan = suite.Plan(torch.bfloat16, sizes.device, sizes.seconds_per_case, sizes.compiler)
+        plan = suite.SuitePlan(torch.bfloat16, sizes.device, sizes.seconds_per_case, sizes.compiler)
         green = [case for case in sizes.timed if not any(line.startswith(f"{case.name} ") for line in self.report.red)]
         self.report.found["not_timed"] += [f"{case.name} {case.shape}" for case in sizes.timed if case not in green]
         for case in self.report.while_time_lasts("speed", green, self.end):
@@ -136,17 +136,17 @@ class DeviceCheck:
         for place, case in enumerate(self.sizes.tuned):
             now = time.perf_counter()
             end = now + (self.end - now) / (len(self.sizes.tuned) - place)
-            trials: list[triton_tuning.Trial] = []
+            trials: list[triton_tuning.TuningTrial] = []
             self.report.guarded(f"tuning {case.name} {case.shape}", self.try_choices, case, end, trials)
             self.report.say(f"{case.name} {case.shape}: {len(trials)} trials")
-            best: dict[str, triton_tuning.Trial] = {}
+            best: dict[str, triton_tuning.TuningTrial] = {}
             for trial in sorted((trial for trial in trials if trial.p50_ms), key=lambda trial: trial.p50_ms or 0.0):
                 best.setdefault(trial.launch, trial)
             for launch, trial in best.items():
                 blocks = f"{trial.rows} x {trial.columns}, {trial.num_warps} warps, {trial.num_stages} stages"
                 self.report.say(f"  {launch:9} best: {blocks}: {trial.p50_ms:.4g} ms")
 
-    def try_choices(self, case: Case, end: float, trials: list[triton_tuning.Trial]) -> None:
+    def try_choices(self, case: Case, end: float, trials: list[triton_tuning.TuningTrial]) -> None:
         """Append the trials of ``case`` that the time until ``end`` allows; a wrong result is red."""
         tuning = triton_tuning.tune(case, torch.bfloat16, self.sizes.device, self.sizes.choices)
         for trial in self.report.while_time_lasts(f"tuning {case.name} {case.shape}", tuning, end):

@@ -17,7 +17,7 @@ from benchmarks.gpu.device_step_sizes import (
     OURS,
     TARGETS,
     WHOLE,
-    Place,
+    StepSetting,
     StepSizes,
     variant,
 )
@@ -25,7 +25,7 @@ from benchmarks.gpu.report import Report
 from benchmarks.kernels.correctness import Check
 from benchmarks.rows import Row, cells
 from benchmarks.steps import throughput
-from benchmarks.steps.variants import TimedRun
+from benchmarks.steps.variants import TimedVariant
 from benchmarks.timing import time_round
 from kd_megatron.recipe import StudyRecipe
 
@@ -48,11 +48,17 @@ class PlaceSteps:
     """
 
     def __init__(
-        self, sizes: StepSizes, place: Place, report: Report, study: StudyRecipe, teacher: str | None, directory: Path
+        self,
+        sizes: StepSizes,
+        place: StepSetting,
+        report: Report,
+        study: StudyRecipe,
+        teacher: str | None,
+        directory: Path,
     ) -> None:
         self.sizes, self.place, self.report = sizes, place, report
         self.study, self.teacher, self.directory = study, teacher, directory
-        self.runs: dict[str, TimedRun] = {}  # green ones, by `throughput.key`
+        self.runs: dict[str, TimedVariant] = {}  # green ones, by `throughput.key`
         self.references: dict[str, Losses] = {}  # by arm, those of both models whole
         self._closing = ExitStack()
 
@@ -91,7 +97,7 @@ class PlaceSteps:
         self._closing.callback(run.close)
         self.report.say(f"{name}: {time.perf_counter() - start:.1f} s; losses {_in_words(losses)}")
 
-    def _within_memory(self, arm: str, lever: str, name: str) -> tuple[TimedRun, Losses] | None:
+    def _within_memory(self, arm: str, lever: str, name: str) -> tuple[TimedVariant, Losses] | None:
         """The run with the fewest micro-batches that fit, and the losses of its first steps; None if none fit."""
         for split in (split for split in SPLITS if self.place.batch_size % split == 0):
             try:
@@ -101,11 +107,11 @@ class PlaceSteps:
             free_memory()
         return None
 
-    def _first_steps(self, arm: str, lever: str, split: int) -> tuple[TimedRun, Losses]:
+    def _first_steps(self, arm: str, lever: str, split: int) -> tuple[TimedVariant, Losses]:
         """The run and the losses of its first steps; it is closed when one of them fails."""
         own = self.directory / f"{arm}-{list(LEVERS).index(lever)}-{split}"
         asked = variant(self.study, arm, lever, own / "cache", self.place.batch_size // split)
-        run = TimedRun(asked, own / "run", None if arm == SCRATCH else self.teacher)
+        run = TimedVariant(asked, own / "run", None if arm == SCRATCH else self.teacher)
         try:
             losses = [run.losses_of_a_step() for _ in range(self.sizes.num_checked_steps)]
             run.peak_mib = run.measure_peak()

@@ -35,7 +35,7 @@ ALLOWED_FP8 = 0.05
 
 
 @dataclass(frozen=True)
-class Place:
+class StepSetting:
     """Student and teacher, at one length, with one batch for all arms."""
 
     name: str
@@ -56,7 +56,7 @@ class Place:
 class StepSizes:
     """All that is timed."""
 
-    places: Sequence[Place]
+    places: Sequence[StepSetting]
     precision: str
     compiler: str | None  # None: torch.compile's own
     num_checked_steps: int
@@ -74,9 +74,9 @@ BASE = ("6x768 from 12x768", encoder(768, 6, 12), encoder(768, 12, 12), 48)
 LARGE = ("12x1024 from 24x1024", encoder(1024, 12, 16), encoder(1024, 24, 16), 64)
 GPU = StepSizes(
     places=(
-        Place(*BASE, length=128, batch_size=512, share=0.5, has_targets=True),
-        Place(*LARGE, length=128, batch_size=256, share=0.5, levers=MAIN_LEVERS),
-        Place(*BASE, length=512, batch_size=128, share=1.0, levers=MAIN_LEVERS),
+        StepSetting(*BASE, length=128, batch_size=512, share=0.5, has_targets=True),
+        StepSetting(*LARGE, length=128, batch_size=256, share=0.5, levers=MAIN_LEVERS),
+        StepSetting(*BASE, length=512, batch_size=128, share=1.0, levers=MAIN_LEVERS),
     ),
     precision="bf16",
     compiler=None,
@@ -86,7 +86,7 @@ GPU = StepSizes(
 )
 TINY = ("2x32 from 4x32", encoder(32, 2, 2), encoder(32, 4, 2), 4)
 DRY_RUN = StepSizes(
-    places=(Place(*TINY, length=16, batch_size=4, share=1.0, has_targets=True),),
+    places=(StepSetting(*TINY, length=16, batch_size=4, share=1.0, has_targets=True),),
     precision="fp32",
     compiler="aot_eager",  # which needs no C++ compiler
     num_checked_steps=5,
@@ -112,7 +112,7 @@ TARGETS = (
 )
 
 
-def recipe(place: Place, precision: str) -> StudyRecipe:
+def recipe(place: StepSetting, precision: str) -> StudyRecipe:
     """A study of all four arms at ``place``, on made-up data."""
     window_tokens = place.batch_size * place.length
     raw: dict[str, Any] = {

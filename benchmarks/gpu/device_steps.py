@@ -16,7 +16,7 @@ import torch._dynamo
 
 from benchmarks.gpu import device_step_sizes
 from benchmarks.gpu.device_place import PlaceSteps, free_memory
-from benchmarks.gpu.device_step_sizes import Place, StepSizes
+from benchmarks.gpu.device_step_sizes import StepSetting, StepSizes
 from benchmarks.gpu.report import Report
 from benchmarks.steps import made_up_inputs
 from kd_megatron.console import logs
@@ -39,7 +39,7 @@ def run(sizes: StepSizes, report: Report) -> None:
             report.run({f"whole steps, {place}": functools.partial(report.guarded, str(place), measure)})
 
 
-def _measure(sizes: StepSizes, place: Place, report: Report, end: float) -> None:
+def _measure(sizes: StepSizes, place: StepSetting, report: Report, end: float) -> None:
     """One place, until ``end``."""
     recipe = device_step_sizes.recipe(place, sizes.precision)
     with (

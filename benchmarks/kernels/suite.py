@@ -24,7 +24,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SuitePlan:
     """How to measure: ``seconds`` is the time for the rounds of one case, ``compiler`` is torch.compile's backend."""
 
     dtype: torch.dtype
@@ -33,7 +33,7 @@ class Plan:
     compiler: str = "inductor"
 
 
-def check_case(case: Case, plan: Plan) -> list[correctness.Check]:
+def check_case(case: Case, plan: SuitePlan) -> list[correctness.Check]:
     """Check every backend that can run against float64. torch.compile is checked where it is timed."""
     examiner = correctness.Examiner(case, plan.dtype, plan.device)
     backends = [name for name in steps.backends_of(case) if name != steps.COMPILED]
@@ -41,7 +41,7 @@ def check_case(case: Case, plan: Plan) -> list[correctness.Check]:
     return [check for backend in runnable for check in examiner.check(backend)]
 
 
-def measure(case: Case, plan: Plan, rows: list[Row], left_out: list[LeftOut]) -> None:
+def measure(case: Case, plan: SuitePlan, rows: list[Row], left_out: list[LeftOut]) -> None:
     """Append the rows of every backend that can run ``case``, relative to eager, or to the first where it cannot.
 
     Raises:
@@ -56,7 +56,7 @@ def measure(case: Case, plan: Plan, rows: list[Row], left_out: list[LeftOut]) ->
         torch.cuda.empty_cache()  # blocks of this case's sizes fit the next one badly
 
 
-def _prepare(case: Case, inputs: Inputs, plan: Plan, left_out: list[LeftOut]) -> dict[str, steps.Step]:
+def _prepare(case: Case, inputs: Inputs, plan: SuitePlan, left_out: list[LeftOut]) -> dict[str, steps.Step]:
     """The steps that run, each called once and compared with eager."""
     prepared: dict[str, steps.Step] = {}
     eager: steps.Result | None = None
@@ -84,7 +84,7 @@ def _first_run(step: steps.Step, backend: str) -> steps.Result | str:
         return f"{type(error).__name__}: {' '.join(str(error).splitlines()[:2])}"  # the second line names the cause
 
 
-def _rows(case: Case, plan: Plan, rounds: list[dict[str, float]], peaks: dict[str, int]) -> list[Row]:
+def _rows(case: Case, plan: SuitePlan, rounds: list[dict[str, float]], peaks: dict[str, int]) -> list[Row]:
     if not peaks:
         return []
     reference = next(iter(peaks))

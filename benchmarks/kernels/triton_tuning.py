@@ -21,7 +21,7 @@ WRONG = "wrong result"
 
 
 @dataclass(frozen=True)
-class Trial:
+class TuningTrial:
     """One choice of blocks at one shape; ``p50_ms`` is None where it cannot run, and ``fault`` says why."""
 
     name: str
@@ -49,7 +49,7 @@ class Choices:
             yield {"rows": rows, "columns": columns, "num_warps": warps, "num_stages": stages}
 
 
-def tune(case: Case, dtype: torch.dtype, device: torch.device, choices: Choices) -> Iterator[Trial]:
+def tune(case: Case, dtype: torch.dtype, device: torch.device, choices: Choices) -> Iterator[TuningTrial]:
     """Time ``case`` for every choice, one launch varied at a time. An iterator: the caller stops when time is up."""
     inputs = case.inputs(dtype, device)
     step = steps.step_of(case, "triton", inputs)
@@ -59,7 +59,7 @@ def tune(case: Case, dtype: torch.dtype, device: torch.device, choices: Choices)
             with with_choice:
                 p50_ms, fault = _attempt(case, inputs, step, shipped, device)
             name = correctness.dtype_name(dtype)
-            yield Trial(case.name, case.shape, name, launch, **choice, p50_ms=p50_ms, fault=fault)
+            yield TuningTrial(case.name, case.shape, name, launch, **choice, p50_ms=p50_ms, fault=fault)
 
 
 def _launches(case: Case, choice: dict[str, int]) -> dict[str, AbstractContextManager[None]]:

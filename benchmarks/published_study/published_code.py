@@ -32,7 +32,7 @@ ASSUMED_GPU = "a100"  # from the speed: 91 TFLOP/s of matrix products in No-KD, 
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedStudy:
     """One setting of the study: what its students are, and the tokens that it reports for each arm."""
 
     name: str
@@ -43,12 +43,12 @@ class Published:
     tokens: Mapping[str, float]
 
 
-def _setting(name: str, num_layers: int, hidden_size: int, teacher: str, hours: float, limited: bool) -> Published:
+def _setting(name: str, num_layers: int, hidden_size: int, teacher: str, hours: float, limited: bool) -> PublishedStudy:
     """With the token counts of ``published.json``."""
     settings = json.loads(FILE.read_text(encoding="utf-8"))["settings"]
     (rows,) = [s["rows"] for s in settings if (s["num_layers"], s["limited"]) == (num_layers, limited)]
     tokens = {arm: float(row["tokens"]) for arm, row in rows.items()}
-    return Published(name, num_layers, hidden_size, teacher, hours, tokens)
+    return PublishedStudy(name, num_layers, hidden_size, teacher, hours, tokens)
 
 
 PUBLISHED = (
@@ -60,7 +60,7 @@ ANCHOR = PUBLISHED[0]  # its `REFERENCE` is the number that is put in
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedArm:
     """One arm as the study's code runs it, beside the same objective here."""
 
     arm: str
@@ -84,12 +84,12 @@ class Row:
 class AsPublished:
     """A setting of the study, modelled."""
 
-    setting: Published
+    setting: PublishedStudy
     gpu: Gpu
     efficiency: float  # share of the data sheet's rates, from the one number that is put in
-    rows: list[Row]
+    rows: list[PublishedArm]
 
-    def ratio(self, row: Row) -> float:
+    def ratio(self, row: PublishedArm) -> float:
         """Predicted tokens over those of No-KD."""
         return row.predicted_tokens / self.rows[0].predicted_tokens
 
@@ -112,7 +112,7 @@ def as_published(recipe: StudyRecipe, gpu: Gpu | None = None) -> AsPublished:
     return AsPublished(setting, gpu, efficiency(gpu), rows)
 
 
-def published_setting(recipe: StudyRecipe) -> Published:
+def published_setting(recipe: StudyRecipe) -> PublishedStudy:
     """The setting with the student's size and the hours of ``recipe``."""
     student, hours = recipe.student, recipe.budget.hours
     for setting in PUBLISHED:
@@ -133,7 +133,7 @@ def counted(arm: str, num_layers: int, teacher: str) -> Counted:
     return count(arm, _student(num_layers, teacher), config_or_known(teacher))
 
 
-def predicted_tokens(setting: Published, arm: str, gpu: Gpu) -> float:
+def predicted_tokens(setting: PublishedStudy, arm: str, gpu: Gpu) -> float:
     """Tokens of ``arm`` in the setting's hours."""
     speed = counted(arm, setting.num_layers, setting.teacher).tokens_per_second(gpu)
     return 3600.0 * setting.hours * efficiency(gpu) * speed
@@ -151,7 +151,7 @@ def _student(num_layers: int, teacher: str) -> PretrainedConfig:
     return config
 
 
-def _row(recipe: StudyRecipe, arm: str, setting: Published, gpu: Gpu) -> Row:
+def _row(recipe: StudyRecipe, arm: str, setting: PublishedStudy, gpu: Gpu) -> PublishedArm:
     elsewhere = [predicted_tokens(setting, arm, other) for other in GPUS.values()]
     there = counted(arm, setting.num_layers, setting.teacher).flops_per_token
     named = _arm_of(recipe, arm)
@@ -159,7 +159,7 @@ def _row(recipe: StudyRecipe, arm: str, setting: Published, gpu: Gpu) -> Row:
     if named is not None:
         here = flops.arm_cost(resolve_arm(recipe, named), named, BERT_VOCABULARY).total_flops_per_token
         saved = _levers(recipe, named, setting)
-    return Row(
+    return PublishedArm(
         arm=arm,
         published_tokens=setting.tokens[arm],
         predicted_tokens=predicted_tokens(setting, arm, gpu),
@@ -179,7 +179,7 @@ def _arm_of(recipe: StudyRecipe, objective: str) -> str | None:
     return None
 
 
-def _levers(recipe: StudyRecipe, arm: str, setting: Published) -> dict[str, float]:
+def _levers(recipe: StudyRecipe, arm: str, setting: PublishedStudy) -> dict[str, float]:
     """FLOPs per token that are not spent here, by the reason why."""
     teacher = config_or_known(setting.teacher)
     student = _student(setting.num_layers, setting.teacher)

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from benchmarks.published_study.published_code import ANCHOR, SOURCE, AsPublished, Row
+from benchmarks.published_study.published_code import ANCHOR, SOURCE, AsPublished, PublishedArm
 from kd_megatron.console import units
 from kd_megatron.planner.plan_view import new_table
 from kd_megatron.report.study.published import REFERENCE
@@ -54,7 +54,7 @@ def _remarks(modelled: AsPublished) -> list[str]:
     ]
 
 
-def _levers(row: Row) -> str:
+def _levers(row: PublishedArm) -> str:
     saved = [
         f"{lever} {units.percent(flops / row.flops_per_token_there)}" for lever, flops in row.saved.items() if flops
     ]

@@ -38,7 +38,7 @@ TAIL_CHARACTERS = 2000  # of a peer's messages, quoted when it fails
 
 
 @dataclass(frozen=True)
-class Task:
+class PeerTask:
     """What a peer is told: JSON on its command line."""
 
     student: str  # directory with a config.json
@@ -60,7 +60,7 @@ class Rival:
     name: str
     program: str
     ratio_to: str
-    task: Task
+    task: PeerTask
 
 
 class Peer:
@@ -145,19 +145,19 @@ def rivals(recipe: StudyRecipe, teacher: str | None, directory: Path) -> list[Ri
     return found
 
 
-def _with_batch(task: Task, size: int) -> Task:
-    return Task(**{**asdict(task), "global_batch_size": size, "micro_batch_size": size})
+def _with_batch(task: PeerTask, size: int) -> PeerTask:
+    return PeerTask(**{**asdict(task), "global_batch_size": size, "micro_batch_size": size})
 
 
 def _task(
     study: StudyRecipe, teacher: str | None, directory: Path, bf16: bool, num_relation_heads: int | None = None
-) -> Task:
+) -> PeerTask:
     loader = Loader(study.data, study.seeds[0])
     windows, student = directory / "windows.npy", directory / "student"
     if not windows.exists():
         np.save(windows, loader.batch(0, min(NUM_WINDOWS, loader.num_windows)).clean_ids.numpy())
         student_config(study.student, loader.vocab_size, special_ids(loader)).save_pretrained(student)
-    return Task(
+    return PeerTask(
         student=str(student),
         teacher=teacher,
         tokenizer=str(loader.tokenizer_path.absolute()),

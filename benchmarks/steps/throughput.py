@@ -13,7 +13,7 @@ import torch
 from benchmarks.rows import Row, percentile, timing_figures
 from benchmarks.steps.ladder import rungs
 from benchmarks.steps.peers import Peer
-from benchmarks.steps.variants import TimedRun, arm_variant, built
+from benchmarks.steps.variants import TimedVariant, arm_variant, built
 from benchmarks.timing import Steps, time_round
 from kd_megatron.console.logs import progress_bar, say
 from kd_megatron.ranks import dist
@@ -107,7 +107,7 @@ def _time(steps: Steps, device: torch.device, num_rounds: int) -> Rounds:
     return rounds
 
 
-def run_row(run: TimedRun, rounds: Rounds, runs: Mapping[str, TimedRun], reference: str) -> Row:
+def run_row(run: TimedVariant, rounds: Rounds, runs: Mapping[str, TimedVariant], reference: str) -> Row:
     """The figures of ``run``, relative to the one named ``reference``."""
     variant, name = run.variant, run.variant.key
     figures = timing_figures(

@@ -53,7 +53,7 @@ def arm_variant(recipe: StudyRecipe, arm: str) -> Variant:
     return Variant(f"step/{arm}", str(study.arms[arm].get("backend", "auto")), study, arm)
 
 
-class TimedRun(timed_run.TimedRun):
+class TimedVariant(timed_run.TimedRun):
     """A `Variant`, built and warm, with what its row says beside its speed."""
 
     def __init__(self, variant: Variant, directory: Path, teacher_path: str | None) -> None:
@@ -97,9 +97,9 @@ class TimedRun(timed_run.TimedRun):
 
 
 @contextmanager
-def built(variants: Sequence[Variant], teacher_path: str | None) -> Iterator[dict[str, TimedRun]]:
+def built(variants: Sequence[Variant], teacher_path: str | None) -> Iterator[dict[str, TimedVariant]]:
     """The runs of ``variants`` by their keys, warm; their memory is given back in the end."""
-    makers = {variant.key: partial(TimedRun, variant, teacher_path=teacher_path) for variant in variants}
+    makers = {variant.key: partial(TimedVariant, variant, teacher_path=teacher_path) for variant in variants}
     with timed_run.built(makers) as runs:
         yield runs
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy
 
 from kd_megatron.analysis import comparisons, curves
-from kd_megatron.analysis.curves import Reading
+from kd_megatron.analysis.curves import CurvePoint
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.statistics import Estimate, estimate
@@ -114,7 +114,7 @@ def break_even(results: StudyResults, arm: str, quantity: str, teacher_flops: fl
     return BreakEven(arm, quantity, budget, whole, len(pairs), len(saved), fewest, ahead, teacher_flops, curve)
 
 
-def flops_to_reach(readings: Sequence[Reading], target: float, sign: float) -> float | None:
+def flops_to_reach(readings: Sequence[CurvePoint], target: float, sign: float) -> float | None:
     """FLOPs from which a run is at least as good as ``target`` up to its end; None when its end is not.
 
     Args:
@@ -131,7 +131,7 @@ def flops_to_reach(readings: Sequence[Reading], target: float, sign: float) -> f
     return readings[last].flops * (readings[last + 1].flops / readings[last].flops) ** share
 
 
-def _saved_curve(pairs: list[tuple[list[Reading], list[Reading]]], sign: float) -> list[tuple[float, float]]:
+def _saved_curve(pairs: list[tuple[list[CurvePoint], list[CurvePoint]]], sign: float) -> list[tuple[float, float]]:
     first = max(reference[0].flops for _, reference in pairs)
     last = min(reference[-1].flops for _, reference in pairs)
     found = []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from kd_megatron.analysis.once import once
-from kd_megatron.analysis.results import Run, StudyResults
+from kd_megatron.analysis.results import FinishedRun, StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
 from kd_megatron.analysis.statistics import (
     Estimate,
@@ -148,7 +148,7 @@ def variance(results: StudyResults, arm: str, task: str | None = None) -> Varian
     return variance_components(scores)
 
 
-def _finetuning_scores(run: Run, task: str | None, tasks: list[str]) -> list[float]:
+def _finetuning_scores(run: FinishedRun, task: str | None, tasks: list[str]) -> list[float]:
     """One score for each fine-tuning seed that all the tasks have."""
     names = [task] if task else tasks
     wanted = [run.tasks[name].scores if name in run.tasks else {} for name in names]

@@ -6,14 +6,14 @@ score alone. Losses on the way are of the run as it was validated (`validation.a
 
 from dataclasses import dataclass
 
-from kd_megatron.analysis.results import Run, StudyResults
+from kd_megatron.analysis.results import FinishedRun, StudyResults
 from kd_megatron.analysis.summaries import FinetuneSummary
 
 PROBE_METRIC = "validation/probe_mlm_loss"
 
 
 @dataclass(frozen=True)
-class Reading:
+class CurvePoint:
     """One quality of one run, measured at one moment of it."""
 
     fraction: float  # of the budget
@@ -23,12 +23,12 @@ class Reading:
     is_decayed: bool  # whether the learning rate had come down: at the end, or in a branch
 
 
-def loss_readings(results: StudyResults, run: Run) -> list[Reading]:
+def loss_readings(results: StudyResults, run: FinishedRun) -> list[CurvePoint]:
     """Held-out loss of the probe, in the order of the budget; of the run and of its branches."""
     constant = results.recipe.training.schedule == "constant"
     rows = [row for row in run.metrics if row.get(PROBE_METRIC) is not None]
     found = {
-        row["tokens"]: Reading(
+        row["tokens"]: CurvePoint(
             row["budget_fraction"],
             row["tokens"],
             row["flops"],
@@ -39,23 +39,23 @@ def loss_readings(results: StudyResults, run: Run) -> list[Reading]:
         if all(row.get(key) is not None for key in ("tokens", "flops", "budget_fraction"))
     }
     branches = [
-        Reading(marker.fraction, marker.tokens, marker.flops, marker.probe_loss, constant or marker.decayed)
-        for marker in run.markers
+        CurvePoint(marker.fraction, marker.tokens, marker.flops, marker.probe_loss, constant or marker.decayed)
+        for marker in run.branches
         if marker.probe_loss is not None
     ]
     return sorted([*found.values(), *branches], key=lambda reading: (reading.tokens, reading.is_decayed))
 
 
-def score_readings(results: StudyResults, run: Run, task: str | None = None) -> list[Reading]:
+def score_readings(results: StudyResults, run: FinishedRun, task: str | None = None) -> list[CurvePoint]:
     """Score of ``task`` (None: the average over tasks) at each marker that was fine-tuned, and at the end."""
     found = []
-    for marker in run.markers:
+    for marker in run.branches:
         value = _score(marker.finetune, task)
         if value is not None:
-            found.append(Reading(marker.fraction, marker.tokens, marker.flops, value, marker.decayed))
+            found.append(CurvePoint(marker.fraction, marker.tokens, marker.flops, value, marker.decayed))
     last = _score(run.finetune, task)
     if last is not None:
-        found.append(Reading(1.0, run.summary.tokens, run.summary.flops, last, True))
+        found.append(CurvePoint(1.0, run.summary.tokens, run.summary.flops, last, True))
     return sorted(found, key=lambda reading: reading.fraction)
 
 
@@ -65,11 +65,11 @@ def _score(summary: FinetuneSummary | None, task: str | None) -> float | None:
     return summary.average if task is None else summary.tasks[task].mean
 
 
-def readings(results: StudyResults, run: Run, quantity: str) -> list[Reading]:
+def readings(results: StudyResults, run: FinishedRun, quantity: str) -> list[CurvePoint]:
     """`loss_readings` for ``"probe_loss"``, else `score_readings`; of branches and the end alone, where there are such.
 
     The run as it was on the way, its learning rate still high, is no student of a smaller budget.
     """
     found = loss_readings(results, run) if quantity == "probe_loss" else score_readings(results, run)
     settled = [reading for reading in found if reading.is_decayed]
-    return settled if run.markers and len(settled) > 1 else found
+    return settled if run.branches and len(settled) > 1 else found

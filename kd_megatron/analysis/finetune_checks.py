@@ -44,7 +44,7 @@ def _finetunings(results: StudyResults) -> list[Finetuning]:
         name = f"{run.arm}/{run.seed}"
         if run.finetune:
             found.append(Finetuning(run.arm, name, run.finetune, run.machines))
-        for marker in run.markers:
+        for marker in run.branches:
             if marker.finetune:
                 where = f"{name} at {100 * marker.fraction:g} %"
                 found.append(Finetuning(run.arm, where, marker.finetune, marker.machines))

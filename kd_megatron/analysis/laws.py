@@ -78,7 +78,7 @@ def _points(study: StudyResults, arm: str, final_alone: bool) -> list[Point]:
     found = []
     for seed, run in study.runs.get(arm, {}).items():
         readings = curves.loss_readings(study, run)
-        settled = [reading for reading in readings if reading.is_decayed] if run.markers else readings[-1:]
+        settled = [reading for reading in readings if reading.is_decayed] if run.branches else readings[-1:]
         for reading in settled if final_alone else readings:
             so_far = max(1.0, run.summary.epochs * reading.tokens / max(run.summary.tokens, 1))
             size = float(run.summary.parameters)
@@ -119,7 +119,7 @@ def _warnings(studies: Sequence[StudyResults], found: dict[str, Fit], crossovers
             "their intervals too narrow, and what they say beyond the last point is no forecast. Final losses of "
             "studies with different budgets would be."
         )
-    elif any(run.markers for study in studies for run in study.all_runs()):
+    elif any(run.branches for study in studies for run in study.all_runs()):
         said.append(
             "Points before the end are of branches that left one run and brought its learning rate down: several "
             "points of a seed share what came before, which the intervals of points, not of seeds, leave out."

@@ -29,7 +29,7 @@ from kd_megatron.analysis.statistics import (
 )
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.study import layout
-from kd_megatron.study.cells import Place, cell_directory, cell_recipe, places
+from kd_megatron.study.cells import GridPoint, cell_directory, cell_recipe, places
 from kd_megatron.study.edits import compare
 
 Axis = Literal["repetition", "budget"]
@@ -38,10 +38,10 @@ MORE_OFTEN = 1.5  # times: text that is read less than that much more often is n
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """One study of the grid, begun or finished."""
 
-    place: Place
+    place: GridPoint
     study: StudyResults
 
     @once
@@ -70,7 +70,7 @@ class GridResults:
 
     directory: Path
     recipe: StudyRecipe
-    cells: list[Cell]  # those that have begun, in the recipe's order
+    cells: list[GridCell]  # those that have begun, in the recipe's order
     missing: list[str] = field(default_factory=list)
     interval: Method = "t"
 
@@ -135,8 +135,8 @@ class Contrast:
     """Two cells that differ along one axis."""
 
     level: str
-    low: Cell
-    high: Cell
+    low: GridCell
+    high: GridCell
 
 
 def load(directory: Path, interval: Method = "t") -> GridResults:
@@ -155,7 +155,7 @@ def load(directory: Path, interval: Method = "t") -> GridResults:
             missing.append(f"cell {place.name}, which has runs of another recipe ({'; '.join(edited)})")
             continue
         study = results.load(where, interval)
-        cells.append(Cell(place, study))
+        cells.append(GridCell(place, study))
         if study.missing:
             missing.append(f"{len(study.missing)} pieces of cell {place.name}")
         if added := {*product(wanted.arms, wanted.seeds)} - {*product(study.recipe.arms, study.recipe.seeds)}:
@@ -166,21 +166,23 @@ def load(directory: Path, interval: Method = "t") -> GridResults:
 @once
 def contrasts(grid: GridResults, axis: Axis) -> list[Contrast]:
     """For each budget the pools read least and most often; for each pool the smallest and the largest budget."""
-    groups: dict[str, list[Cell]] = {}
+    groups: dict[str, list[GridCell]] = {}
     for cell in grid.cells:
         fixed = f"{cell.place.budget:g} x budget" if axis == "repetition" else cell.place.pool_in_words
         if cell.epochs(grid.reference) is not None:
             groups.setdefault(fixed, []).append(cell)
     found = []
     for level, cells in groups.items():
-        key: Callable[[Cell], float] = _budget if axis == "budget" else lambda cell: cell.epochs(grid.reference) or 0.0
+        key: Callable[[GridCell], float] = (
+            _budget if axis == "budget" else lambda cell: cell.epochs(grid.reference) or 0.0
+        )
         low, high = min(cells, key=key), max(cells, key=key)
         if key(high) >= (MORE_OFTEN if axis == "repetition" else 1.0) * key(low) and high is not low:
             found.append(Contrast(level, low, high))
     return found
 
 
-def _budget(cell: Cell) -> float:
+def _budget(cell: GridCell) -> float:
     return cell.place.budget
 
 
@@ -236,12 +238,12 @@ def _ends(arms: tuple[str, ...], found: list[Contrast], measure: Measure) -> tup
     return {seed: low[seed] for seed in shared}, {seed: high[seed] for seed in shared}
 
 
-def _mean_leads(arms: Sequence[str], cells: Sequence[Cell], measure: Measure) -> dict[int, float]:
+def _mean_leads(arms: Sequence[str], cells: Sequence[GridCell], measure: Measure) -> dict[int, float]:
     """Seed -> mean lead over arms and cells, of the seeds that all of them have."""
     each: list[Mapping[int, float]] = [cell.leads(arm, measure) for cell in cells for arm in arms]
     shared = set.intersection(*(set(one) for one in each)) if each else set()
     return {seed: math.fsum(one[seed] for one in each) / len(each) for seed in sorted(shared)}
 
 
-def _mean_epochs(grid: GridResults, cells: Sequence[Cell]) -> float:
+def _mean_epochs(grid: GridResults, cells: Sequence[GridCell]) -> float:
     return math.fsum(cell.epochs(grid.reference) or 0.0 for cell in cells) / len(cells)

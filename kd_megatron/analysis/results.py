@@ -22,15 +22,15 @@ from kd_megatron.study.layout import (
     RECIPE_FILE,
     arm_directory,
     branch_directory,
+    branch_finetune_directory,
     finetune_directory,
-    marker_directory,
     no_study,
     teacher_directory,
 )
 
 
 @dataclass(frozen=True)
-class Marker:
+class BranchResult:
     """A student that left its run before the end: what a smaller budget buys."""
 
     fraction: float  # of the budget
@@ -66,7 +66,7 @@ class Marker:
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """One student: an arm with one seed."""
 
     arm: str
@@ -75,7 +75,7 @@ class Run:
     summary: RunSummary
     metrics: list[dict[str, Any]]
     finetune: FinetuneSummary | None
-    markers: list[Marker] = field(default_factory=list)  # its branches, in the order of the budget
+    branches: list[BranchResult] = field(default_factory=list)  # in the order of the budget
     machines: list[dict[str, Any]] = field(default_factory=list)  # that it was fine-tuned on
 
     def curve(self, metric: str, against: str) -> tuple[list[float], list[float]]:
@@ -113,7 +113,7 @@ class StudyResults:
 
     directory: Path
     recipe: StudyRecipe  # the effective one: with what tuning chose
-    runs: dict[str, dict[int, Run]]  # arm -> seed -> run, in the recipe's order; finished ones alone
+    runs: dict[str, dict[int, FinishedRun]]  # arm -> seed -> run, in the recipe's order; finished ones alone
     teacher: RunSummary | None  # summary of the study's own teacher
     missing: list[str] = field(default_factory=list)  # pieces in words
     interval: Method = "t"  # how intervals are made
@@ -153,7 +153,7 @@ class StudyResults:
         """Whether its students learn from the teacher or begin from it."""
         return self.learns_from_teacher(arm) or self.begins_from_teacher(arm)
 
-    def all_runs(self) -> list[Run]:
+    def all_runs(self) -> list[FinishedRun]:
         """Every finished run."""
         return [run for runs in self.runs.values() for run in runs.values()]
 
@@ -181,7 +181,7 @@ class StudyResults:
         return paired_difference(values, reference, method=self.interval)
 
 
-def _read(run: Run, quantity: str, task: str | None) -> float | None:
+def _read(run: FinishedRun, quantity: str, task: str | None) -> float | None:
     if quantity == "task":
         return run.task_score(task or "")
     return run.score if quantity == "score" else run.probe_loss
@@ -196,7 +196,7 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
     tuning = read(directory / TUNING_FILE) if recipe.tuning else None
     calibration = read(directory / CALIBRATION_FILE) if recipe.budget.calibrate else None
     recipe = with_tuning(recipe, tuning)
-    runs: dict[str, dict[int, Run]] = {arm: {} for arm in recipe.arms}
+    runs: dict[str, dict[int, FinishedRun]] = {arm: {} for arm in recipe.arms}
     missing = []
     teacher = summaries.finished_run(teacher_directory(directory))
     if recipe.teacher and recipe.teacher.train and teacher is None:
@@ -210,37 +210,39 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
                 runs[arm][seed] = run
                 if recipe.finetune and run.finetune is None:
                     missing.append(f"fine-tuning of {arm}, seed {seed}")
-                missing += _missing_markers(recipe, run)
+                missing += _missing_branches(recipe, run)
     resolved = {arm: resolve_arm(recipe, arm) for arm in recipe.arms}
     return StudyResults(directory, recipe, runs, teacher, missing, interval, tuning, calibration, resolved)
 
 
-def _load_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> Run | None:
+def _load_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> FinishedRun | None:
     where = arm_directory(directory, arm, seed)
     summary = summaries.finished_run(where)
     if summary is None:
         return None
     tuned = finetune_directory(directory, arm, seed)
     finetune = summaries.finetuned(tuned, summary) if recipe.finetune else None
-    markers = _load_markers(directory, recipe, arm, seed)
-    return Run(arm, seed, where, summary, records.read_metrics(where), finetune, markers, summaries.machines(tuned))
+    branches = _load_branches(directory, recipe, arm, seed)
+    return FinishedRun(
+        arm, seed, where, summary, records.read_metrics(where), finetune, branches, summaries.machines(tuned)
+    )
 
 
-def _load_markers(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> list[Marker]:
+def _load_branches(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> list[BranchResult]:
     found = []
     for fraction in recipe.markers.branches if recipe.markers else []:
         summary = summaries.finished_run(branch_directory(directory, arm, seed, fraction))
         if summary is not None:
-            tuned = marker_directory(directory, arm, seed, fraction)
+            tuned = branch_finetune_directory(directory, arm, seed, fraction)
             finetune = summaries.finetuned(tuned, summary) if recipe.finetune else None
-            found.append(Marker(fraction, summary, finetune, summaries.machines(tuned)))
+            found.append(BranchResult(fraction, summary, finetune, summaries.machines(tuned)))
     return found
 
 
-def _missing_markers(recipe: StudyRecipe, run: Run) -> list[str]:
+def _missing_branches(recipe: StudyRecipe, run: FinishedRun) -> list[str]:
     if recipe.markers is None:
         return []
-    there = {marker.fraction: marker for marker in run.markers}
+    there = {branch.fraction: branch for branch in run.branches}
     name = f"{run.arm}, seed {run.seed}"
     missing = [f"branch at {100 * at:g} % of {name}" for at in recipe.markers.branches if at not in there]
     if recipe.finetune and recipe.markers.finetune:

@@ -11,7 +11,7 @@ from typing import Any
 from kd_megatron.analysis.findings import Finding, same, short, summed_up
 from kd_megatron.analysis.finetune_checks import finetune_findings
 from kd_megatron.analysis.once import once
-from kd_megatron.analysis.results import Run, StudyResults
+from kd_megatron.analysis.results import FinishedRun, StudyResults
 from kd_megatron.analysis.update_checks import update_findings
 from kd_megatron.recipe import StudyRecipe, diff
 from kd_megatron.recipe.config import TIME_UNITS
@@ -57,11 +57,11 @@ def unfair_checks(results: StudyResults) -> list[str]:
     return list(found)
 
 
-def _budget(results: StudyResults) -> Callable[[Run], dict[str, Any]]:
+def _budget(results: StudyResults) -> Callable[[FinishedRun], dict[str, Any]]:
     """What a run was given, with what its arm's tuning was charged before it."""
     charged: dict[str, float] = (results.tuning or {}).get("charged") or {}
 
-    def given(run: Run) -> dict[str, Any]:
+    def given(run: FinishedRun) -> dict[str, Any]:
         budget = run.summary.budget
         whole = budget.limit + charged.get(run.arm, 0.0)
         return {"unit": budget.unit, "limit": whole, "charge": budget.charge}
@@ -85,11 +85,11 @@ def _settings(results: StudyResults) -> list[Finding]:
     return [Finding("settings as the recipe says", True, f"in all {num_runs} runs")] if num_runs else []
 
 
-def _same(runs: list[Run], check: str, read: Callable[[Run], Any]) -> Finding:
+def _same(runs: list[FinishedRun], check: str, read: Callable[[FinishedRun], Any]) -> Finding:
     return same(check, {f"{run.arm}/{run.seed}": read(run) for run in runs})
 
 
-def _budgets_are_spent(runs: list[Run]) -> Finding:
+def _budgets_are_spent(runs: list[FinishedRun]) -> Finding:
     """Each run spent its limit, and at most one step more; a calibrated one took exactly its steps."""
     problems, worst = [], 0.0
     for run in runs:
@@ -163,14 +163,14 @@ def _recorded(results: StudyResults) -> dict[str, dict[str, Any]]:
 
     A run is called ``ARM/SEED``, a branch of it ``ARM/SEED at 40 %``.
 
-    An arm that owes the teacher nothing is the same with another one: `claim` lets it stand, and so does this.
+    An arm that owes the teacher nothing is the same with another one: `claim_study` lets it stand, and so does this.
     """
     prints = {
         (run.arm, f"{run.seed}{place}"): flatten(summary.fingerprint or {"fingerprint": "absent"})
         for run in results.all_runs()
         for place, summary in [
             ("", run.summary),
-            *((f" at {100 * marker.fraction:g} %", marker.summary) for marker in run.markers),
+            *((f" at {100 * marker.fraction:g} %", marker.summary) for marker in run.branches),
         ]
     }
     taught = {arm for arm in results.arms if results.owes_the_teacher(arm)}

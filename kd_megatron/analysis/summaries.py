@@ -45,7 +45,7 @@ class CacheUse:
 
 
 @dataclass(frozen=True)
-class Teacher:
+class TeacherFacts:
     """The teacher that a run learned from."""
 
     parameters: int | None
@@ -55,7 +55,7 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Branch:
+class BranchFacts:
     """How a branch came down, after it had left its run."""
 
     decayed: bool
@@ -76,8 +76,8 @@ class RunSummary:
     budget: Budget
     accounts: Mapping[str, Mapping[str, float]]  # of the ledger: name -> unit -> what was spent
     probe_loss: float | None  # held-out MLM loss of the probe head, in nats per masked token
-    teacher: Teacher | None  # None: it has none
-    branch: Branch | None  # None: a whole run
+    teacher: TeacherFacts | None  # None: it has none
+    branch: BranchFacts | None  # None: a whole run
     untrained_parameters: list[str]
     export_hash: str | None
     settings: dict[str, Any] | None
@@ -188,7 +188,7 @@ def _run(record: _Record) -> RunSummary:
         accounts=record.part("ledger")["accounts"],
         probe_loss=record.part("validation").get("probe_mlm_loss"),
         teacher=_teacher(record.optional("teacher")),
-        branch=Branch(bool(branch["decayed"]), branch["decay_steps"]) if branch else None,
+        branch=BranchFacts(bool(branch["decayed"]), branch["decay_steps"]) if branch else None,
         untrained_parameters=record.get("untrained_parameters", []),
         **{key: record.get(key) for key in ("export_hash", "settings", "fingerprint")},
     )
@@ -200,12 +200,12 @@ def _budget(record: _Record) -> Budget:
     return Budget(record["unit"], record["limit"], record["spent"], record["charge"], steps)
 
 
-def _teacher(record: _Record | None) -> Teacher | None:
+def _teacher(record: _Record | None) -> TeacherFacts | None:
     if record is None:
         return None
     cache = record.optional("cache")
     use = CacheUse(**{key: cache[key] for key in CacheUse.__dataclass_fields__}) if cache else None
-    return Teacher(**{key: record.get(key) for key in ("parameters", "cost_flops", "cost_source")}, cache=use)
+    return TeacherFacts(**{key: record.get(key) for key in ("parameters", "cost_flops", "cost_source")}, cache=use)
 
 
 def _finetuning(record: _Record) -> FinetuneSummary:

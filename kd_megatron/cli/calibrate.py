@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.recipe import CalibrateRecipe, StudyRecipe, config
     from kd_megatron.recipe.paths import require_place
     from kd_megatron.study import calibration, fairness
-    from kd_megatron.study.claim import claim
+    from kd_megatron.study.claim import claim_study
     from kd_megatron.study.piece import teacher_path
     from kd_megatron.study.prerequisites import prepare_inputs
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         compare_nodes([args.recipe, *args.overrides])
         recipe = resolve_precision(recipe)
         if recipe.teacher and recipe.teacher.train:
-            claim(recipe, directory)  # the teacher is trained in there
+            claim_study(recipe, directory)  # the teacher is trained in there
         prepare_inputs(recipe, directory)
         found = calibration.measure(recipe, calibrate, teacher_path(recipe, directory))
         if dist.is_main():

@@ -13,7 +13,7 @@ from kd_megatron.files import hub
 from kd_megatron.finetune.tasks import glue_rows
 from kd_megatron.finetune.tasks.glue import GLUE
 from kd_megatron.finetune.tasks.sources import Rows
-from kd_megatron.finetune.tasks.tables import Row
+from kd_megatron.finetune.tasks.tables import Example
 from kd_megatron.inputs.catalogue import FromHub, FromPyPI, GlueFromHub, Input, Made, Way
 from kd_megatron.inputs.state import differing_files, differing_rows, find
 
@@ -120,7 +120,7 @@ def write_task(name: str, rows: Rows, directory: Path) -> None:
         (directory / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _cells(name: str, columns: list[str], row: Row) -> list[str]:
+def _cells(name: str, columns: list[str], row: Example) -> list[str]:
     """A row's cells: white space within a text becomes one space, as tabs and line ends separate cells and rows."""
     task = GLUE[name]
     texts = dict(zip(task.text, (row.first, row.second or ""), strict=False)) | {task.label: row.label}

@@ -9,7 +9,7 @@ from typing import Literal
 from kd_megatron.errors import DataError
 from kd_megatron.files.manifest import file_sha256
 from kd_megatron.finetune.tasks import glue_rows
-from kd_megatron.finetune.tasks.tables import Row
+from kd_megatron.finetune.tasks.tables import Example
 from kd_megatron.inputs.catalogue import Input
 from kd_megatron.recipe.paths import DATA_HOME, expand
 
@@ -63,7 +63,7 @@ def differing_rows(name: str, known: Input, place: Path) -> str:
     return ""
 
 
-def hash_of_rows(rows: list[Row]) -> str:
+def hash_of_rows(rows: list[Example]) -> str:
     """sha256 of texts and labels in any order; white space and the digits of numeric labels are normalised."""
     lines = sorted(json.dumps([_plain(row.first), _plain(row.second or ""), _label(row.label)]) for row in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -29,7 +29,7 @@ from kd_megatron.recipe.arms import resolve_arm
 from kd_megatron.recipe.diff import Difference
 from kd_megatron.study import fairness, tuning
 from kd_megatron.study.budget_checks import require_enough
-from kd_megatron.study.cells import Place, cell_recipe, places
+from kd_megatron.study.cells import GridPoint, cell_recipe, places
 from kd_megatron.study.layout import PREFERRED_REFERENCE
 
 
@@ -46,7 +46,7 @@ class Hardware:
 class CellPlan:
     """The students of one cell of a grid, or of the study whatever its grid."""
 
-    place: Place | None  # None: the study's own budget and pool
+    place: GridPoint | None  # None: the study's own budget and pool
     pool_tokens: int | None  # tokens of one epoch
     arms: list[ArmPlan]
     totals: list[Item]
@@ -152,7 +152,7 @@ def _require_enough(
 
 def _cell(
     recipe: StudyRecipe,
-    place: Place | None,
+    place: GridPoint | None,
     costs: Mapping[str, ArmCost],
     manifests: list[Manifest] | None,
     vocab_size: int,

@@ -26,7 +26,7 @@ _WAITS_FOR_DEVICE = re.compile(r"\.(item|tolist|cpu|synchronize)\(")
 
 
 @dataclass
-class Marks:
+class LatestProgress:
     """The latest marks. ``watched`` stages are those in which no mark for long means a hang."""
 
     step: int = 0
@@ -41,10 +41,10 @@ class Marks:
         return time.monotonic() - self.at
 
 
-_marks = Marks()
+_marks = LatestProgress()
 
 
-def current() -> Marks:
+def current() -> LatestProgress:
     """The marks of this process."""
     return _marks
 
@@ -85,7 +85,7 @@ def waiting() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Place:
+class CodePosition:
     """Where the main thread is."""
 
     where: str  # "one_step (loop.py:61)"
@@ -116,20 +116,20 @@ class _Call:
         return bool(_WAITS_FOR_RANKS.search(line) or (_has_gpu() and _WAITS_FOR_DEVICE.search(line)))
 
 
-def place() -> Place:
+def place() -> CodePosition:
     """Where this process's main thread is, and whether it waits for other ranks: in a collective, or by its own word.
 
     Nobody looks while marks come in quick succession: what gets on does not hang.
     """
     if _marks.idle_seconds() < QUIET_SECONDS:
-        return Place("its work", waits=False)
+        return CodePosition("its work", waits=False)
     main, calls = _innermost_calls()
     if main is None:
-        return Place("ended", waits=False)
+        return CodePosition("ended", waits=False)
     # Backward of a GPU runs its hooks, and their collectives, in threads of autograd.
     in_autograd = "/torch/autograd/" in main.file
     waits = _marks.waits or main.waits() or (in_autograd and any(call.waits() for call in calls))
-    return Place(f"{main.function} ({Path(main.file).name}:{main.line})", waits)
+    return CodePosition(f"{main.function} ({Path(main.file).name}:{main.line})", waits)
 
 
 def _innermost_calls() -> tuple[_Call | None, list[_Call]]:

@@ -16,7 +16,7 @@ Schema = type[BaseModel]
 
 
 @dataclass(frozen=True)
-class Change:
+class KeyChange:
     """One key whose value is not the same in two recipes."""
 
     key: str  # dotted
@@ -35,7 +35,7 @@ class Change:
 
 def changes(
     schema: Schema, was: Any, now: Any, but: Comparison | None = None, among: Collection[str] | None = None
-) -> list[Change]:
+) -> list[KeyChange]:
     """The keys whose values differ, in the order of ``was``; a key that is not there is None.
 
     Args:
@@ -47,7 +47,7 @@ def changes(
     """
     before, after = _flat(schema, was), _flat(schema, now)
     found = (
-        Change(key, arm, before.get((key, arm)), after.get((key, arm)), policy_of(schema, key))
+        KeyChange(key, arm, before.get((key, arm)), after.get((key, arm)), policy_of(schema, key))
         for key, arm in dict.fromkeys([*before, *after])
         if (among is None or key in among) and before.get((key, arm)) != after.get((key, arm))
     )

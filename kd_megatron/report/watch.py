@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from kd_megatron.analysis import leads, results
-from kd_megatron.analysis.results import Run, StudyResults
+from kd_megatron.analysis.results import FinishedRun, StudyResults
 from kd_megatron.analysis.statistics import Method
 from kd_megatron.console import logs, units
 from kd_megatron.report import packed
@@ -158,7 +158,7 @@ def _where(name: str, seed: int, place: Path, done: str | None, probe_loss: floa
     return Where(name, seed, done or ("pretraining" if row else "waiting"), row, probe_loss, silent)
 
 
-def _after_pretraining(study: StudyResults, run: Run) -> str:
+def _after_pretraining(study: StudyResults, run: FinishedRun) -> str:
     if study.recipe.finetune is None or run.finetune is not None:
         return "finished"
     begun = layout.finetune_directory(study.directory, run.arm, run.seed).is_dir()

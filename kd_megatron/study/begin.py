@@ -10,7 +10,7 @@ from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe, arms
 from kd_megatron.study import fairness, layout, tuning
 from kd_megatron.study.cells import cell_recipe, places
-from kd_megatron.study.claim import claim
+from kd_megatron.study.claim import claim_study
 
 
 def begin(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> None:
@@ -26,7 +26,7 @@ def begin(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> Non
     tuning.check(recipe)
     refuse_too_small(recipe, directory)
     require_pools(recipe)
-    claim(recipe, directory, redo)
+    claim_study(recipe, directory, redo)
 
 
 def refuse_too_small(recipe: StudyRecipe, directory: Path) -> None:

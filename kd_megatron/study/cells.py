@@ -16,7 +16,7 @@ CELLS = "cells"  # the directory of a grid that has them
 
 
 @dataclass(frozen=True)
-class Place:
+class GridPoint:
     """A cell's place in the grid."""
 
     budget: float  # a multiple of the study's
@@ -33,19 +33,19 @@ class Place:
         return "all text" if self.unique_tokens is None else f"{units.count(self.unique_tokens)} tokens"
 
 
-def places(recipe: StudyRecipe) -> list[Place]:
+def places(recipe: StudyRecipe) -> list[GridPoint]:
     """The cells of a grid, budget by budget, in the recipe's order; none without a grid."""
     if recipe.grid is None:
         return []
-    return [Place(budget, unique) for budget in recipe.grid.budgets for unique in recipe.grid.unique_tokens]
+    return [GridPoint(budget, unique) for budget in recipe.grid.budgets for unique in recipe.grid.unique_tokens]
 
 
-def cell_directory(grid: Path, place: Place) -> Path:
+def cell_directory(grid: Path, place: GridPoint) -> Path:
     """Where one cell's study is."""
     return grid / CELLS / place.name
 
 
-def cell_recipe(recipe: StudyRecipe, place: Place) -> StudyRecipe:
+def cell_recipe(recipe: StudyRecipe, place: GridPoint) -> StudyRecipe:
     """The study of one cell: its budget and its pool, and otherwise the grid's recipe."""
     budget = recipe.budget.model_copy(update={recipe.budget.unit: place.budget * recipe.budget.limit})
     changes = {

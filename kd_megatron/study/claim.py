@@ -14,7 +14,7 @@ from kd_megatron.recipe import StudyRecipe, config, recipe_yaml
 from kd_megatron.recipe.paths import refuse_file_or_links_out
 from kd_megatron.study import layout
 from kd_megatron.study.cells import CELLS
-from kd_megatron.study.edits import FINETUNE, STALE, Change, compare
+from kd_megatron.study.edits import FINETUNE, STALE, RecipeChange, compare
 from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, read
 from kd_megatron.study.stale import move_aside
 
@@ -22,7 +22,7 @@ PARTS = ("arms", FINETUNE, "tuning")  # directories with one of each arm in them
 OF_EACH_ARM = ("arms", "chosen", "trials", "at_edge", "charged")  # parts of a calibration, and of a tuning
 
 
-def claim(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> None:
+def claim_study(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> None:
     """Make ``directory`` this study's own, or check that it is. Collective.
 
     Args:
@@ -81,7 +81,9 @@ def _studies(directory: Path) -> list[Path]:
     return [directory, *sorted((directory / CELLS).glob("*"))]
 
 
-def _problem(change: Change, recipe: StudyRecipe, directory: Path, redo: Sequence[str]) -> tuple[str, str, str] | None:
+def _problem(
+    change: RecipeChange, recipe: StudyRecipe, directory: Path, redo: Sequence[str]
+) -> tuple[str, str, str] | None:
     """(given, expected, fix) where something that has run would be stale or left out, and is not to be redone."""
     stale = [arm for arm in change.arms if begun(directory, arm)]
     teacher_is_stale = change.teacher and layout.teacher_directory(directory).is_dir()
@@ -109,7 +111,7 @@ def _listed(directory: Path, arms: list[str]) -> str:
     return ", ".join(f"{arm} ({', '.join(begun(directory, arm))})" for arm in arms)
 
 
-def _move_aside(change: Change, directory: Path) -> None:
+def _move_aside(change: RecipeChange, directory: Path) -> None:
     """Move what is stale to a new directory of ``stale``, each by one rename; a stop in between is made up for.
 
     A grid's cells are studies that are claimed in their turn: each moves what is its own.

@@ -9,7 +9,7 @@ FINETUNE, STALE = "finetune", "stale"
 
 
 @dataclass
-class Change:
+class RecipeChange:
     """What differs between two recipes of one study, and what was made with the old one."""
 
     keys: list[str] = field(default_factory=list)  # with both values
@@ -19,9 +19,9 @@ class Change:
     finetune: bool = False  # whether all fine-tunings are
 
 
-def compare(old: StudyRecipe, new: StudyRecipe) -> Change:
+def compare(old: StudyRecipe, new: StudyRecipe) -> RecipeChange:
     """What ``new`` changes of ``old`` beyond growing and other words."""
-    change, stale = Change(), set[str]()
+    change, stale = RecipeChange(), set[str]()
     found = diff.changes(StudyRecipe, old, new, but="edit")
     for one in sorted(found, key=lambda one: (one.key, one.arm)):
         if one.only_adds or (one.arm and one.arm not in old.arms):
@@ -37,7 +37,7 @@ def compare(old: StudyRecipe, new: StudyRecipe) -> Change:
     return change
 
 
-def _stale(change: diff.Change, recipe: StudyRecipe) -> set[str]:
+def _stale(change: diff.KeyChange, recipe: StudyRecipe) -> set[str]:
     """The arms of ``recipe`` whose runs hang on what has changed."""
     if change.policy.makes_stale("arm"):
         return {change.arm}

@@ -31,7 +31,7 @@ def finetune_directory(study: Path, arm: str, seed: int) -> Path:
     return study / "finetune" / arm / f"seed_{seed}"
 
 
-def marker_directory(study: Path, arm: str, seed: int, fraction: float) -> Path:
+def branch_finetune_directory(study: Path, arm: str, seed: int, fraction: float) -> Path:
     """Where that branch is fine-tuned."""
     return finetune_directory(study, arm, seed) / "markers" / f"{fraction:g}"
 

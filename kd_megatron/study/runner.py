@@ -14,7 +14,7 @@ from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.study import layout, tuning
 from kd_megatron.study.begin import begin
 from kd_megatron.study.calibration import calibration_pieces
-from kd_megatron.study.cells import Place, cell_directory, cell_recipe, places
+from kd_megatron.study.cells import GridPoint, cell_directory, cell_recipe, places
 from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE
 from kd_megatron.study.execute import Report, run_and_report
 from kd_megatron.study.piece import Piece
@@ -29,7 +29,7 @@ def run_study(recipe: StudyRecipe, directory: Path, report: Report, redo: Sequen
 
     Args:
         report: writes what was found in a study's directory; rank 0 calls it, for each cell of a grid too.
-        redo: what of an edited study is moved aside and done anew (`claim`).
+        redo: what of an edited study is moved aside and done anew (`claim_study`).
 
     Raises:
         RecipeError: the arms differ in more than the study allows.
@@ -58,7 +58,7 @@ def pieces(recipe: StudyRecipe, directory: Path, report: Report, redo: Sequence[
     return [*preparing, *(_cell_piece(recipe, directory, place, report, redo) for place in places(recipe))]
 
 
-def _cell_piece(recipe: StudyRecipe, directory: Path, place: Place, report: Report, redo: Sequence[str]) -> Piece:
+def _cell_piece(recipe: StudyRecipe, directory: Path, place: GridPoint, report: Report, redo: Sequence[str]) -> Piece:
     where, cell = cell_directory(directory, place), cell_recipe(recipe, place)
 
     def run() -> None:

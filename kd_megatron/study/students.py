@@ -85,6 +85,6 @@ def _finetune_pieces(recipe: StudyRecipe, directory: Path, arm: str, seed: int) 
     found = [finetune_piece(f"{of}: fine-tune", recipe, directory, arm, run, where, of)]
     for at in recipe.markers.branches if recipe.markers and recipe.markers.finetune else []:
         label = f"{of}: fine-tune its branch at {100 * at:g} %"
-        places = layout.branch_directory(*student, at), layout.marker_directory(*student, at)
+        places = layout.branch_directory(*student, at), layout.branch_finetune_directory(*student, at)
         found.append(finetune_piece(label, recipe, directory, arm, *places, of))
     return found

@@ -31,7 +31,7 @@ def identity_of(contents: Contents, teacher: dict[str, str | None], windows: dic
     return described
 
 
-def claim(directory: Path, identity: Identity) -> None:
+def claim_cache(directory: Path, identity: Identity) -> None:
     """Make ``directory`` the store of ``identity``, or check that it is.
 
     Raises:

@@ -51,7 +51,7 @@ def _prepare(directory: Path, identity: Identity, row_bytes: int, num_rows: int,
         directory.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(directory)
         try:
-            identities.claim(directory, identity)
+            identities.claim_cache(directory, identity)
             _check_room(directory, row_bytes, num_rows, max_gib)
             index = os.open(directory / INDEX, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             os.ftruncate(index, max(4 * num_rows, os.fstat(index).st_size))

@@ -14,7 +14,7 @@ from kd_megatron.ranks.signals import StopRequest, stop_requests
 from kd_megatron.tensors import Batch
 from kd_megatron.training.schedule import learning_rate
 from kd_megatron.training.setup import Run
-from kd_megatron.training.watch import Reading
+from kd_megatron.training.watch import StepReading
 
 
 class Progress:
@@ -28,7 +28,7 @@ class Progress:
     def _begin(self) -> None:
         self.tokens, self.seconds = self.run.ledger.tokens, self.run.charged_seconds()
 
-    def report(self, reading: Reading, fraction: float, rate: float) -> None:
+    def report(self, reading: StepReading, fraction: float, rate: float) -> None:
         """Write the row and the line of the steps since the last report, and begin anew."""
         run = self.run
         terms = {term: value / max(1.0, reading.counts[term]) for term, value in reading.sums.items()}

@@ -20,7 +20,7 @@ KEY = "phase"  # of a checkpoint's run state; absent where an arm has one phase
 
 
 @dataclass
-class Place:
+class PhasePosition:
     """Where a run is in the phases of its arm."""
 
     phases: list[Phase]

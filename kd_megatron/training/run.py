@@ -46,7 +46,7 @@ def pretrain(
     """
     quiet_libraries()
     dist.initialise()
-    claim(study, arm, seed, directory, branch)
+    claim_run(study, arm, seed, directory, branch)
     if finished := dist.from_main(read_summary(directory)):
         return finished  # without the lock: those that find it finished need not take turns
     with locks.alone(directory, "training in"):
@@ -141,7 +141,7 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
     return summary if summary.get("status") == "finished" else None
 
 
-def claim(study: StudyRecipe, arm: str, seed: int, directory: Path, branch: Branch | None = None) -> None:
+def claim_run(study: StudyRecipe, arm: str, seed: int, directory: Path, branch: Branch | None = None) -> None:
     """Make ``directory`` this run's own. Raises `OutputError` when it holds anything else."""
     problem, owes = None, owes_the_teacher(study, arm)
     refuse_file_or_links_out(directory)

@@ -36,7 +36,7 @@ from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.tensors import Batch
 from kd_megatron.training.cached_teacher import CachedTeacher, open_cached_teacher
-from kd_megatron.training.phases import Place
+from kd_megatron.training.phases import PhasePosition
 from kd_megatron.training.schedule import Branch
 from kd_megatron.training.step import Step, StudentWithObjective
 from kd_megatron.training.teacher import Teacher
@@ -47,7 +47,7 @@ FRACTION = "budget_fraction"  # of a checkpoint's state
 
 
 @dataclass
-class Markers:
+class FractionsPassed:
     """How many of the recipe's marks of the budget a run has dealt with; a checkpoint holds it."""
 
     validations_done: int = 0  # of validation.at
@@ -75,9 +75,9 @@ class Run:
     untrained: list[str]
     num_parameters: int
     checkpoints: CheckpointWriter
-    markers: Markers
+    markers: FractionsPassed
     meter: MemoryMeter
-    place: Place
+    place: PhasePosition
     mean_cost: SequenceCost  # over the phases
     trains_head: list[bool]  # of each phase, whether it trains the MLM head
     branch: Branch | None = None
@@ -154,7 +154,7 @@ def prepare_run(
     phases = phases_of(of_arm.parse_options(study.arms[arm], where=f"arms.{arm}"))
     refuse_cache_of_phases(study, arm, len(phases))
     start = _start(directory / CHECKPOINTS, branch)
-    place = Place.resumed(phases, start[1].run if start else {})
+    place = PhasePosition.resumed(phases, start[1].run if start else {})
     student = build_student(study.student, loader.vocab_size, special_ids(loader), seed)
     begins_from = initialise(student, study.student.initialise, teacher_path)
     if begins_from is not None:
@@ -208,7 +208,7 @@ def prepare_run(
         untrained=untrained,
         num_parameters=num_parameters,
         checkpoints=CheckpointWriter(directory / CHECKPOINTS, study.training.keep_checkpoints, (metrics.path,)),
-        markers=Markers(**resumed.get("markers", {})),
+        markers=FractionsPassed(**resumed.get("markers", {})),
     )
 
 
@@ -281,7 +281,7 @@ def _leaves(start: Start, branch: Branch | None) -> bool:
 
 
 def _resume(
-    engine: Engine, ledger: Ledger, study: StudyRecipe, start: Start | None, place: Place, branch: Branch | None
+    engine: Engine, ledger: Ledger, study: StudyRecipe, start: Start | None, place: PhasePosition, branch: Branch | None
 ) -> dict[str, Any]:
     """Restore engine and ledger from ``start``; returns the `Run.state` to go on with, empty at the beginning.
 
@@ -295,7 +295,7 @@ def _resume(
     where = f"{path} at step {ledger.steps}, {ledger.tokens:,} tokens"
     if branch is not None and _leaves(start, branch):
         say(f"a branch of {where}, to {100 * branch.end:g} % of the budget")
-        return {"markers": asdict(Markers(len(study.validation.at), len(study.training.keep_at)))}
+        return {"markers": asdict(FractionsPassed(len(study.validation.at), len(study.training.keep_at)))}
     if place.crosses:
         say(f"{place.in_words}: from {where}")
     else:

@@ -12,7 +12,7 @@ from kd_megatron.objectives.base import Objective
 from kd_megatron.ranks import dist
 from kd_megatron.tensors import Batch, Taps
 from kd_megatron.training.teacher import Teacher
-from kd_megatron.training.watch import Reading, Watch
+from kd_megatron.training.watch import StepReading, Watch
 
 
 class StudentWithObjective(nn.Module):
@@ -77,7 +77,7 @@ class Step:
         with self.ledger.clock("student"):
             self.watch.check()
 
-    def read(self) -> Reading:
+    def read(self) -> StepReading:
         """What the steps since the last reading came to. Collective; waits and raises as `check` does."""
         with self.ledger.clock("student"):
             return self.watch.read()

@@ -17,7 +17,7 @@ from kd_megatron.ranks import dist
 
 
 @dataclass(frozen=True)
-class Reading:
+class StepReading:
     """The steps since the last reading, the same on every rank."""
 
     sums: dict[str, float]  # of each term over the global batches
@@ -72,12 +72,12 @@ class Watch:
         if self.bad.item():
             self._raise()
 
-    def read(self) -> Reading:
+    def read(self) -> StepReading:
         """The steps since the last reading; the next one begins anew. Collective; raises as `check` does."""
         self.check()
         sums = dist.all_reduce(self.sums.cpu()).tolist()
         clipped = self._clipped.item() / max(1, self._steps)
-        reading = Reading(dict(zip(self.terms, sums, strict=True)), self.counts, self.grad_norm.item(), clipped)
+        reading = StepReading(dict(zip(self.terms, sums, strict=True)), self.counts, self.grad_norm.item(), clipped)
         self.sums.zero_()
         self._clipped.zero_()
         self._steps = 0

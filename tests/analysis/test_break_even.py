@@ -7,7 +7,7 @@ from tolerances import HAND_WORKED_STATISTIC_RELATIVE
 
 from kd_megatron.analysis import break_even, results
 from kd_megatron.analysis.break_even import BreakEven
-from kd_megatron.analysis.curves import Reading
+from kd_megatron.analysis.curves import CurvePoint
 from kd_megatron.analysis.statistics import Estimate
 from kd_megatron.report.study import break_even_table, curve_figures, tables
 from kd_megatron.report.study.page import write_report
@@ -32,7 +32,7 @@ def study(tmp_path, num_seeds=3, losses=LOSSES):
 
 
 def readings(*pairs):
-    return [Reading(flops / 4e13, flops, flops, value, False) for flops, value in pairs]
+    return [CurvePoint(flops / 4e13, flops, flops, value, False) for flops, value in pairs]
 
 
 def by_loss(directory, cost=9e14):
@@ -191,7 +191,7 @@ def test_scores_at_markers(tmp_path):
             study_on_disk.edit_summary(layout.arm_directory(directory, arm, seed), tokens=4e7, flops=4e13)
             half = layout.branch_directory(directory, arm, seed, 0.5)
             study_on_disk.edit_summary(half, tokens=2e7, flops=2e13)
-            study_on_disk.edit_summary(layout.marker_directory(directory, arm, seed, 0.5), average=0.5 + ahead)
+            study_on_disk.edit_summary(layout.branch_finetune_directory(directory, arm, seed, 0.5), average=0.5 + ahead)
             last = directory / "finetune" / arm / f"seed_{seed}"
             study_on_disk.edit_summary(last, average=0.6 + ahead)
     found = break_even.break_even(results.load(directory), "minilm", "score", 9e14)

@@ -13,7 +13,7 @@ from kd_megatron.errors import KdError
 from kd_megatron.kernels import relation_kl, score_mse, vocab_kl
 
 CPU = torch.device("cpu")
-PLAN = suite.Plan(torch.float32, CPU, seconds=0.0, compiler="aot_eager")
+PLAN = suite.SuitePlan(torch.float32, CPU, seconds=0.0, compiler="aot_eager")
 PADDED = RelationKl(3, 9, (2, 4), (2, 8), num_relation_heads=2, padded=True)
 PLAIN = ScoreMse(2, 8, (2, 4), (2, 4))
 
@@ -154,7 +154,7 @@ def test_a_compiler_that_fails_is_left_out_with_its_reason():
 
     rows: list = []
     left_out: list = []
-    plan = suite.Plan(torch.float32, CPU, seconds=0.0, compiler=no_compiler)
+    plan = suite.SuitePlan(torch.float32, CPU, seconds=0.0, compiler=no_compiler)
     case = VocabCrossEntropy(num_rows=4, vocab_size=7, student_width=3)
     suite.measure(case, plan, rows, left_out)
     assert [row.backend for row in rows] == ["eager", "chunked"]

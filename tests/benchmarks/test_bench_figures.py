@@ -51,7 +51,7 @@ def test_measured_rows(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     rows: list[Row] = []
     case = ScoreMse(2, 12, (2, 8), (2, 8))
-    suite.measure(case, suite.Plan(torch.float32, CPU, seconds=0.0, compiler="aot_eager"), rows, [])
+    suite.measure(case, suite.SuitePlan(torch.float32, CPU, seconds=0.0, compiler="aot_eager"), rows, [])
     assert [row.backend for row in rows] == ["eager", "torch.compile", "closed_form", "tiled"]
     assert rows[0].ratio == 1.0
     for each in rows:
@@ -68,7 +68,7 @@ def test_a_shape_too_large_for_eager_is_relative_to_the_first_that_runs(monkeypa
     monkeypatch.setattr("benchmarks.kernels.memory.free_bytes", lambda device: 1)
     rows: list[Row] = []
     left_out: list[suite.LeftOut] = []
-    suite.measure(ScoreMse(2, 12, (2, 8), (2, 8)), suite.Plan(torch.float32, CPU, seconds=0.0), rows, left_out)
+    suite.measure(ScoreMse(2, 12, (2, 8), (2, 8)), suite.SuitePlan(torch.float32, CPU, seconds=0.0), rows, left_out)
     assert {each.ratio_to for each in rows} == {"closed_form"}
     assert {each.backend for each in left_out} == {"eager", "torch.compile", "triton"}
 

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.cli import bench_data
 from benchmarks.data import data_throughput, made_up_pools, prepare_throughput
-from benchmarks.data.in_turn import Case, measure
+from benchmarks.data.in_turn import TurnTaker, measure
 from benchmarks.rows import Row
 from data_prep.verify import verify
 from kd_megatron import errors
@@ -224,7 +224,9 @@ def test_both_ways_of_preparing_write_the_same_documents(tmp_path: Path):
 def test_rounds_go_forwards_and_backwards_and_the_first_is_not_counted():
     seen: list[str] = []
     cases = [
-        Case("n", "s", name, 100, lambda name=name: seen.append(name), ratio_to="a", before=lambda: seen.append("-"))
+        TurnTaker(
+            "n", "s", name, 100, lambda name=name: seen.append(name), ratio_to="a", before=lambda: seen.append("-")
+        )
         for name in ("a", "b")
     ]
     rows = measure(cases, num_rounds=2)

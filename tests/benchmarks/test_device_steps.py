@@ -22,14 +22,14 @@ from benchmarks.gpu.device_step_sizes import (
     LEVERS,
     OURS,
     WHOLE,
-    Place,
+    StepSetting,
     StepSizes,
     recipe,
     variant,
 )
 from benchmarks.gpu.report import Report
 from benchmarks.steps import made_up_inputs
-from benchmarks.steps.variants import TimedRun
+from benchmarks.steps.variants import TimedVariant
 from kd_megatron.cli.main import main
 
 ARMS = ("scratch", "vanilla_kd", "minilm", "tinybert")
@@ -103,13 +103,13 @@ def test_bench_show_prints_the_rows(dry_run: tuple[int, dict, Path], capfd: pyte
 
 
 def test_a_lever_that_differs_is_red_and_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    true = TimedRun.losses_of_a_step
+    true = TimedVariant.losses_of_a_step
 
-    def planted(run: TimedRun) -> dict[str, float]:
+    def planted(run: TimedVariant) -> dict[str, float]:
         factor = 1.2 if (run.variant.arm, run.variant.backend) == ("minilm", OURS) else 1.0
         return {term: factor * value for term, value in true(run).items()}
 
-    monkeypatch.setattr(TimedRun, "losses_of_a_step", planted)
+    monkeypatch.setattr(TimedVariant, "losses_of_a_step", planted)
     exit_code, record = run(quick(WHOLE, OURS), tmp_path)
     assert exit_code == 1
     assert {line.partition(": ")[0] for line in record["red"]} == {f"minilm, {OURS}, 2x32 from 4x32 L16"}
@@ -121,7 +121,7 @@ def test_faults_and_full_memory_end_nothing(tmp_path: Path, monkeypatch: pytest.
     """minilm fails; tinybert fits into memory in two micro-batches, vanilla_kd in none."""
     true, sizes = device_place.TimedRun, []
 
-    def planted(asked, directory: Path, teacher: str | None) -> TimedRun:
+    def planted(asked, directory: Path, teacher: str | None) -> TimedVariant:
         size = asked.study.training.micro_batch_size
         if asked.arm == "minilm":
             raise RuntimeError("an illegal instruction\nmore")
@@ -130,7 +130,7 @@ def test_faults_and_full_memory_end_nothing(tmp_path: Path, monkeypatch: pytest.
             raise torch.OutOfMemoryError("CUDA out of memory")
         return true(asked, directory, teacher)
 
-    monkeypatch.setattr(device_place, "TimedRun", planted)
+    monkeypatch.setattr(device_place, "TimedVariant", planted)
     exit_code, record = run(quick(OURS), tmp_path)
     place = "2x32 from 4x32 L16"
     assert exit_code == 1
@@ -149,7 +149,7 @@ def test_what_the_time_does_not_allow_is_skipped_and_said_to_be(tmp_path: Path):
 
 
 @pytest.mark.parametrize("place", GPU.places, ids=str)
-def test_the_recipes_for_a_gpu_are_sound(place: Place, tmp_path: Path):
+def test_the_recipes_for_a_gpu_are_sound(place: StepSetting, tmp_path: Path):
     study = recipe(place, GPU.precision)
     assert set(study.arms) == set(ARMS)
     for lever in place.levers:

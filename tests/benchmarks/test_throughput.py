@@ -10,7 +10,7 @@ from tiny_study import tiny_study, write_inputs
 from benchmarks.kernels import bounds
 from benchmarks.steps import ladder, made_up_inputs, throughput
 from benchmarks.steps import variants as timed_arms
-from benchmarks.steps.variants import TimedRun, Variant, batch_shape
+from benchmarks.steps.variants import TimedVariant, Variant, batch_shape
 from kd_megatron.data.loader import Loader
 from kd_megatron.engine.flops import sequence_cost
 from kd_megatron.recipe import StudyRecipe, config
@@ -67,7 +67,7 @@ def test_each_arm_gets_its_fastest_micro_batch(inputs: Path, monkeypatch: pytest
 
 def executed(variant, teacher: Path, tmp_path: Path) -> tuple[set[str], dict[str, float]]:
     """(modules of student and teacher that one step runs, its losses)."""
-    timed = TimedRun(replace(variant, num_warmup_steps=0), tmp_path / variant.backend, str(teacher))
+    timed = TimedVariant(replace(variant, num_warmup_steps=0), tmp_path / variant.backend, str(teacher))
     found: set[str] = set()
     models = {"student": timed.run.module.student, "teacher": timed.run.step.teacher.encoder}
     for side, model in models.items():
@@ -121,7 +121,7 @@ def test_the_ladder_is_timed_beside_scratch(inputs: Path):
 def test_the_cached_rung_is_warm(arm: str, inputs: Path, tmp_path: Path):
     study = run_recipe(tiny_study(inputs), arm, 0)
     (cached,) = [variant for variant in ladder.rungs(study, arm, tmp_path / "kept") if "cache" in variant.backend]
-    timed = TimedRun(cached, tmp_path / "run", str(inputs / "teacher"))
+    timed = TimedVariant(cached, tmp_path / "run", str(inputs / "teacher"))
     ran: list[str] = []
     timed.run.step.teacher._filler.encoder.register_forward_hook(lambda *_: ran.append("teacher"))
     for _ in range(2 * ladder.POOL_STEPS):
@@ -156,7 +156,7 @@ def test_the_shipped_recipe_needs_no_corpus_and_no_trained_teacher(tmp_path: Pat
         study = study.model_copy(update={"training": study.training.model_copy(update=cheap)})
         teacher_recipe = study.teacher.model_copy(update={"precision": "fp32"})
         study = study.model_copy(update={"teacher": teacher_recipe})
-        timed = TimedRun(Variant("step/minilm", "auto", study, "minilm"), tmp_path / "run", teacher)
+        timed = TimedVariant(Variant("step/minilm", "auto", study, "minilm"), tmp_path / "run", teacher)
         timed.step()
         timed.close()
     assert not Path(shards.path).exists()
@@ -165,7 +165,7 @@ def test_the_shipped_recipe_needs_no_corpus_and_no_trained_teacher(tmp_path: Pat
 
 def test_mfu_is_the_model_flops_over_the_data_sheet(inputs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     study = run_recipe(tiny_study(inputs), "minilm", 0)
-    timed = TimedRun(Variant("step/minilm", "auto", study, "minilm"), tmp_path, str(inputs / "teacher"))
+    timed = TimedVariant(Variant("step/minilm", "auto", study, "minilm"), tmp_path, str(inputs / "teacher"))
     assert timed.flops_share(1000.0) is None  # a CPU
     training = study.training.model_copy(update={"precision": "bf16"})
     timed.run.study = study.model_copy(update={"training": training})

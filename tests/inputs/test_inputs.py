@@ -13,7 +13,7 @@ from kd_megatron.cli import main as cli
 from kd_megatron.errors import DataError, ModelError, OutputError
 from kd_megatron.finetune.tasks import glue, glue_rows
 from kd_megatron.finetune.tasks.sources import Rows
-from kd_megatron.finetune.tasks.tables import Row
+from kd_megatron.finetune.tasks.tables import Example
 from kd_megatron.inputs import fetch, state
 from kd_megatron.inputs.catalogue import Content, FromHub, FromPyPI, GlueFromHub, Input, Made, catalogue, needed
 from kd_megatron.recipe import config, paths
@@ -127,10 +127,10 @@ def test_a_model_is_here_only_with_every_byte(home: Path):
 
 
 def test_rows_hash_alike_in_any_order_spacing_and_spelling_of_numbers():
-    rows = [Row("a:1", "a  text", "b", "3.8"), Row("a:2", "c", "d", "1")]
-    same = [Row("b:7", "c", "d", "1.000"), Row("b:8", "a text ", "b", "3.799999952316284")]
+    rows = [Example("a:1", "a  text", "b", "3.8"), Example("a:2", "c", "d", "1")]
+    same = [Example("b:7", "c", "d", "1.000"), Example("b:8", "a text ", "b", "3.799999952316284")]
     assert state.hash_of_rows(rows) == state.hash_of_rows(same)
-    assert state.hash_of_rows(rows) != state.hash_of_rows([*same[:1], Row("b:8", "a text", "b", "3.9")])
+    assert state.hash_of_rows(rows) != state.hash_of_rows([*same[:1], Example("b:8", "a text", "b", "3.9")])
     assert state.hash_of_rows(rows) != state.hash_of_rows(rows[:1])
 
 
@@ -209,7 +209,7 @@ def test_files_of_a_wheel(home: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_task_written_from_the_hub_is_read_as_the_same_rows(name: str, home: Path, monkeypatch: pytest.MonkeyPatch):
     task = glue.GLUE[name]
     second = "and\tanother" if len(task.text) == 2 else None
-    rows = [Row(f"hub:{label}", f'a "text" {label}', second, label) for label in (task.labels or ("0.0", "4.25"))]
+    rows = [Example(f"hub:{label}", f'a "text" {label}', second, label) for label in (task.labels or ("0.0", "4.25"))]
     devs = dict.fromkeys(task.num_dev, rows[:1])
     monkeypatch.setattr(fetch.glue_rows, "read_hub", lambda *_, **__: Rows(rows, devs))
     hashes = {split: state.hash_of_rows(found) for split, found in (("train", rows), *devs.items())}

@@ -113,12 +113,12 @@ def test_another_teacher_leaves_them_valid(toy):
 def test_a_run_goes_on_with_another_teacher_where_it_has_nothing_of_one(name, toy, tmp_path):
     arms = {name: {"twice": TWICE, "toy": toy, "minilm": MINILM}[name]}
     old, new = study_recipe(arms=arms), study_recipe(arms=arms, teacher=OTHER_TEACHER)
-    run.claim(old, name, 0, tmp_path / "run")
+    run.claim_run(old, name, 0, tmp_path / "run")
     if name == "minilm":
         with pytest.raises(OutputError, match=r"these keys differ: teacher\.cost_flops, .*teacher\.path"):
-            run.claim(new, name, 0, tmp_path / "run")
+            run.claim_run(new, name, 0, tmp_path / "run")
     else:
-        run.claim(new, name, 0, tmp_path / "run")
+        run.claim_run(new, name, 0, tmp_path / "run")
 
 
 @pytest.fixture

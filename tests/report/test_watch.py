@@ -18,7 +18,7 @@ from kd_megatron.recipe import recipe_yaml
 from kd_megatron.report import watch
 from kd_megatron.report.page import drawing
 from kd_megatron.report.study.page import write_report
-from kd_megatron.study.cells import Place, cell_recipe
+from kd_megatron.study.cells import GridPoint, cell_recipe
 
 ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
 
@@ -104,7 +104,7 @@ def test_a_grid_is_watched_cell_by_cell(study):
     recipe = study_on_disk.study_recipe(num_seeds=1, arms=ARMS, grid={"unique_tokens": [512, None]})
     grid = study.parent / "grid"
     cell = shutil.copytree(study, grid / "cells" / "budget_1_unique_512")
-    for directory, one in ((grid, recipe), (cell, cell_recipe(recipe, Place(1.0, 512)))):
+    for directory, one in ((grid, recipe), (cell, cell_recipe(recipe, GridPoint(1.0, 512)))):
         (directory / "study.yaml").write_text(recipe_yaml.dump(one.model_dump(mode="json")))
     studies, missing = watch.load(grid, "t")
     assert [one.state for one in watch.progress(studies[0])] == ["finished", "pretraining"]

@@ -73,8 +73,8 @@ def test_a_run_is_the_same_with_branches_and_without(inputs: Path, finished: Pat
 def test_a_branch_spends_its_share_and_brings_the_rate_down(finished: Path) -> None:
     run = results.load(finished).runs["scratch"][0]
     trunk = {row["step"]: row["learning_rate"] for row in run.metrics if "learning_rate" in row}
-    assert [marker.fraction for marker in run.markers] == [0.4, 0.7]
-    for marker, steps in zip(run.markers, ([7, 8], [12, 13, 14]), strict=True):
+    assert [marker.fraction for marker in run.branches] == [0.4, 0.7]
+    for marker, steps in zip(run.branches, ([7, 8], [12, 13, 14]), strict=True):
         assert marker.tokens == steps[-1] * STEP_TOKENS
         assert marker.decay_tokens == len(steps) * STEP_TOKENS
         where = layout.branch_directory(finished, "scratch", 0, marker.fraction)
@@ -93,7 +93,7 @@ def test_branches_are_validated_and_fine_tuned_like_the_last_student(finished: P
     found = results.load(finished)
     assert found.missing == []
     run = found.runs["scratch"][0]
-    tasks = [marker.finetune.tasks["words"] for marker in run.markers if marker.finetune]
+    tasks = [marker.finetune.tasks["words"] for marker in run.branches if marker.finetune]
     assert len(tasks) == 2
     assert run.finetune is not None
     assert {task.num_dev for task in tasks} == {run.finetune.tasks["words"].num_dev}
@@ -174,7 +174,7 @@ def test_without_decay_the_student_is_taken_as_it_is(inputs: Path, tmp_path: Pat
     recipe = study(inputs, {"at": [0.5], "decay": 0.0}, training={"keep_at": [0.5]})
     run_study(recipe, tmp_path / "s", write_report)
     found = results.load(tmp_path / "s")
-    (marker,) = found.runs["scratch"][0].markers
+    (marker,) = found.runs["scratch"][0].branches
     assert (marker.tokens, marker.decayed, marker.decay_tokens) == (10 * STEP_TOKENS, False, 0)
     kept = layout.arm_directory(tmp_path / "s", "scratch", 0) / "checkpoints" / "step_00000010"
     was = load_file(kept / "weights.safetensors")  # stays: the recipe's own keep_at asks for it

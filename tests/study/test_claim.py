@@ -15,7 +15,7 @@ from kd_megatron.errors import DataError, KdError, OutputError, RecipeError
 from kd_megatron.recipe import InitialiseRecipe
 from kd_megatron.report.study.page import write_report
 from kd_megatron.study import calibration, runner
-from kd_megatron.study.claim import claim, recalibrate
+from kd_megatron.study.claim import claim_study, recalibrate
 from kd_megatron.study.edits import compare
 
 OTHER_MINILM = ARMS | {"minilm": {"objective": "minilm", "num_relation_heads": 24}}
@@ -34,7 +34,7 @@ def study(tmp_path, _written):
 
 def refusal(recipe, study, redo=()):
     with pytest.raises(OutputError) as refused:
-        claim(recipe, study, redo)
+        claim_study(recipe, study, redo)
     return str(refused.value)
 
 
@@ -56,14 +56,14 @@ def test_an_edited_arm_alone_is_stale_and_the_others_stay_valid(study):
 def test_redo_moves_what_is_stale_aside_and_nothing_else(study):
     edited = study_recipe(num_seeds=2, arms=OTHER_MINILM)
     before = files(study)
-    claim(edited, study, ["minilm", "scratch"])  # of which scratch is not stale
+    claim_study(edited, study, ["minilm", "scratch"])  # of which scratch is not stale
     moved = {path for path in before if "minilm" in path.parts}
     assert files(study) == before - moved | {Path("stale", "1", path) for path in moved}
     assert {arm: len(runs) for arm, runs in results.load(study).runs.items()} == dict.fromkeys(ARMS, 2) | {"minilm": 0}
     unfinished = [piece.label for piece in runner.pieces(edited, study, write_report) if not piece.is_finished()]
     assert unfinished == [f"minilm seed {seed}: {what}" for what in ("pretrain", "fine-tune") for seed in (0, 1)]
     after = files(study)
-    claim(edited, study, ["minilm"])  # the same command after a stop
+    claim_study(edited, study, ["minilm"])  # the same command after a stop
     assert files(study) == after
 
 
@@ -71,7 +71,7 @@ def test_redo_goes_on_after_a_stop_in_between(study):
     edited = study_recipe(num_seeds=2, arms=OTHER_MINILM)
     (study / "stale" / "1" / "arms").mkdir(parents=True)
     (study / "arms" / "minilm").rename(study / "stale" / "1" / "arms" / "minilm")
-    claim(edited, study, ["minilm"])
+    claim_study(edited, study, ["minilm"])
     assert (study / "stale" / "2" / "finetune" / "minilm" / "seed_0").is_dir()
     assert not (study / "finetune" / "minilm").exists()
 
@@ -103,7 +103,7 @@ def test_another_fine_tuning_leaves_the_students_valid(study):
     said = refusal(edited, study)
     assert "still valid: scratch (seeds 0, 1)" in said
     assert "stale: all fine-tunings" in said
-    claim(edited, study, ["finetune"])
+    claim_study(edited, study, ["finetune"])
     assert not (study / "finetune").exists()
     assert (study / "stale" / "1" / "finetune" / "scratch" / "seed_0" / "summary.json").is_file()
     assert len(results.load(study).all_runs()) == 8
@@ -127,16 +127,16 @@ def test_a_study_does_not_shrink(study, changes, key):
 
 
 def test_an_edit_before_anything_has_run_is_free(tmp_path):
-    claim(study_recipe(), tmp_path / "s")
-    claim(study_recipe(budget={"flops": 1e12}, arms=OTHER_MINILM), tmp_path / "s")
+    claim_study(study_recipe(), tmp_path / "s")
+    claim_study(study_recipe(budget={"flops": 1e12}, arms=OTHER_MINILM), tmp_path / "s")
     assert results.load(tmp_path / "s").recipe.budget.flops == 1e12
-    claim(study_recipe(num_seeds=1, arms={"scratch": ARMS["scratch"]}), tmp_path / "s")  # leaving out as well
+    claim_study(study_recipe(num_seeds=1, arms={"scratch": ARMS["scratch"]}), tmp_path / "s")  # leaving out as well
     assert results.load(tmp_path / "s").recipe.seeds == [0]
 
 
 def test_a_study_may_grow_and_be_renamed_in_words(study):
     arms = ARMS | {"minilm_24": {"objective": "minilm", "num_relation_heads": 24}}
-    claim(study_recipe(num_seeds=3, arms=arms, description="more", notes=["new"]), study)
+    claim_study(study_recipe(num_seeds=3, arms=arms, description="more", notes=["new"]), study)
     assert list(results.load(study).recipe.arms)[-1] == "minilm_24"
     assert len(results.load(study).all_runs()) == 8
 
@@ -144,7 +144,7 @@ def test_a_study_may_grow_and_be_renamed_in_words(study):
 def test_an_arm_that_comes_later_may_bring_what_belongs_to_it(study):
     rate = "training.learning_rate"
     mine = ARMS | {"mine": {"objective": "minilm", "num_relation_heads": 12, rate: 2e-3}}
-    claim(study_recipe(num_seeds=2, arms=mine, allow_difference=[rate]), study)
+    claim_study(study_recipe(num_seeds=2, arms=mine, allow_difference=[rate]), study)
     assert "allow_difference" in refusal(study_recipe(num_seeds=2, arms=mine), study)  # the arm needs it
 
 
@@ -161,20 +161,20 @@ def test_a_weight_that_is_tuned_for_a_new_arm_makes_nothing_stale():
 def test_a_directory_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(OutputError, match="is not empty"):
-        claim(study_recipe(), tmp_path)
+        claim_study(study_recipe(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_redo_names_arms(study):
     with pytest.raises(RecipeError, match=r"did you mean 'minilm'\?"):
-        claim(study_recipe(num_seeds=2), study, ["minilmm"])
+        claim_study(study_recipe(num_seeds=2), study, ["minilmm"])
 
 
 def test_what_was_measured_and_chosen_for_all_is_kept_for_the_others(study):
     (study / "calibration.json").write_text(json.dumps({"arms": {key: {} for key in ARMS}}))
     each = {part: {key: {} for key in ARMS} for part in ("chosen", "trials", "at_edge", "charged")}
     (study / "tuning.json").write_text(json.dumps(each | {"seed": 1}))
-    claim(study_recipe(num_seeds=2, arms=OTHER_MINILM), study, ["minilm"])
+    claim_study(study_recipe(num_seeds=2, arms=OTHER_MINILM), study, ["minilm"])
     assert "minilm" not in json.loads((study / "calibration.json").read_text())["arms"]
     chosen = json.loads((study / "tuning.json").read_text())
     assert chosen.pop("seed") == 1
@@ -220,14 +220,14 @@ def test_a_pool_larger_than_the_text_is_refused_before_anything_is_written(tmp_p
 
 def test_errors_say_what_was_expected_and_what_to_change(study):
     with pytest.raises(KdError) as refused:
-        claim(study_recipe(num_seeds=2, arms=OTHER_MINILM), study)
+        claim_study(study_recipe(num_seeds=2, arms=OTHER_MINILM), study)
     assert re.search(r"expected: .*\n  to fix: ", str(refused.value))
 
 
 def test_an_arms_name_may_have_dots(tmp_path):
     arms = ARMS | {"kd_T0.5": {"objective": "vanilla_kd", "temperature": 0.5}}
     study = tmp_path / "s"
-    claim(study_recipe(num_seeds=1, arms=arms), study)
+    claim_study(study_recipe(num_seeds=1, arms=arms), study)
     (study / "arms" / "kd_T0.5" / "seed_0").mkdir(parents=True)
     edited = arms | {"kd_T0.5": {"objective": "vanilla_kd", "temperature": 0.25}}
     said = refusal(study_recipe(num_seeds=1, arms=edited), study)

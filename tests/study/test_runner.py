@@ -164,7 +164,7 @@ def test_the_report_takes_no_score_of_another_student(tmp_path):
     assert results.load(directory).missing == []
     edit_summary(layout.finetune_directory(directory, "minilm", 0), model_hash="old")
     edit_summary(layout.branch_directory(directory, "scratch", 0, 0.5), export_hash="new")
-    edit_summary(layout.marker_directory(directory, "scratch", 0, 0.5), model_hash="old")
+    edit_summary(layout.branch_finetune_directory(directory, "scratch", 0, 0.5), model_hash="old")
     assert results.load(directory).missing == [
         "fine-tuning of the branch at 50 % of scratch, seed 0", "fine-tuning of minilm, seed 0"
     ]  # fmt: skip

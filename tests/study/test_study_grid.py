@@ -20,8 +20,8 @@ from kd_megatron.report.page import drawing
 from kd_megatron.report.publish import publish
 from kd_megatron.report.study.page import write_report
 from kd_megatron.study import layout
-from kd_megatron.study.cells import Place, cell_directory, cell_recipe, places
-from kd_megatron.study.claim import claim, recalibrate
+from kd_megatron.study.cells import GridPoint, cell_directory, cell_recipe, places
+from kd_megatron.study.claim import claim_study, recalibrate
 from kd_megatron.study.runner import pieces, run_study
 
 GRID = {"budgets": [1.0, 2.0], "unique_tokens": [512, None]}
@@ -83,15 +83,15 @@ def test_a_finished_grid_is_left_alone_and_a_lost_piece_alone_is_done_again(
 
 
 def test_a_grid_may_grow_and_not_change(tmp_path: Path) -> None:
-    claim(study_on_disk.study_recipe(grid=GRID), tmp_path / "s")
-    claim(
+    claim_study(study_on_disk.study_recipe(grid=GRID), tmp_path / "s")
+    claim_study(
         study_on_disk.study_recipe(grid={"budgets": [1.0, 2.0, 4.0], "unique_tokens": [512, 64, None]}), tmp_path / "s"
     )
     (tmp_path / "s" / "cells" / "budget_1_unique_512" / "arms" / "scratch" / "seed_0").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"grid\.budgets was \[1.0, 2.0, 4.0\], is \[2.0\]"):
-        claim(study_on_disk.study_recipe(grid=GRID | {"budgets": [2.0]}), tmp_path / "s")
+        claim_study(study_on_disk.study_recipe(grid=GRID | {"budgets": [2.0]}), tmp_path / "s")
     with pytest.raises(OutputError, match=r"grid"):
-        claim(study_on_disk.study_recipe(), tmp_path / "s")
+        claim_study(study_on_disk.study_recipe(), tmp_path / "s")
 
 
 def test_an_edit_of_what_ran_in_a_cell_is_refused_before_the_grid_takes_it(tmp_path: Path) -> None:
@@ -100,28 +100,28 @@ def test_an_edit_of_what_ran_in_a_cell_is_refused_before_the_grid_takes_it(tmp_p
     arms = recipe.arms | {"minilm": {"objective": "minilm", "num_relation_heads": 24}}
     edited = recipe.model_copy(update={"arms": arms})
     with pytest.raises(OutputError, match=r"stale: minilm \(seeds 0, 1, 2\); still valid: scratch"):
-        claim(edited, directory)
+        claim_study(edited, directory)
     assert results.config.load(directory / "study.yaml", StudyRecipe) == recipe
     other = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"epochs": 9.0})})  # type: ignore[union-attr]
     with pytest.raises(OutputError, match="stale: all fine-tunings"):
-        claim(other, directory)
+        claim_study(other, directory)
     (directory / "calibration.json").write_text(json.dumps({"arms": {"minilm": {}}, "hardware": {"device": "other"}}))
     with pytest.raises(OutputError, match=r"there are runs with the steps .*minilm \(seeds 0, 1, 2\)"):
         recalibrate(directory)
-    claim(edited, directory, ["minilm"])  # each cell then moves its own aside
+    claim_study(edited, directory, ["minilm"])  # each cell then moves its own aside
     assert leads.load(directory).cells == []
     for place in places(edited):
-        claim(cell_recipe(edited, place), cell_directory(directory, place), ["minilm"])
+        claim_study(cell_recipe(edited, place), cell_directory(directory, place), ["minilm"])
     assert [cell.study.arms for cell in leads.load(directory).cells] == [["scratch"]] * 2
 
 
 def test_a_cell_of_another_recipe_is_named_and_not_used(tmp_path: Path) -> None:
     directory = planted(tmp_path)
-    path = cell_directory(directory, Place(1.0, None)) / "study.yaml"
+    path = cell_directory(directory, GridPoint(1.0, None)) / "study.yaml"
     cell = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(cell | {"training": cell["training"] | {"warmup_fraction": 0.2}}))
     grid = leads.load(directory)
-    assert [one.place for one in grid.cells] == [Place(1.0, 512)]
+    assert [one.place for one in grid.cells] == [GridPoint(1.0, 512)]
     said = "cell budget_1_unique_all, which has runs of another recipe (training.warmup_fraction was 0.2, is 0.06)"
     assert grid.missing == [said]
 
@@ -207,7 +207,7 @@ def test_growth_is_a_difference_of_differences_by_hand(tmp_path: Path) -> None:
 
 def test_the_probes_loss_counts_downwards(tmp_path: Path) -> None:
     directory = planted(tmp_path)
-    for place, ahead in ((Place(1.0, 512), 0.3), (Place(1.0, None), 0.1)):
+    for place, ahead in ((GridPoint(1.0, 512), 0.3), (GridPoint(1.0, None), 0.1)):
         for seed in range(3):
             for arm, loss in (("scratch", 4.0), ("minilm", 4.0 - ahead)):
                 run = layout.arm_directory(cell_directory(directory, place), arm, seed)
@@ -231,9 +231,9 @@ def test_an_arm_without_a_result_in_a_cell_is_named_and_nothing_else_is_said(tmp
     directory = planted(tmp_path)
     for seed in range(3):
         (
-            layout.finetune_directory(cell_directory(directory, Place(1.0, 512)), "minilm", seed) / "summary.json"
+            layout.finetune_directory(cell_directory(directory, GridPoint(1.0, 512)), "minilm", seed) / "summary.json"
         ).unlink()
-        (layout.arm_directory(cell_directory(directory, Place(1.0, 512)), "minilm", seed) / "summary.json").unlink()
+        (layout.arm_directory(cell_directory(directory, GridPoint(1.0, 512)), "minilm", seed) / "summary.json").unlink()
     said = grid_report.answer(leads.load(directory))
     assert "in the cells that are compared, minilm has no result in one of them." in said
     assert "no two finished cells" not in said
@@ -272,7 +272,7 @@ def test_growths_of_several_arms_and_budgets_are_one_family(tmp_path: Path) -> N
 
 def test_unfair_cells_conclude_nothing(tmp_path: Path) -> None:
     directory = planted(tmp_path)
-    cell = cell_directory(directory, Place(1.0, 512))
+    cell = cell_directory(directory, GridPoint(1.0, 512))
     assert {growth.verdict for growth in leads.growths(leads.load(directory), "repetition", leads.SCORE)} >= {"grows"}
     study_on_disk.edit_summary(layout.arm_directory(cell, "minilm", 1), parameters=1)
     grid = leads.load(directory)
@@ -280,7 +280,7 @@ def test_unfair_cells_conclude_nothing(tmp_path: Path) -> None:
     assert {growth.verdict for growth in leads.growths(grid, "repetition", leads.SCORE)} == {"unfair: none"}
 
 
-def record(directory: Path, recipe: StudyRecipe, place: Place, **entries: str) -> list[str]:
+def record(directory: Path, recipe: StudyRecipe, place: GridPoint, **entries: str) -> list[str]:
     """Let all runs of a cell have recorded ``entries``, alike within the cell; what the grid then says of it."""
     for arm in recipe.arms:
         for seed in recipe.seeds:
@@ -293,9 +293,9 @@ def record(directory: Path, recipe: StudyRecipe, place: Place, **entries: str) -
 def test_cells_whose_runs_recorded_different_things_are_named(tmp_path: Path) -> None:
     directory = planted(tmp_path)
     recipe = leads.load(directory).recipe
-    assert record(directory, recipe, Place(1.0, 512), commit="one") != []
-    assert record(directory, recipe, Place(1.0, None), commit="one") == []
-    assert record(directory, recipe, Place(1.0, 512), commit="another") == [
+    assert record(directory, recipe, GridPoint(1.0, 512), commit="one") != []
+    assert record(directory, recipe, GridPoint(1.0, None), commit="one") == []
+    assert record(directory, recipe, GridPoint(1.0, 512), commit="another") == [
         "Not all runs recorded the same commit: another in 6 of budget_1_unique_512; one in 6 of budget_1_unique_all."
     ]
 
@@ -307,7 +307,7 @@ def test_other_text_is_named_where_the_pool_is_the_same(tmp_path: Path) -> None:
     directory = plant(tmp_path / "s", recipe, scores, often=8.0)
     said = [record(directory, recipe, place, data=f"of {place.unique_tokens}") for place in places(recipe)]
     assert said[-1] == []
-    assert record(directory, recipe, Place(2.0, 512), data="else") == [
+    assert record(directory, recipe, GridPoint(2.0, 512), data="else") == [
         "Not all runs recorded the same data: of 512 in 6 of budget_1_unique_512; else in 6 of budget_2_unique_512."
     ]
 
@@ -321,7 +321,7 @@ def test_the_report_has_its_parts_and_an_unfinished_grid_says_so(tmp_path: Path)
     assert not (directory / "report" / "figures" / "lead_against_budget.png").exists()  # one budget
     tables = {path.name for path in (directory / "report" / "tables").glob("*.csv")}
     assert tables == {"leads.csv", "growth_with_repetition.csv", "cells.csv"}
-    shutil.rmtree(cell_directory(directory, Place(1.0, None)))
+    shutil.rmtree(cell_directory(directory, GridPoint(1.0, None)))
     write_report(directory)
     report = (directory / "report" / "report.md").read_text()
     assert "Not finished: cell budget_1_unique_all." in report

@@ -15,7 +15,7 @@ from kd_megatron.recipe.arms import resolve_arm
 from kd_megatron.report.study import tuning_tables
 from kd_megatron.report.study.page import write_report
 from kd_megatron.study import begin, calibration, fairness, layout, runner, tuning
-from kd_megatron.study.claim import claim
+from kd_megatron.study.claim import claim_study
 from kd_megatron.study.effective import (
     LEARNING_RATE,
     effective_recipe,
@@ -339,7 +339,7 @@ def test_a_counted_budget_on_the_command_line_takes_the_calibration_away():
 
 def test_an_unfinished_tuned_study_still_reports(finished, tmp_path):
     recipe, _ = finished
-    claim(recipe, tmp_path / "s")
+    claim_study(recipe, tmp_path / "s")
     write_report(tmp_path / "s")
     with pytest.raises(OutputError):
         results.load(tmp_path / "other")

@@ -13,7 +13,7 @@ from kd_megatron.engine import checkpoint
 from kd_megatron.errors import OutputError
 from kd_megatron.files.records import read_metrics
 from kd_megatron.training import run as runs
-from kd_megatron.training.run import claim, pretrain
+from kd_megatron.training.run import claim_run, pretrain
 
 ARM = "scratch"
 
@@ -93,20 +93,20 @@ def test_a_run_that_was_stopped_after_its_last_validation_tells_it_once(
 
 def test_where_a_run_computes_may_change_and_what_it_learns_may_not(inputs: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    claim(tiny_study(inputs), ARM, 0, directory)
-    claim(tiny_study(inputs, training={"ds_config": "zero3", "micro_batch_size": 2}), ARM, 0, directory)
+    claim_run(tiny_study(inputs), ARM, 0, directory)
+    claim_run(tiny_study(inputs, training={"ds_config": "zero3", "micro_batch_size": 2}), ARM, 0, directory)
     with pytest.raises(OutputError, match=r"these keys differ: training.learning_rate\n"):
-        claim(tiny_study(inputs, training={"ds_config": "zero3", "learning_rate": 0.1}), ARM, 0, directory)
+        claim_run(tiny_study(inputs, training={"ds_config": "zero3", "learning_rate": 0.1}), ARM, 0, directory)
 
 
 def test_a_run_that_was_begun_before_a_key_existed_goes_on(inputs: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    claim(tiny_study(inputs), ARM, 0, directory)
+    claim_run(tiny_study(inputs), ARM, 0, directory)
     path = directory / runs.RECIPE
     begun = yaml.safe_load(path.read_text())
     for key in ("keep_every_steps", "keep_at"):
         del begun["training"][key]
     path.write_text(yaml.safe_dump(begun))
-    claim(tiny_study(inputs), ARM, 0, directory)
+    claim_run(tiny_study(inputs), ARM, 0, directory)
     with pytest.raises(OutputError, match=r"training\.keep_at"):
-        claim(tiny_study(inputs, training={"keep_at": [0.5]}), ARM, 0, directory)
+        claim_run(tiny_study(inputs, training={"keep_at": [0.5]}), ARM, 0, directory)

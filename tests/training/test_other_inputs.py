@@ -12,7 +12,7 @@ from kd_megatron.files.manifest import model_hash, weights_hash
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.training.branch import leave
 from kd_megatron.training.fingerprint import FINGERPRINT, INPUTS, going_on
-from kd_megatron.training.run import claim, pretrain
+from kd_megatron.training.run import claim_run, pretrain
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +70,14 @@ def test_a_half_trained_run_is_the_same_with_another_teacher_where_it_owes_it_no
     inputs: Path, tmp_path: Path, arm: str
 ) -> None:
     recipe = study(inputs, arm)
-    claim(recipe, arm, 0, tmp_path / "run")
+    claim_run(recipe, arm, 0, tmp_path / "run")
     assert recipe.teacher is not None
     other = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"path": "teachers/other"})})
     if arm == "scratch":
-        claim(other, arm, 0, tmp_path / "run")
+        claim_run(other, arm, 0, tmp_path / "run")
         return
     with pytest.raises(OutputError, match=r"these keys differ: teacher\.path"):
-        claim(other, arm, 0, tmp_path / "run")
+        claim_run(other, arm, 0, tmp_path / "run")
 
 
 def test_a_branch_goes_on_with_the_inputs_of_the_run_that_it_leaves(inputs: Path, tmp_path: Path) -> None:

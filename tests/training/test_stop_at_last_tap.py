@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny_study import ARMS, tiny_study, write_inputs
 from tolerances import PARITY_FLOAT32_RELATIVE
 
-from benchmarks.steps.variants import TimedRun, Variant
+from benchmarks.steps.variants import TimedVariant, Variant
 from kd_megatron.training.run import pretrain
 
 NUM_STEPS = 200
@@ -36,7 +36,7 @@ def test_200_steps_beside_a_whole_teacher_give_the_same_losses_bit_for_bit(
     def losses(whole: bool) -> list[dict[str, float]]:
         study = tiny_study(inputs, arms={objective: ARMS[objective]})
         variant = Variant(objective, "auto", study, objective, whole_teacher=whole, num_warmup_steps=0)
-        run = TimedRun(variant, tmp_path / str(whole), str(inputs / "teacher"))
+        run = TimedVariant(variant, tmp_path / str(whole), str(inputs / "teacher"))
         found = [run.losses_of_a_step() for _ in range(NUM_STEPS)]
         run.close()
         return found

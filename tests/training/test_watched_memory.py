@@ -12,10 +12,10 @@ from kd_megatron.recipe import StudyRecipe, config
 
 
 @pytest.fixture
-def looks_all_the_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[stages.Place]]:
+def looks_all_the_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[stages.CodePosition]]:
     """A thread that asks where the main thread is, far more often than the watchdog does; what it was told."""
     monkeypatch.setattr(stages, "QUIET_SECONDS", 0.0)
-    ended, seen = threading.Event(), list[stages.Place]()
+    ended, seen = threading.Event(), list[stages.CodePosition]()
 
     def look() -> None:
         while not ended.wait(0.001):
@@ -40,7 +40,7 @@ def unwatched() -> tuple[int, int, int]:
     return peaks()
 
 
-def test_looking_keeps_nothing_alive(unwatched: tuple[int, int, int], looks_all_the_time: list[stages.Place]):
+def test_looking_keeps_nothing_alive(unwatched: tuple[int, int, int], looks_all_the_time: list[stages.CodePosition]):
     assert [peaks() for _ in range(3)] == [unwatched] * 3
     assert len({place.where for place in looks_all_the_time}) > 10, "it saw the work at many places"
 
@@ -48,4 +48,4 @@ def test_looking_keeps_nothing_alive(unwatched: tuple[int, int, int], looks_all_
 def test_nobody_looks_while_marks_come(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stages, "_innermost_calls", lambda: pytest.fail("looked"))
     stages.beat()
-    assert stages.place() == stages.Place("its work", waits=False)
+    assert stages.place() == stages.CodePosition("its work", waits=False)

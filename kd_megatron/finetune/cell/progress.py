@@ -13,7 +13,7 @@ KEPT = ("step", "curve", "dev_curve", "num_examples", "dev_seconds")  # of `Prog
 
 
 @dataclass
-class Progress:
+class CellProgress:
     """What training one cell came to so far."""
 
     device: torch.device

@@ -24,7 +24,7 @@ from kd_megatron.finetune.cell.batches import EncodedSplit, EncodedTask, train_b
 from kd_megatron.finetune.cell.evaluate import autocast, predict, score
 from kd_megatron.finetune.cell.model import load_classifier
 from kd_megatron.finetune.cell.optimiser import build_optimizer, learning_rate_factor
-from kd_megatron.finetune.cell.progress import Progress
+from kd_megatron.finetune.cell.progress import CellProgress
 from kd_megatron.finetune.cell.unfinished import Unfinished
 from kd_megatron.finetune.cell.untrained import UntrainedTop, read_untrained_top
 from kd_megatron.finetune.cell.vocabulary import keep_rows
@@ -110,12 +110,12 @@ def _train(
     recipe: FinetuneRecipe,
     on_step: Callable[[int], None],
     unfinished: Unfinished | None,
-) -> Progress:
+) -> CellProgress:
     """Train ``model`` in place."""
     num_steps = count_steps(len(encoded.train), cell, recipe.epochs)
     evaluated = _evaluation_steps(num_steps, recipe)
     optimizer = build_optimizer(model, cell.learning_rate, recipe)
-    progress = Progress(next(model.parameters()).device)
+    progress = CellProgress(next(model.parameters()).device)
     kept = unfinished.restore(model, optimizer) if unfinished else None
     if kept:
         progress.restore(kept)
@@ -138,7 +138,9 @@ def _train(
     return progress
 
 
-def _evaluate(model: nn.Module, encoded: EncodedTask, cell: Cell, recipe: FinetuneRecipe, progress: Progress) -> None:
+def _evaluate(
+    model: nn.Module, encoded: EncodedTask, cell: Cell, recipe: FinetuneRecipe, progress: CellProgress
+) -> None:
     """A point of the dev curve."""
     start = time.perf_counter()
     outputs = {name: _predict(model, split, name, cell, recipe) for name, split in encoded.devs.items()}

@@ -9,7 +9,7 @@ from kd_megatron.finetune.cell import model as models
 from kd_megatron.finetune.cell.untrained import read_untrained_top
 from kd_megatron.finetune.grid import halving
 from kd_megatron.finetune.grid.grid import load_split_task
-from kd_megatron.finetune.grid.jobs import claim, list_jobs, read_cell
+from kd_megatron.finetune.grid.jobs import claim_output, list_jobs, read_cell
 from kd_megatron.finetune.places import OWNER
 from kd_megatron.finetune.tasks.tasks import Task
 from kd_megatron.machine.precision import resolve_precision
@@ -43,7 +43,7 @@ def plan_grid(model_path: Path, recipe: FinetuneRecipe, output: Path) -> list[Ta
     models.check_directory(model_path)
     model_hash = manifest.model_hash(model_path)
     if (output / OWNER).is_file():
-        claim(output, model_path, model_hash)
+        claim_output(output, model_path, model_hash)
     models.load_tokenizer(model_path, recipe.max_length)
     recipe = resolve_precision(recipe)
     identity = read_untrained_top(model_path, recipe.untrained_top).identity(model_hash)

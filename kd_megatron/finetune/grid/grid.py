@@ -23,7 +23,7 @@ from kd_megatron.finetune.cell.unfinished import Unfinished
 from kd_megatron.finetune.cell.untrained import read_untrained_top
 from kd_megatron.finetune.grid.averages import averages
 from kd_megatron.finetune.grid.halving import planned
-from kd_megatron.finetune.grid.jobs import Job, claim, list_jobs, read_cell
+from kd_megatron.finetune.grid.jobs import Job, claim_output, list_jobs, read_cell
 from kd_megatron.finetune.grid.outputs import (
     predictions_path,
     record_machine,
@@ -64,7 +64,7 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     logs.quiet_libraries()
     _main_first(lambda: models.check_directory(model_path))
     model_hash = _main_first(lambda: manifest.model_hash(model_path))
-    _main_first(lambda: claim(output, model_path, model_hash))
+    _main_first(lambda: claim_output(output, model_path, model_hash))
     with locks.alone(output, "fine-tuning into"):
         return _run_claimed(model_path, model_hash, recipe, output, device)
 

@@ -64,7 +64,7 @@ def read_cell(job: Job) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and content.get("key") == job.key else None
 
 
-def claim(output: Path, model_path: Path, model_hash: str) -> None:
+def claim_output(output: Path, model_path: Path, model_hash: str) -> None:
     """Mark ``output`` as this model's. Raises `OutputError` when it is another's: scores are never mixed."""
     refuse_file_or_links_out(output)
     owner = output / OWNER

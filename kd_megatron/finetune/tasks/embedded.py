@@ -20,7 +20,7 @@ import numpy as np
 from data_prep.installed_docs import list_modules, prose, read_docstrings
 from kd_megatron.console import logs
 from kd_megatron.errors import DataError, disk_full_is_clear
-from kd_megatron.finetune.tasks.tables import Columns, Row, read_tsv
+from kd_megatron.finetune.tasks.tables import Columns, Example, read_tsv
 
 CACHE = Path("data/embedded_tasks")
 VERSION = 1  # of the recipe in this file; part of the cache's key
@@ -56,7 +56,7 @@ _SENTENCE = re.compile(r"[A-Z][^.!?`<>{}\[\]=_\\|*:]+[.!?](?=\s|$)")
 _PLAIN_WORD = re.compile(r"[a-z]+")
 
 
-def read(name: str, cache: Path = CACHE) -> tuple[list[Row], dict[str, list[Row]]]:
+def read(name: str, cache: Path = CACHE) -> tuple[list[Example], dict[str, list[Example]]]:
     """Train and dev rows of the task, which is made on first use and then kept under ``cache``."""
     if name not in TASKS:
         raise DataError(given=f"embedded task {name!r}", expected=f"one of {', '.join(TASKS)}", fix="correct its name")

@@ -12,7 +12,7 @@ from kd_megatron.errors import DataError
 from kd_megatron.finetune.tasks.glue import AX, GLUE, HUB_DATASET, HUB_REVISION, GlueTask
 from kd_megatron.finetune.tasks.records import load_dataset, row_from_fields
 from kd_megatron.finetune.tasks.sources import Rows
-from kd_megatron.finetune.tasks.tables import Columns, Row, read_lines, read_tsv
+from kd_megatron.finetune.tasks.tables import Columns, Example, read_lines, read_tsv
 
 # GLUE's download script writes the first; other copies have the rest.
 AX_FILES = ("diagnostic/diagnostic.tsv", "diagnostic/AX.tsv", "AX/AX.tsv", "AX/test.tsv", "AX.tsv")
@@ -46,7 +46,7 @@ def read_local(name: str, directory: Path, with_tests: bool) -> Rows:
                 fix="add the file, or leave the task out",
             )
 
-    def read(path: Path) -> list[Row]:
+    def read(path: Path) -> list[Example]:
         return read_tsv(path, Columns(task.text, task.label), task.header, task.max_torn_rows)
 
     tests = find_tests(name, directory) if with_tests else {}
@@ -66,7 +66,7 @@ def find_tests(name: str, directory: Path) -> dict[str, Path]:
     return {split: paths[0] for split, paths in found.items() if paths}
 
 
-def read_test(path: Path, task: GlueTask) -> list[Row]:
+def read_test(path: Path, task: GlueTask) -> list[Example]:
     """The rows of a test file.
 
     All of them have a header line, CoLA's too. Their order is what the GLUE server counts by: it is checked.
@@ -113,7 +113,7 @@ def _load(hub_name: str, revision: str) -> Any:
         ) from error
 
 
-def rows_from_hub(name: str, examples: Iterable[dict[str, Any]], split: str) -> list[Row]:
+def rows_from_hub(name: str, examples: Iterable[dict[str, Any]], split: str) -> list[Example]:
     """Hub examples as the rows the local files would give: the class index becomes the local spelling."""
     task, rows = GLUE[name], []
     columns = Columns(task.hub_text or task.text, None if split in task.num_test else "label")

@@ -13,7 +13,7 @@ from kd_megatron.errors import DataError
 from kd_megatron.files import hub
 from kd_megatron.finetune.tasks.tables import (
     Columns,
-    Row,
+    Example,
     check_columns,
     make_row,
     read_csv,
@@ -27,7 +27,7 @@ from kd_megatron.recipe import paths
 PARQUET_BATCH = 10_000  # rows that become Python objects at a time
 
 
-def read_file(path: Path, columns: Columns) -> list[Row]:
+def read_file(path: Path, columns: Columns) -> list[Example]:
     """The rows of a file of any kind we read, told by its suffix."""
     readers = {".tsv": read_tsv, ".csv": read_csv, ".jsonl": read_jsonl, ".parquet": read_parquet}
     if path.suffix in readers:
@@ -39,7 +39,7 @@ def read_file(path: Path, columns: Columns) -> list[Row]:
     )
 
 
-def read_jsonl(path: Path, columns: Columns) -> list[Row]:
+def read_jsonl(path: Path, columns: Columns) -> list[Example]:
     """The rows of a file with one JSON object per line."""
     rows = []
     for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), start=1):
@@ -54,13 +54,13 @@ def read_jsonl(path: Path, columns: Columns) -> list[Row]:
     return some(path, rows)
 
 
-def read_parquet(path: Path, columns: Columns) -> list[Row]:
+def read_parquet(path: Path, columns: Columns) -> list[Example]:
     """The rows of a Parquet file, numbered from 1."""
     import pyarrow
     from pyarrow import parquet
 
     require_file(path)
-    rows: list[Row] = []
+    rows: list[Example] = []
     try:
         file = parquet.ParquetFile(path)
         check_columns(str(path), file.schema_arrow.names, columns.names)
@@ -76,7 +76,7 @@ def read_parquet(path: Path, columns: Columns) -> list[Row]:
     return some(path, rows)
 
 
-def read_dataset(name: str, subset: str | None, revision: str | None, split: str, columns: Columns) -> list[Row]:
+def read_dataset(name: str, subset: str | None, revision: str | None, split: str, columns: Columns) -> list[Example]:
     """The rows of one split of a data set; no code of it is ever run.
 
     Args:
@@ -130,7 +130,7 @@ def _check_commit(name: str, revision: str | None, found: Any) -> None:
 
 def row_from_fields(
     place: str, fields: Mapping[str, Any], columns: Columns, class_names: list[str] | None = None
-) -> Row:
+) -> Example:
     """One row from a mapping of column names to values.
 
     Args:

@@ -6,7 +6,7 @@ from pathlib import Path
 from kd_megatron.errors import RecipeError
 from kd_megatron.files import hub
 from kd_megatron.finetune.tasks.records import read_dataset, read_file
-from kd_megatron.finetune.tasks.tables import Columns, Row
+from kd_megatron.finetune.tasks.tables import Columns, Example
 from kd_megatron.recipe import TaskRecipe
 from kd_megatron.recipe.paths import expand
 
@@ -15,9 +15,9 @@ from kd_megatron.recipe.paths import expand
 class Rows:
     """What was read of a task."""
 
-    train: list[Row]
-    devs: dict[str, list[Row]]  # the first one decides the score
-    tests: dict[str, list[Row]] = field(default_factory=dict)  # without labels
+    train: list[Example]
+    devs: dict[str, list[Example]]  # the first one decides the score
+    tests: dict[str, list[Example]] = field(default_factory=dict)  # without labels
 
 
 def read_own(recipe: TaskRecipe, with_tests: bool) -> Rows:
@@ -49,7 +49,7 @@ def _split_names(recipe: TaskRecipe) -> tuple[str, str]:
     return recipe.train, recipe.dev
 
 
-def _read(recipe: TaskRecipe, split: str, columns: Columns) -> list[Row]:
+def _read(recipe: TaskRecipe, split: str, columns: Columns) -> list[Example]:
     if recipe.dataset is None:
         return read_file(Path(expand(split)), columns)
     return read_dataset(recipe.dataset, recipe.subset, recipe.revision, split, columns)

@@ -16,7 +16,7 @@ from kd_megatron.errors import DataError, nearest
 
 
 @dataclass(frozen=True)
-class Row:
+class Example:
     """One text or pair of texts, its label, and where it was read."""
 
     place: str  # "path:line", for messages
@@ -38,7 +38,9 @@ class Columns:
         return [*self.text, *([self.label] if self.label is not None else [])]
 
 
-def read_tsv(path: Path, columns: Columns, header: Sequence[str] | None = None, max_torn_rows: int = 0) -> list[Row]:
+def read_tsv(
+    path: Path, columns: Columns, header: Sequence[str] | None = None, max_torn_rows: int = 0
+) -> list[Example]:
     """The rows of a tab-separated file.
 
     Args:
@@ -53,7 +55,7 @@ def read_tsv(path: Path, columns: Columns, header: Sequence[str] | None = None, 
     return _rows(path, lines, columns, header, max_torn_rows, hint)
 
 
-def read_csv(path: Path, columns: Columns) -> list[Row]:
+def read_csv(path: Path, columns: Columns) -> list[Example]:
     """The rows of a comma-separated file with a header line; see `read_tsv`."""
     return _rows(path, _csv_lines(path), columns, None, 0, "put a text with commas, quotes or line ends in quotes")
 
@@ -82,7 +84,7 @@ def _rows(
     header: Sequence[str] | None,
     max_torn_rows: int,
     hint: str,
-) -> list[Row]:
+) -> list[Example]:
     lines = iter(lines)
     if header is None:
         number, header = next(lines)
@@ -93,7 +95,7 @@ def _rows(
         lines = itertools.chain([first], lines)
     text_indices = [header.index(name) for name in columns.text]
     label_index = header.index(columns.label) if columns.label is not None else None
-    rows: list[Row] = []
+    rows: list[Example] = []
     torn: list[int] = []
     for number, fields in lines:
         if len(fields) < len(header) and len(torn) < max_torn_rows:
@@ -164,15 +166,15 @@ def check_columns(place: str, header: Sequence[str], wanted: Sequence[str]) -> N
         )
 
 
-def make_row(place: str, texts: list[str], label: str | None) -> Row:
+def make_row(place: str, texts: list[str], label: str | None) -> Example:
     """A row with something to read. Raises `DataError` when its texts, or a label that was asked for, are empty."""
     if not "".join(texts).strip() or (label is not None and not label.strip()):
         what = "text" if label is None else "text or label"
         raise DataError(given=f"{place} has an empty {what}", expected="both", fix="correct or remove the line")
-    return Row(place, texts[0], texts[1] if len(texts) == 2 else None, (label or "").strip())
+    return Example(place, texts[0], texts[1] if len(texts) == 2 else None, (label or "").strip())
 
 
-def some(place: Path | str, rows: list[Row]) -> list[Row]:
+def some(place: Path | str, rows: list[Example]) -> list[Example]:
     """``rows``. Raises `DataError` when there are none."""
     if not rows:
         raise DataError(given=f"{place} has no rows", expected="rows below the header")

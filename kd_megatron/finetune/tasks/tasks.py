@@ -16,7 +16,7 @@ from kd_megatron.errors import DataError, RecipeError, nearest
 from kd_megatron.finetune.tasks import embedded, glue, glue_rows, metrics
 from kd_megatron.finetune.tasks.metrics import Metric
 from kd_megatron.finetune.tasks.sources import Rows, read_own
-from kd_megatron.finetune.tasks.tables import Row
+from kd_megatron.finetune.tasks.tables import Example
 from kd_megatron.recipe import TaskRecipe
 from kd_megatron.recipe.paths import expand
 
@@ -143,7 +143,7 @@ def _read(recipe: TaskRecipe, glue_path: str | None, glue_revision: str | None, 
     return glue_rows.read_hub(recipe.name, glue_revision, with_tests)
 
 
-def _split(rows: list[Row], values: list[float]) -> Split:
+def _split(rows: list[Example], values: list[float]) -> Split:
     second = [row.second for row in rows if row.second is not None]
     return Split([row.first for row in rows], second or None, values)
 
@@ -157,7 +157,7 @@ def _subset(split: Split, limit: int | None, name: str) -> Split:
     return split.at(kept)
 
 
-def _encode_labels(rows: Sequence[Row], label_names: tuple[str, ...]) -> list[float]:
+def _encode_labels(rows: Sequence[Example], label_names: tuple[str, ...]) -> list[float]:
     """Class indices, or values when there are no label names. `DataError` names the first label that is neither."""
     indices = {name: float(index) for index, name in enumerate(label_names)}
     labels = []
@@ -172,7 +172,7 @@ def _encode_labels(rows: Sequence[Row], label_names: tuple[str, ...]) -> list[fl
     return labels
 
 
-def _finite(row: Row) -> float:
+def _finite(row: Example) -> float:
     try:
         value = float(row.label)
     except ValueError:
@@ -206,7 +206,7 @@ def _warn_of_one_label(task: str, split: str, labels: Sequence[float], metric: M
         )
 
 
-def _warn_of_shared_rows(task: str, train: Sequence[Row], devs: dict[str, list[Row]]) -> None:
+def _warn_of_shared_rows(task: str, train: Sequence[Example], devs: dict[str, list[Example]]) -> None:
     """Warn of dev rows whose texts are in train too, with their number: a score on them is of memory."""
     known = {(row.first, row.second) for row in train}
     for split, rows in devs.items():

@@ -12,7 +12,7 @@ from kd_megatron.files import records
 from kd_megatron.finetune.places import MACHINES, SUMMARY
 from kd_megatron.report.finetune import figures, tables
 from kd_megatron.report.finetune import results as finetune_results
-from kd_megatron.report.finetune.results import FinetuneResults, Published
+from kd_megatron.report.finetune.results import FinetuneResults, OthersScores
 from kd_megatron.report.page import places, words
 from kd_megatron.report.page.document import Block, Bullets, Details, Heading, Paragraph, TableBlock
 from kd_megatron.report.page.page import Page, figure_blocks, table_blocks
@@ -64,7 +64,7 @@ def write_page(output: Path, target: Path | None = None, published: Path | None 
     return target / PAGE
 
 
-def content(results: FinetuneResults, others: Published | None, found: list[Table]) -> list[Block]:
+def content(results: FinetuneResults, others: OthersScores | None, found: list[Table]) -> list[Block]:
     """The page, top to bottom: scores, averages, what others report, curves, the grid, settings, machines."""
     shown = partial(table_blocks, found)
     blocks: list[Block] = [Paragraph(_lead(results), lead=True), *shown("scores")]
@@ -123,7 +123,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
 
 
-def all_tables(results: FinetuneResults, others: Published | None) -> list[Table]:
+def all_tables(results: FinetuneResults, others: OthersScores | None) -> list[Table]:
     """Every table, for csv."""
     found = [tables.scores(results), tables.averages(results), tables.metrics(results), tables.grid(results)]
     found += [tables.cells(results), tables.published(results, others) if others else None]

@@ -136,14 +136,14 @@ def _read_cell(directory: Path, task: str, cell: dict[str, Any]) -> dict[str, An
 
 
 @dataclass(frozen=True)
-class Published:
+class OthersScores:
     """What others report of models of this kind, from a JSON file that is kept with the page."""
 
     rows: list[dict[str, Any]]  # model, source, scores: {task: points}
     remarks: list[str]
 
 
-def read_published(path: Path) -> Published:
+def read_published(path: Path) -> OthersScores:
     """Read published scores: ``{"rows": [{"model", "source", "scores": {task: points}}], "remarks": [...]}``.
 
     Raises:
@@ -159,7 +159,7 @@ def read_published(path: Path) -> Published:
             }
             for row in raw["rows"]
         ]
-        return Published(rows, [str(remark) for remark in raw.get("remarks", [])])
+        return OthersScores(rows, [str(remark) for remark in raw.get("remarks", [])])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             given=f"{path} cannot be used: {type(error).__name__} {error}",

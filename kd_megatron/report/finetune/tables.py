@@ -6,7 +6,7 @@ from kd_megatron.analysis.statistics import Estimate, estimate
 from kd_megatron.console import units
 from kd_megatron.recipe import TaskRecipe
 from kd_megatron.recipe.diff import flatten
-from kd_megatron.report.finetune.results import FinetuneResults, Published
+from kd_megatron.report.finetune.results import FinetuneResults, OthersScores
 from kd_megatron.report.page import words
 from kd_megatron.report.page.table import Column, Table, numbers, texts
 
@@ -139,7 +139,7 @@ def cells(results: FinetuneResults) -> Table:
     return Table("cells", "", [Column("task", "task", is_text=True)], rows)
 
 
-def published(results: FinetuneResults, others: Published) -> Table:
+def published(results: FinetuneResults, others: OthersScores) -> Table:
     """This model beside what others report, and the differences."""
     mine = {task: 100 * part.mean for task, part in results.tasks.items()}
     rows: list[dict[str, Any]] = [{"model": f"{results.model} (this page)", **mine, "source": "the table above"}]

@@ -6,7 +6,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kd_megatron.analysis.leads import Cell, GridResults
+from kd_megatron.analysis.leads import GridCell, GridResults
 from kd_megatron.analysis.statistics import Estimate
 from kd_megatron.report.page.drawing import interval_bars, legend_beside, look
 
@@ -26,9 +26,9 @@ def lead_against_budget(grid: GridResults) -> Figure | None:
 
 
 def _panels(
-    grid: GridResults, panel_of: Callable[[Cell], str], place: Callable[[Cell], float], label: str
+    grid: GridResults, panel_of: Callable[[GridCell], str], place: Callable[[GridCell], float], label: str
 ) -> Figure | None:
-    panels: dict[str, list[Cell]] = {}
+    panels: dict[str, list[GridCell]] = {}
     for cell in grid.cells:
         if cell.epochs(grid.reference) is not None:
             panels.setdefault(panel_of(cell), []).append(cell)

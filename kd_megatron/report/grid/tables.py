@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from kd_megatron.analysis import leads
-from kd_megatron.analysis.leads import AXES, Axis, Cell, GridResults, Growth
+from kd_megatron.analysis.leads import AXES, Axis, GridCell, GridResults, Growth
 from kd_megatron.analysis.measure import Measure
 from kd_megatron.analysis.statistics import Estimate
 from kd_megatron.console import units
@@ -41,7 +41,7 @@ def _shown(measure: Measure, value: Estimate | None) -> str:
     return words.difference(value, measure.scale, measure.digits)
 
 
-def _lead_row(grid: GridResults, cell: Cell, arm: str) -> dict[str, Any]:
+def _lead_row(grid: GridResults, cell: GridCell, arm: str) -> dict[str, Any]:
     return {
         "cell": cell.place.name,
         "budget": cell.place.budget,
@@ -111,7 +111,7 @@ def cells_table(grid: GridResults) -> Table:
     return Table("cells", "", columns, rows, note)
 
 
-def _cell_row(cell: Cell, arm: str) -> dict[str, Any]:
+def _cell_row(cell: GridCell, arm: str) -> dict[str, Any]:
     runs = list(cell.study.runs[arm].values())
     keys = ("tokens", "unique_tokens")
     mean = {key: math.fsum(getattr(run.summary, key) for run in runs) / len(runs) for key in keys}

@@ -7,7 +7,7 @@ from kd_megatron.recipe import MarkersRecipe
 def caveats(study: results.StudyResults) -> list[str]:
     """What must be known of the students on the way; none where there are none."""
     markers = study.recipe.markers
-    found = [marker for run in study.all_runs() for marker in run.markers]
+    found = [marker for run in study.all_runs() for marker in run.branches]
     if markers is None or not found:
         return []
     places = ", ".join(f"{100 * at:g}" for at in markers.branches)
@@ -30,7 +30,7 @@ def _short_branches(study: results.StudyResults, markers: MarkersRecipe) -> list
     short = [
         f"{run.arm} seed {run.seed} at {100 * marker.fraction:g} %"
         for run in study.all_runs()
-        for marker in run.markers
+        for marker in run.branches
         if not marker.decayed
     ]
     if not short:

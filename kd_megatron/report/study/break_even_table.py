@@ -65,7 +65,7 @@ def _row(one: BreakEven, num_sharing: int, by_laws: Mapping[str, str]) -> dict[s
 
 
 def _half_way(results: StudyResults) -> str:
-    if any(marker.decayed for run in results.all_runs() for marker in run.markers):
+    if any(marker.decayed for run in results.all_runs() for marker in run.branches):
         return "Readings on the way are of branches whose learning rate came down."
     return (
         "Half-way a learning rate has not come down, so what an arm saves at the full budget is understated; at "

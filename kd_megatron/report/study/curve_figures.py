@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter
 
 from kd_megatron.analysis import curves
 from kd_megatron.analysis.break_even import BreakEven, num_sharing
-from kd_megatron.analysis.curves import Reading
+from kd_megatron.analysis.curves import CurvePoint
 from kd_megatron.analysis.laws import Laws
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.report.page.drawing import legend_beside, look, power_unit, seeds_and_mean
@@ -37,7 +37,7 @@ def cola_against_tokens(results: StudyResults) -> Figure | None:
 
 def loss_against_budget(results: StudyResults) -> Figure | None:
     """Held-out loss of the branches and of the last student, against the fraction of the budget."""
-    if not any(run.markers for run in results.all_runs()):
+    if not any(run.branches for run in results.all_runs()):
         return None
     figure, axes = pyplot.subplots(figsize=(4.8, 3.2))
     for arm in results.arms:
@@ -50,7 +50,7 @@ def loss_against_budget(results: StudyResults) -> Figure | None:
     return figure
 
 
-def _scores(results: StudyResults, task: str | None, place: Callable[[Reading], float], label: str) -> Figure | None:
+def _scores(results: StudyResults, task: str | None, place: Callable[[CurvePoint], float], label: str) -> Figure | None:
     by_arm = {
         arm: [curves.score_readings(results, run, task) for run in results.runs[arm].values()] for arm in results.arms
     }

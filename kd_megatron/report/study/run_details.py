@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kd_megatron.analysis.results import Run, StudyResults
+from kd_megatron.analysis.results import FinishedRun, StudyResults
 from kd_megatron.analysis.run_checks import fingerprint_differences
 from kd_megatron.console import units
 from kd_megatron.ledger import ACCOUNTS
@@ -31,7 +31,7 @@ def losses(study: StudyResults) -> Table:
     return Table("losses", "", [], rows)
 
 
-def _blocks(study: StudyResults, run: Run, differing: dict[str, dict[str, Any]]) -> list[Block]:
+def _blocks(study: StudyResults, run: FinishedRun, differing: dict[str, dict[str, Any]]) -> list[Block]:
     where = f"{run.arm}/{run.seed}"
     own = [f"{key} is {values[where]}" for key, values in differing.items() if where in values]
     recorded = f"Recorded otherwise than in most runs: {'; '.join(own)}." if own else "Recorded as in most other runs."
@@ -39,7 +39,7 @@ def _blocks(study: StudyResults, run: Run, differing: dict[str, dict[str, Any]])
     return blocks + ([TableBlock(_finetuning(study, run))] if run.finetune else [])
 
 
-def _in_words(run: Run) -> str:
+def _in_words(run: FinishedRun) -> str:
     budget = run.summary.budget
     spent = units.flops if budget.unit == "flops" else "{:.4g}".format
     return (
@@ -49,7 +49,7 @@ def _in_words(run: Run) -> str:
     )
 
 
-def _on_the_way(run: Run) -> Table:
+def _on_the_way(run: FinishedRun) -> Table:
     own = [row for row in run.metrics if row.get("loss") is not None]
     step = max(1.0, (len(own) - 1) / (MOST_ROWS - 1))
     chosen = {round(place * step) for place in range(MOST_ROWS)}
@@ -65,7 +65,7 @@ def _on_the_way(run: Run) -> Table:
     return Table("", "On the way", columns, shown, "The own loss is that of the objective: no two arms share it.")
 
 
-def _ledger(run: Run) -> Table:
+def _ledger(run: FinishedRun) -> Table:
     charged = run.summary.budget.charge
     spent = {name: (run.account(name, "seconds"), run.account(name, "flops")) for name in ACCOUNTS}
     rows = [
@@ -82,7 +82,7 @@ def _ledger(run: Run) -> Table:
     return Table("", "Its ledger", columns, rows)
 
 
-def _finetuning(study: StudyResults, run: Run) -> Table:
+def _finetuning(study: StudyResults, run: FinishedRun) -> Table:
     rows = [
         {
             "task": task,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kd_megatron.analysis import break_even, comparisons
-from kd_megatron.analysis.results import Run, StudyResults
+from kd_megatron.analysis.results import FinishedRun, StudyResults
 from kd_megatron.analysis.run_checks import Finding
 from kd_megatron.console import units
 from kd_megatron.ledger import ACCOUNTS
@@ -16,7 +16,7 @@ from kd_megatron.report.page.table import Column, Table, numbers, texts
 ACTIVITIES = ("student", "teacher", "loss", "data_wait", "other")
 
 
-def mean_over(runs: list[Run], read: Callable[[Run], float | None]) -> float | None:
+def mean_over(runs: list[FinishedRun], read: Callable[[FinishedRun], float | None]) -> float | None:
     """Plain mean over runs; None when a run lacks the value or there is no run."""
     values = [read(run) for run in runs]
     numbers = [value for value in values if value is not None]
@@ -132,7 +132,7 @@ def _spending_row(results: StudyResults, arm: str, reference: float | None) -> d
     }
 
 
-def _overshoot(run: Run) -> float | None:
+def _overshoot(run: FinishedRun) -> float | None:
     """Beyond the budget, as a share of it; None of a calibrated run, whose steps were fixed before."""
     budget = run.summary.budget
     return budget.spent / budget.limit - 1 if budget.calibrated_steps is None else None
@@ -158,7 +158,7 @@ def activity_in_words(results: StudyResults, activity: str) -> str:
     return name if accounts & {*results.recipe.budget.charge} else f"{name}, not charged"
 
 
-def activities(runs: list[Run], unit: str) -> dict[str, float]:
+def activities(runs: list[FinishedRun], unit: str) -> dict[str, float]:
     """Mean over ``runs`` of each of `ACTIVITIES`, in ``unit``; ``other`` sums the remaining accounts."""
     spent = {name: mean_over(runs, lambda run, name=name: run.account(name, unit)) or 0.0 for name in ACCOUNTS}  # type: ignore[misc]
     named = {name: spent.pop(name) for name in ACTIVITIES if name in spent}
@@ -209,7 +209,7 @@ def runs(results: StudyResults) -> Table:
     return Table("runs", "", columns, rows)
 
 
-def _run_row(run: Run) -> dict[str, Any]:
+def _run_row(run: FinishedRun) -> dict[str, Any]:
     keys = ("steps", "tokens", "unique_tokens", "flops", "hours", "tokens_per_second")
     row = {
         "arm": run.arm,
@@ -235,5 +235,5 @@ def allowed_differences(differences: list[Difference], arms: list[str]) -> Table
     return Table("allowed_differences", "Allowed differences between arms", columns, rows)
 
 
-def _runs(results: StudyResults, arm: str) -> list[Run]:
+def _runs(results: StudyResults, arm: str) -> list[FinishedRun]:
     return list(results.runs[arm].values())
