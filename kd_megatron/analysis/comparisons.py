@@ -26,7 +26,10 @@ from kd_megatron.analysis.statistics import (
 
 Pair = tuple[str, str, str, str | None]  # arm, other, quantity, task
 OVERALL = ("score", "probe_loss")
-TITLES = {"score": "average", "probe_loss": "held-out MLM loss (probe)"}
+LOSSES = ("probe_loss", "own_loss")
+TITLES = {
+    "score": "average", "probe_loss": "held-out MLM loss (probe)", "own_loss": "held-out MLM loss (own head)",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Comparison:
     @property
     def is_better(self) -> bool:
         """Whether the arm is ahead; it may be by chance."""
-        return self.difference.mean < 0 if self.quantity == "probe_loss" else self.difference.mean > 0
+        return self.difference.mean < 0 if self.quantity in LOSSES else self.difference.mean > 0
 
     @property
     def verdict(self) -> str:
@@ -63,7 +66,7 @@ class Comparison:
 
 @once
 def overall(results: StudyResults, quantity: str) -> list[Comparison]:
-    """Each arm against the reference in ``"score"`` or ``"probe_loss"``; one family."""
+    """Each arm against the reference in ``"score"``, ``"probe_loss"`` or ``"own_loss"``; one family."""
     others = [arm for arm in results.arms if arm != results.reference]
     return _family(results, [(arm, results.reference, quantity, None) for arm in others])
 
@@ -98,7 +101,7 @@ def winner(results: StudyResults, quantity: str, task: str | None = None) -> str
     means = {arm: results.mean(arm, quantity, task) for arm in results.arms}
     if len(means) < 2 or any(mean is None for mean in means.values()):
         return None
-    sign = -1 if quantity == "probe_loss" else 1
+    sign = -1 if quantity in LOSSES else 1
     best = max(results.arms, key=lambda arm: sign * (mean.mean if (mean := means[arm]) else 0.0))
     pairs = [(best, arm, quantity, task) for arm in results.arms if arm != best]
     found = _family(results, pairs, len(pairs) * (len(results.tasks) if task else 1))

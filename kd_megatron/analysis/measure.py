@@ -19,6 +19,7 @@ class Measure:
 
 
 SCORE = Measure("score", "mean score", "points", 100, 1, True)
+OWN_HEAD = Measure("own_loss", "held-out MLM loss (own head)", "nats", 1, 3, False)
 PROBE = Measure("probe_loss", "held-out MLM loss (probe)", "nats", 1, 3, False)
 
 

@@ -162,7 +162,8 @@ class StudyResults:
         """Seed -> value, of the runs of ``arm`` that have it.
 
         Args:
-            quantity: ``"score"`` (average over tasks), ``"probe_loss"``, or ``"task"`` (score of ``task``).
+            quantity: ``"score"`` (average over tasks), ``"probe_loss"``, ``"own_loss"`` (of the student's own head), or
+                ``"task"`` (score of ``task``).
         """
         values = {seed: _read(run, quantity, task) for seed, run in self.runs.get(arm, {}).items()}
         return {seed: float(value) for seed, value in values.items() if value is not None}
@@ -184,7 +185,8 @@ class StudyResults:
 def _read(run: FinishedRun, quantity: str, task: str | None) -> float | None:
     if quantity == "task":
         return run.task_score(task or "")
-    return run.score if quantity == "score" else run.probe_loss
+    losses = {"probe_loss": run.summary.probe_loss, "own_loss": run.summary.own_loss}
+    return run.score if quantity == "score" else losses[quantity]
 
 
 def load(directory: Path | str, interval: Method = "t") -> StudyResults:

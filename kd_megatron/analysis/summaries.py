@@ -76,6 +76,7 @@ class RunSummary:
     budget: Budget
     accounts: Mapping[str, Mapping[str, float]]  # of the ledger: name -> unit -> what was spent
     probe_loss: float | None  # held-out MLM loss of the probe head, in nats per masked token
+    own_loss: float | None  # the same of the student's own head; None where its objective trains none
     teacher: TeacherFacts | None  # None: it has none
     branch: BranchFacts | None  # None: a whole run
     untrained_parameters: list[str]
@@ -187,6 +188,7 @@ def _run(record: _Record) -> RunSummary:
         budget=_budget(record.part("budget")),
         accounts=record.part("ledger")["accounts"],
         probe_loss=record.part("validation").get("probe_mlm_loss"),
+        own_loss=record.part("validation").get("mlm_loss"),
         teacher=_teacher(record.optional("teacher")),
         branch=BranchFacts(bool(branch["decayed"]), branch["decay_steps"]) if branch else None,
         untrained_parameters=record.get("untrained_parameters", []),

@@ -10,7 +10,7 @@ from kd_megatron.analysis.summaries import CacheUse
 from kd_megatron.console import units
 from kd_megatron.console.units import num_seeds, seeds_of
 from kd_megatron.recipe.diff import Difference
-from kd_megatron.report.study import branch_caveats, tables
+from kd_megatron.report.study import branch_caveats, own_heads, tables
 from kd_megatron.report.study.certainty_tables import INTERVALS
 from kd_megatron.report.study.tuning_tables import calibration_caveats, tuning_caveats
 
@@ -28,6 +28,8 @@ def caveats(results: StudyResults, findings: list[Finding], allowed: list[Differ
         *_unfinished(results),
         *_unfair(findings, allowed),
         *_seeds(results),
+        *_what_seeds_vary(results),
+        *own_heads.caveats(results),
         *_finetuning(results),
         *_repetition(results),
         *branch_caveats.caveats(results),
@@ -73,6 +75,26 @@ def _seeds(results: StudyResults) -> list[str]:
         )
     said += " Pretraining seeds are what is counted: a student's score is the mean over its fine-tuning seeds."
     return [said]
+
+
+def _what_seeds_vary(results: StudyResults) -> list[str]:
+    """What an interval over seeds has in it, and what it has not."""
+    recipe, said = results.recipe, []
+    if recipe.student.initialise.method != "random":
+        masks = "" if recipe.data.mask_seed is not None else " and its masks"
+        head = ", and an MLM head that the source lacks" if recipe.student.initialise.method == "checkpoint" else ""
+        said.append(
+            f"Seeds vary the order of the text{masks} alone{head}: encoders begin from the same weights in all seeds."
+        )
+    if recipe.finetune and len(recipe.finetune.seeds) < FEW_SEEDS:
+        shared = ", ".join(map(str, recipe.finetune.seeds))
+        number = num_seeds(len(recipe.finetune.seeds))
+        said.append(
+            f"All students are fine-tuned with the same {number} ({shared}): the noise of heads, order and dropout is "
+            "common to them, and the intervals of scores do not have it. One student's score on a small task can move by "
+            "tens of points with that seed."
+        )
+    return said
 
 
 def _finetuning(results: StudyResults) -> list[str]:

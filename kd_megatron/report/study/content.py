@@ -22,6 +22,7 @@ from kd_megatron.report.study import (
     certainty_tables,
     curve_figures,
     figures,
+    own_heads,
     published,
     run_details,
     scaling_table,
@@ -34,6 +35,9 @@ from kd_megatron.report.study.caveats import caveats
 CAPTIONS = {
     "scores": "Score of each arm. Filled marker: mean over seeds, with its 95 % interval from two seeds on; open "
     "circles: single seeds; dashed line: mean of the reference arm.",
+    "own_heads": "Held-out masked-language-model loss by the students' own heads, where the objective trains one. "
+    "Filled marker: mean over seeds, with its 95 % interval; open circles: single seeds; dashed line: mean of the "
+    "reference arm.",
     "scores_by_task": "The same for each task.",
     "loss": "Held-out masked-language-model loss of the same probe head for all arms, against tokens seen (left) and "
     "against the budget (right). Thin lines: single seeds; thick lines: their mean.",
@@ -73,6 +77,7 @@ def all_tables(study: StudyResults, analysis: Analysis) -> list[Table]:
     optional = (
         *certainty_tables.differences(study),
         certainty_tables.variance(study),
+        own_heads.table(study),
         published.rows(study),
         tables.teacher_cost(study),
         break_even_table.table(study, analysis.break_evens, analysis.laws.of_own_size),
@@ -95,6 +100,8 @@ def content(study: StudyResults, found: Analysis, tables: Sequence[Table]) -> li
         blocks.append(Paragraph(study.recipe.description))
     if study.arms:
         blocks += [*shown("scores"), *figure_blocks(CAPTIONS, (figures.scores, figures.scores_by_task), study)]
+        if by_own_heads := shown("own_heads"):
+            blocks += [*by_own_heads, *figure_blocks(CAPTIONS, [own_heads.own_heads], study)]
         blocks += _certainty(study, shown)
         if there := published.beside(study):
             blocks += [Heading("Beside the published study"), *there]

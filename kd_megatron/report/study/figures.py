@@ -25,11 +25,16 @@ ACTIVITY_STYLE = {
 
 def scores(results: StudyResults) -> Figure | None:
     """Score per arm: seeds as points, mean and 95 % interval beside them; probe loss when nothing is fine-tuned."""
-    measure = measure_of(results)
-    if not any(results.by_seed(arm, measure.quantity) for arm in results.arms):
+    return dots(results, measure_of(results))
+
+
+def dots(results: StudyResults, measure: Measure) -> Figure | None:
+    """One measure per arm; None where no arm has it."""
+    arms = [arm for arm in results.arms if results.by_seed(arm, measure.quantity)]
+    if not arms:
         return None
-    figure, axes = pyplot.subplots(figsize=(5.2, 0.9 + 0.48 * len(results.arms)))
-    _dots(axes, results, measure, None)
+    figure, axes = pyplot.subplots(figsize=(5.2, 0.9 + 0.48 * len(arms)))
+    _dots(axes, results, arms, measure, None)
     direction = "" if measure.higher_is_better else ", lower is better"
     name = "average score" if measure.quantity == "score" else measure.name
     axes.set_xlabel(f"{name} ({measure.unit}{direction})")
@@ -46,7 +51,7 @@ def scores_by_task(results: StudyResults) -> Figure | None:
     size = (2.2 + 1.9 * (num_columns - 1) + 0.6, num_rows * (0.85 + 0.36 * len(results.arms)))
     figure, grid = pyplot.subplots(num_rows, num_columns, figsize=size, sharey=True, squeeze=False)
     for axes, task in zip(grid.flat, tasks, strict=False):
-        _dots(axes, results, Measure("task", task, "points", 100, 1, True), task)
+        _dots(axes, results, results.arms, Measure("task", task, "points", 100, 1, True), task)
         axes.set_title(tables.task_heading(results, task))
     for axes in list(grid.flat)[len(tasks) :]:
         axes.set_visible(False)
@@ -54,11 +59,11 @@ def scores_by_task(results: StudyResults) -> Figure | None:
     return figure
 
 
-def _dots(axes: Axes, results: StudyResults, measure: Measure, task: str | None) -> None:
+def _dots(axes: Axes, results: StudyResults, arms: list[str], measure: Measure, task: str | None) -> None:
     reference = results.mean(results.reference, measure.quantity, task)
     if reference:
         axes.axvline(measure.scale * reference.mean, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-    for row, arm in enumerate(results.arms):
+    for row, arm in enumerate(arms):
         values = list(results.by_seed(arm, measure.quantity, task).values())
         mean = results.mean(arm, measure.quantity, task)
         if mean is None:
@@ -77,8 +82,8 @@ def _dots(axes: Axes, results: StudyResults, measure: Measure, task: str | None)
         axes.plot(measure.scale * mean.mean, row, marker=marker, color=colour, markersize=7.5, zorder=4)
         seeds = [measure.scale * value for value in values]
         axes.plot(seeds, [row + 0.22] * len(seeds), "o", mfc="white", mec=colour, markersize=4, zorder=3)
-    axes.set_yticks(range(len(results.arms)), results.arms)
-    axes.set_ylim(len(results.arms) - 0.45, -0.55)
+    axes.set_yticks(range(len(arms)), arms)
+    axes.set_ylim(len(arms) - 0.45, -0.55)
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.08)
 
