@@ -1,7 +1,7 @@
 """The published study's token counts, from a model of what its own code computes, and what is computed here instead.
 
 One published number is put in: No-KD's 4.6B tokens in 4 hours, 6 layers. It says which share of the data sheet's rates
-the study's code reached (`Model.efficiency`). All other counts are predicted from what `eager_step` counts: those of
+the study's code reached (`Model.efficiency`). All other counts are reconstructed from what `eager_step` counts: those of
 the distillation arms, of 24 hours, and of 12 layers. The study's GPU is not known to us; the range over the GPUs of
 `gpus.GPUS` says how much hangs on it.
 """
@@ -65,8 +65,8 @@ class PublishedArm:
 
     arm: str
     published_tokens: float
-    predicted_tokens: float
-    lowest: float  # of the predictions for the other GPUs
+    reconstructed_tokens: float
+    lowest: float  # of the reconstructions for the other GPUs
     highest: float
     flops_per_token_there: float  # of matrix products
     flops_per_token_here: float | None  # None: the recipe has no such arm
@@ -74,10 +74,10 @@ class PublishedArm:
 
     @property
     def tokens_here(self) -> float | None:
-        """For the FLOPs that the study's run spent, as predicted."""
+        """For the FLOPs that the study's run spent, as reconstructed."""
         if self.flops_per_token_here is None:
             return None
-        return self.predicted_tokens * self.flops_per_token_there / self.flops_per_token_here
+        return self.reconstructed_tokens * self.flops_per_token_there / self.flops_per_token_here
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,13 @@ class AsPublished:
 
     def ratio(self, row: PublishedArm) -> float:
         """Predicted tokens over those of No-KD."""
-        return row.predicted_tokens / self.rows[0].predicted_tokens
+        return row.reconstructed_tokens / self.rows[0].reconstructed_tokens
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
         as_dict = asdict(self)
         for written, row in zip(as_dict["rows"], self.rows, strict=True):
-            written |= {"predicted_ratio": self.ratio(row), "tokens_here": row.tokens_here}
+            written |= {"reconstructed_ratio": self.ratio(row), "tokens_here": row.tokens_here}
         return as_dict | {"source": SOURCE, "put_in": f"{ANCHOR.name}: {REFERENCE}"}
 
 
@@ -133,7 +133,7 @@ def counted(arm: str, num_layers: int, teacher: str) -> Counted:
     return count(arm, _student(num_layers, teacher), config_or_known(teacher))
 
 
-def predicted_tokens(setting: PublishedStudy, arm: str, gpu: Gpu) -> float:
+def reconstructed_tokens(setting: PublishedStudy, arm: str, gpu: Gpu) -> float:
     """Tokens of ``arm`` in the setting's hours."""
     speed = counted(arm, setting.num_layers, setting.teacher).tokens_per_second(gpu)
     return 3600.0 * setting.hours * efficiency(gpu) * speed
@@ -152,7 +152,7 @@ def _student(num_layers: int, teacher: str) -> PretrainedConfig:
 
 
 def _row(recipe: StudyRecipe, arm: str, setting: PublishedStudy, gpu: Gpu) -> PublishedArm:
-    elsewhere = [predicted_tokens(setting, arm, other) for other in GPUS.values()]
+    elsewhere = [reconstructed_tokens(setting, arm, other) for other in GPUS.values()]
     there = counted(arm, setting.num_layers, setting.teacher).flops_per_token
     named = _arm_of(recipe, arm)
     here, saved = None, {}
@@ -162,7 +162,7 @@ def _row(recipe: StudyRecipe, arm: str, setting: PublishedStudy, gpu: Gpu) -> Pu
     return PublishedArm(
         arm=arm,
         published_tokens=setting.tokens[arm],
-        predicted_tokens=predicted_tokens(setting, arm, gpu),
+        reconstructed_tokens=reconstructed_tokens(setting, arm, gpu),
         lowest=min(elsewhere),
         highest=max(elsewhere),
         flops_per_token_there=there,

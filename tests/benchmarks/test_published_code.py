@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig
 
 from benchmarks.published_study import eager_losses, eager_step, published_code
-from benchmarks.published_study.published_code import ANCHOR, PUBLISHED, as_published, predicted_tokens
+from benchmarks.published_study.published_code import ANCHOR, PUBLISHED, as_published, reconstructed_tokens
 from benchmarks.published_study.published_code_view import show
 from kd_megatron.cli import main
 from kd_megatron.engine import flops
@@ -101,24 +101,24 @@ def test_a_kernel_takes_the_longer_of_products_and_bytes():
 
 def test_the_number_that_is_put_in_comes_out():
     for gpu in GPUS.values():
-        assert predicted_tokens(ANCHOR, REFERENCE, gpu) == pytest.approx(ANCHOR.tokens[REFERENCE])
+        assert reconstructed_tokens(ANCHOR, REFERENCE, gpu) == pytest.approx(ANCHOR.tokens[REFERENCE])
 
 
-def predictions(setting):
+def reconstructions(setting):
     gpu = GPUS[published_code.ASSUMED_GPU]
-    return {arm: predicted_tokens(setting, arm, gpu) for arm in setting.tokens}
+    return {arm: reconstructed_tokens(setting, arm, gpu) for arm in setting.tokens}
 
 
 @pytest.mark.parametrize("arm", DISTILLING)
 def test_each_published_ratio_is_predicted(arm):
-    tokens = predictions(ANCHOR)
+    tokens = reconstructions(ANCHOR)
     assert tokens[arm] / tokens[REFERENCE] == pytest.approx(0.57, abs=PUBLISHED_RATIO)
 
 
 @pytest.mark.parametrize("setting", PUBLISHED[:2], ids=lambda setting: setting.name)
 def test_the_published_token_counts_are_predicted(setting):
     """4.6B and 2.6B, 27.9B and 15.4-15.6B: from No-KD's 4.6B alone."""
-    tokens = predictions(setting)
+    tokens = reconstructions(setting)
     for arm, reported in setting.tokens.items():
         assert tokens[arm] == pytest.approx(reported, rel=PUBLISHED_TOKENS_RELATIVE), arm
 
@@ -138,7 +138,7 @@ def test_what_is_assumed_of_the_teachers_head_decides():
 @pytest.mark.long
 def test_twelve_layers_are_predicted_from_six():
     setting = PUBLISHED[2]
-    tokens = predictions(setting)
+    tokens = reconstructions(setting)
     for arm, reported in setting.tokens.items():
         assert tokens[arm] == pytest.approx(reported, rel=PUBLISHED_TWELVE_LAYERS_RELATIVE), arm
 
@@ -149,7 +149,7 @@ def test_what_is_not_spent_here_explains_the_difference():
         assert row.flops_per_token_here is not None
         rest = row.flops_per_token_there - sum(row.saved.values()) - row.flops_per_token_here
         assert abs(rest) < 0.02 * row.flops_per_token_here
-        assert row.tokens_here >= 0.999 * row.predicted_tokens
+        assert row.tokens_here >= 0.999 * row.reconstructed_tokens
 
 
 def test_it_says_what_is_put_in_and_what_is_predicted():
@@ -157,7 +157,7 @@ def test_it_says_what_is_put_in_and_what_is_predicted():
     show(as_published(recipe("paper_6l_limited")), console)
     text = " ".join(console.export_text().split())
     assert "…" not in text
-    for words in ("27.9B", "15.4B", "15.6B", "one published number", "No-KD's 4.6B tokens in 4 hours", "predicted"):
+    for words in ("27.9B", "15.4B", "15.6B", "one published number", "No-KD's 4.6B tokens in 4 hours", "reconstructed"):
         assert words in text
 
 
@@ -173,4 +173,4 @@ def test_command_line(tmp_path, capsys):
     assert "4.6B (put in)" in capsys.readouterr().out
     rows = {row["arm"]: row for row in config.read_yaml(path)["rows"]}
     assert rows["vanilla_kd"]["published_tokens"] == 2.6e9
-    assert rows["vanilla_kd"]["predicted_ratio"] == pytest.approx(0.57, abs=PUBLISHED_RATIO)
+    assert rows["vanilla_kd"]["reconstructed_ratio"] == pytest.approx(0.57, abs=PUBLISHED_RATIO)

@@ -91,8 +91,8 @@ def _what_seeds_vary(results: StudyResults) -> list[str]:
         number = num_seeds(len(recipe.finetune.seeds))
         said.append(
             f"All students are fine-tuned with the same {number} ({shared}): the noise of heads, order and dropout is "
-            "common to them, and the intervals of scores do not have it. One student's score on a small task can move by "
-            "tens of points with that seed."
+            "common to them, and the intervals of scores do not have it. One student's score on a small task can move "
+            "by tens of points with that seed."
         )
     return said
 
