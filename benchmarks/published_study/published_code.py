@@ -1,7 +1,7 @@
 """The published study's token counts, from a model of what its own code computes, and what is computed here instead.
 
 One published number is put in: No-KD's 4.6B tokens in 4 hours, 6 layers. It says which share of the data sheet's rates
-the study's code reached (`Model.efficiency`). All other counts are reconstructed from what `eager_step` counts: those of
+the study's code reached (`Model.efficiency`). All other counts are reconstructed by `eager_step`: those of
 the distillation arms, of 24 hours, and of 12 layers. The study's GPU is not known to us; the range over the GPUs of
 `gpus.GPUS` says how much hangs on it.
 """
