@@ -60,10 +60,11 @@ def caveats(study: StudyResults) -> list[str]:
     found = [gap for arm in study.arms for gap in gaps(study, arm).values()]
     if not found or max(found) <= FIT_GAP:
         return []
+    least, most = min(found), max(found)
     return [
-        f"The probe has not converged: where students have trained heads, its loss is {min(found):.2f} to "
-        f"{max(found):.2f} nats above theirs (at most {FIT_GAP:g} would be fit). Differences by the probe understate what "
-        "arms learned, and their order may change with more steps of it; the table of own heads stands next to it."
+        f"The probe has not converged: where students have trained heads, its loss is {least:.2f} to {most:.2f} nats "
+        f"above theirs (at most {FIT_GAP:g} would be fit). Differences by the probe understate what arms learned, and "
+        "their order may change with more steps of it; the table of own heads stands next to it."
     ]
 
 
