@@ -138,16 +138,20 @@ def trial_directory(directory: Path, trial: Trial) -> Path:
 
 
 def trial_recipe(recipe: StudyRecipe, directory: Path, trial: Trial) -> StudyRecipe:
-    """What a trial is given: its setting, tuning's budget and seed; nothing is validated or kept on the way."""
+    """What a trial is given: its setting, tuning's budget and seed; nothing is validated or kept on the way.
+
+    It is measured on the held-out windows after those that students are: what chooses is not what is reported.
+    """
     assert recipe.tuning is not None
     arms = {**recipe.arms, trial.arm: with_setting(recipe.arms[trial.arm], trial.setting)}
     allowed = [*recipe.allow_difference, *{LEARNING_RATE} - {*recipe.allow_difference}]
     tried = recipe.model_copy(update={"arms": arms, "allow_difference": allowed})
     run = run_recipe(tried, trial.arm, recipe.tuning.seed)
+    reported = run.validation.skip_samples + run.validation.num_samples
     run = run.model_copy(
         update={
             "budget": recipe.tuning.budget,
-            "validation": run.validation.model_copy(update={"at": []}),
+            "validation": run.validation.model_copy(update={"at": [], "skip_samples": reported}),
             "training": run.training.model_copy(update={"keep_at": [], "keep_every_steps": None}),
         }
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from kd_megatron.data.loader import Loader
+from kd_megatron.errors import DataError
 from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.ranks import dist, stages
 from kd_megatron.recipe import DataRecipe, ValidationRecipe
@@ -60,7 +61,13 @@ class Validation:
         self.held_out = Loader(data, run_seed=0, split="valid")
         all_text = data.model_copy(update={"unique_tokens": None})
         self.probe_data = Loader(all_text, run_seed=PROBE_SEED, split="train")
-        self.num_samples = min(recipe.num_samples, self.held_out.num_windows)
+        self.num_samples = min(recipe.num_samples, self.held_out.num_windows - recipe.skip_samples)
+        if self.num_samples < 1:
+            raise DataError(
+                given=f"{self.held_out.num_windows} held-out windows, of which {recipe.skip_samples} are left out",
+                expected="windows after those: trials of a tuning choose by others than the ones that are reported",
+                fix="prepare the text with a larger valid_fraction, or make validation.num_samples smaller",
+            )
 
     def measure(
         self,
@@ -125,7 +132,7 @@ class Validation:
         for index, first in enumerate(range(0, self.num_samples, EVALUATION_BATCH_SIZE)):
             _look(index, stops)
             size = min(EVALUATION_BATCH_SIZE, self.num_samples - first)
-            batch = self._my_part(self.held_out.batch(first, size))
+            batch = self._my_part(self.held_out.batch(self.recipe.skip_samples + first, size))
             taps = student(batch)
             totals[0] += float((batch.labels != IGNORED).sum())
             totals[1:3] += torch.stack(self._score(probe, _masked_states(taps, batch, last), batch.labels)).cpu()

@@ -76,6 +76,13 @@ def test_a_trial_that_its_objective_does_not_know_is_refused_before_anything_is_
         tuning.check(validated(tuning=TUNING | {"weights": {"vanilla_kd": {"weight_kd": [0.0]}}}))
 
 
+def test_a_trial_is_measured_on_other_held_out_windows_than_a_student(tmp_path):
+    recipe = study_recipe(tuning={"learning_rates": [1e-3], "budget": {"flops": 1e12}})
+    trial = tuning.trial_recipe(recipe, tmp_path, tuning.trials(recipe.tuning, "scratch")[0])
+    assert recipe.validation.skip_samples == 0
+    assert trial.validation.skip_samples == recipe.validation.num_samples == trial.validation.num_samples
+
+
 def test_an_arm_that_gives_what_tuning_chooses_is_refused():
     arms = {"scratch": {"objective": "scratch", LEARNING_RATE: 1e-3}}
     with pytest.raises(RecipeError, match="which tuning decides"):

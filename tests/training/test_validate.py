@@ -8,6 +8,7 @@ import torch
 from tiny_study import tiny_study, write_inputs
 from tolerances import FLOAT32_LOSS_RELATIVE
 
+from kd_megatron.errors import DataError
 from kd_megatron.models.build import build_student, load_model
 from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.ranks import dist
@@ -73,6 +74,22 @@ def test_the_probe_reads_the_same_text_whatever_the_pool_of_the_student(inputs: 
     assert whole.probe_data.num_windows > 4
     assert torch.equal(capped.probe_data.batch(0, 8).input_ids, whole.probe_data.batch(0, 8).input_ids)
     assert measure(capped, encoder) == measure(whole, encoder)
+
+
+def test_windows_that_choose_are_not_those_that_are_reported(inputs: Path) -> None:
+    reported, chooses = validation(inputs), validation(inputs, skip_samples=16)
+    encoder = student(inputs)
+    first, second = (made.held_out.batch(start, 16).input_ids for made, start in ((reported, 0), (chooses, 16)))
+    assert not {tuple(row.tolist()) for row in first} & {tuple(row.tolist()) for row in second}
+    assert measure(chooses, encoder)["mlm_loss"] != measure(reported, encoder)["mlm_loss"]
+    alone = validation(inputs, num_samples=32)
+    both = (measure(one, encoder)["mlm_loss"] for one in (reported, chooses))
+    assert sum(both) / 2 == pytest.approx(measure(alone, encoder)["mlm_loss"], rel=0.05)  # by unequal numbers of masks
+
+
+def test_too_few_held_out_windows_for_both_are_refused(inputs: Path) -> None:
+    with pytest.raises(DataError, match="held-out windows, of which 1000000 are left out"):
+        validation(inputs, skip_samples=10**6)
 
 
 def test_loss_and_hits_by_hand() -> None:
