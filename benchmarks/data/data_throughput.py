@@ -16,10 +16,10 @@ import tokenizers
 
 from benchmarks.data.in_turn import TurnTaker
 from benchmarks.data.megatron_way import MaskedSamples
+from kd_megatron.data.index import MEMORY, SETTLED_SECONDS
 from kd_megatron.data.loader import Loader
 from kd_megatron.data.masking import Masker
 from kd_megatron.data.shards import WindowDataset, open_shard_set
-from kd_megatron.data.verified import MEMORY, SETTLED_SECONDS
 from kd_megatron.files.manifest import read_manifest
 from kd_megatron.recipe import DataRecipe, ShardsRecipe
 

@@ -17,9 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 from kd_megatron.errors import KdError, RankLost
 from kd_megatron.launch import facts, preflight
-from kd_megatron.launch.hostfile import Host, read_hostfile
 from kd_megatron.launch.node import DEFAULT_PORT
-from kd_megatron.launch.ssh import NOT_REACHED, failure, in_repository, passed_environment, ssh_command
+from kd_megatron.launch.ssh import (
+    NOT_REACHED,
+    Host,
+    failure,
+    in_repository,
+    passed_environment,
+    read_hostfile,
+    ssh_command,
+)
 from kd_megatron.ranks.failures import lost_seconds, seconds_of
 
 POLL_SECONDS = 0.2

@@ -11,9 +11,8 @@ from typing import Any
 
 from kd_megatron.errors import EnvironmentFault
 from kd_megatron.launch import facts
-from kd_megatron.launch.hostfile import Host
 from kd_megatron.launch.serve import ANSWER
-from kd_megatron.launch.ssh import failure, in_repository, passed_environment, ssh_command
+from kd_megatron.launch.ssh import Host, failure, in_repository, passed_environment, ssh_command
 
 PATIENCE_SECONDS = 90.0  # for one node's answer
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from kd_megatron.errors import KdError
 from kd_megatron.launch import facts
-from kd_megatron.launch.network import address_of, interface_to
-from kd_megatron.launch.node import split_address
+from kd_megatron.launch.node import address_of, interface_to, split_address
 
 REACH_SECONDS = 5.0
 ANSWER = "KD answer: "  # begins what is meant for `kd_megatron.launch.preflight`

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import NoReturn
 
 from kd_megatron.errors import KdError
@@ -104,9 +105,7 @@ class Watchdog:
             self._end_if(heart.news)
 
     def _own_hang(self) -> News | None:
-        own, place = stages.current(), stages.place()
-        alone = Pulse("this machine", 0, own.step, own.stage, own.watched, own.idle_seconds(), place.where)
-        return failures.judge_hang([alone], self.hang_seconds)
+        return failures.judge_hang([replace(Pulse.of_this_process("this machine"), waits=False)], self.hang_seconds)
 
     def _end_if(self, found: News | None) -> None:
         """End the process with ``found``, unless the main thread does so by itself in time."""

@@ -24,8 +24,7 @@ from kd_megatron.finetune.cell.batches import EncodedSplit, EncodedTask, train_b
 from kd_megatron.finetune.cell.evaluate import autocast, predict, score
 from kd_megatron.finetune.cell.model import load_classifier
 from kd_megatron.finetune.cell.optimiser import build_optimizer, learning_rate_factor
-from kd_megatron.finetune.cell.progress import CellProgress
-from kd_megatron.finetune.cell.unfinished import Unfinished
+from kd_megatron.finetune.cell.unfinished import CellProgress, Unfinished
 from kd_megatron.finetune.cell.untrained import UntrainedTop, read_untrained_top
 from kd_megatron.finetune.cell.vocabulary import keep_rows
 from kd_megatron.finetune.places import Cell

@@ -21,7 +21,6 @@ from kd_megatron.finetune.cell.batches import EncodedTask, cut_in_words, encode_
 from kd_megatron.finetune.cell.train import CellResult, run_cell
 from kd_megatron.finetune.cell.unfinished import Unfinished
 from kd_megatron.finetune.cell.untrained import read_untrained_top
-from kd_megatron.finetune.grid.averages import averages
 from kd_megatron.finetune.grid.halving import planned
 from kd_megatron.finetune.grid.jobs import Job, claim_output, list_jobs, read_cell
 from kd_megatron.finetune.grid.outputs import (
@@ -31,7 +30,7 @@ from kd_megatron.finetune.grid.outputs import (
     write_predictions,
     write_tensorboard,
 )
-from kd_megatron.finetune.grid.summary import summarise, summarise_task
+from kd_megatron.finetune.grid.summary import averages, summarise, summarise_task
 from kd_megatron.finetune.grid.view import GridView
 from kd_megatron.finetune.grid.work_queue import Ended, WorkQueue
 from kd_megatron.finetune.places import SUMMARY, Cell

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kd_megatron.kernels.arithmetic import Pair, accumulation_dtype, split_heads
-from kd_megatron.kernels.score_mse.autograd import Gradients, differentiable, new_gradients
+from kd_megatron.kernels.autograd import Gradients, differentiable, new_gradients
 
 BLOCK_ELEMENTS = 2**24  # of a tap, copied at a time on a GPU: enough to fill it, 64 MiB in float32
 

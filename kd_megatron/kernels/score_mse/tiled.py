@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kd_megatron.kernels.arithmetic import Pair, accumulation_dtype, split_heads
-from kd_megatron.kernels.score_mse.autograd import Gradients, differentiable, new_gradients
+from kd_megatron.kernels.autograd import Gradients, differentiable, new_gradients
 
 BLOCK_ROWS = 64
 BLOCK_ELEMENTS = 2**17  # of D: half a MiB in float32, which stays in the cache

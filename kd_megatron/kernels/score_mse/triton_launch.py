@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 
 from kd_megatron.kernels.arithmetic import Pair, accumulation_dtype
-from kd_megatron.kernels.score_mse.autograd import Gradients, differentiable, new_gradients
+from kd_megatron.kernels.autograd import Gradients, differentiable, new_gradients
 from kd_megatron.kernels.score_mse.triton_kernels import score_tiles
 from kd_megatron.kernels.triton_tools import Blocks, as_rows, needs_upcast, padded
 

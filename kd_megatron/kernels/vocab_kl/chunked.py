@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kd_megatron.kernels.arithmetic import accumulation_dtype
-from kd_megatron.kernels.vocab_kl.block import Softmaxes, Targets, losses_of_logits
-from kd_megatron.kernels.vocab_kl.top_block import Outcomes, TopRows, losses_of_top
+from kd_megatron.kernels.autograd import scaled
+from kd_megatron.kernels.vocab_kl.block import Outcomes, Softmaxes, Targets, TopRows, losses_of_logits, losses_of_top
 from kd_megatron.tensors import IGNORED, FactoredLogits, TopLogits
 
 CHUNK_ROWS = 256  # multiplied out at once: enough for matrix products at nearly full speed, see README.md
@@ -103,12 +103,7 @@ class _VocabularyLosses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_divergence: Tensor, grad_cross_entropy: Tensor) -> tuple[Tensor | None, ...]:
         factor = _promised_factor(grad_divergence, grad_cross_entropy, ctx.gradient_weights)
-        gradients = [
-            # Multiplied in float32 and rounded once, on the way into memory.
-            None if gradient is None else torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
-        return (*gradients, None, None, None, None, None)
+        return (*scaled(ctx.saved_tensors, factor, ctx.dtypes), None, None, None, None, None)
 
 
 def _factors(logits: FactoredLogits | TopLogits | None) -> list[Tensor]:
