@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from kd_megatron.finetune.tasks.glue import GLUE
+from kd_megatron.finetune.tasks.metrics import METRICS
 from kd_megatron.finetune.tasks.selection import selection_words
 from kd_megatron.finetune.tasks.tasks import Task
 from kd_megatron.recipe import FinetuneRecipe
@@ -112,17 +114,7 @@ STUDY = Average(
 # the metrics as the score for the task when computing the macro-average"; MNLI's two splits count as one task.
 LEADERBOARD = Average(
     "macro-average of GLUE's leaderboard (nine tasks, here on dev)",
-    {
-        "CoLA": ("matthews",),
-        "SST-2": ("accuracy",),
-        "MRPC": ("f1", "accuracy"),
-        "STS-B": ("pearson", "spearman"),
-        "QQP": ("f1", "accuracy"),
-        "MNLI": (MATCHED, MISMATCHED),
-        "QNLI": ("accuracy",),
-        "RTE": ("accuracy",),
-        "WNLI": ("accuracy",),
-    },
+    {name: METRICS[task.metric].parts for name, task in GLUE.items()} | {"MNLI": (MATCHED, MISMATCHED)},
 )
 
 

@@ -32,7 +32,6 @@ class GlueTask:
     metric: str = "accuracy"
     label: str = "label"
     header: tuple[str, ...] | None = None
-    hub_name: str = ""
     hub_text: tuple[str, ...] = ()  # where the hub names the columns differently
     max_torn_rows: int = 0
     hub_splits: dict[str, str] = field(default_factory=dict)  # where the hub names the splits differently
@@ -46,16 +45,8 @@ PAIR = ("sentence1", "sentence2")
 ENTAILMENT = ("entailment", "not_entailment")
 
 GLUE: dict[str, GlueTask] = {
-    "CoLA": GlueTask(
-        ("sentence",),
-        (8551,),
-        {"dev": 1043},
-        {"test": 1063},
-        metric="matthews",
-        header=COLA_COLUMNS,
-        hub_name="cola",
-    ),
-    "SST-2": GlueTask(("sentence",), (67349,), {"dev": 872}, {"test": 1821}, hub_name="sst2"),
+    "CoLA": GlueTask(("sentence",), (8551,), {"dev": 1043}, {"test": 1063}, metric="matthews", header=COLA_COLUMNS),
+    "SST-2": GlueTask(("sentence",), (67349,), {"dev": 872}, {"test": 1821}),
     "MRPC": GlueTask(
         ("#1 String", "#2 String"),
         (3668,),
@@ -63,18 +54,10 @@ GLUE: dict[str, GlueTask] = {
         {"test": 1725},
         metric="f1_accuracy",
         label="Quality",
-        hub_name="mrpc",
         hub_text=PAIR,
     ),
     "STS-B": GlueTask(
-        PAIR,
-        (5749,),
-        {"dev": 1500},
-        {"test": 1379},
-        labels=(),
-        metric="pearson_spearman",
-        label="score",
-        hub_name="stsb",
+        PAIR, (5749,), {"dev": 1500}, {"test": 1379}, labels=(), metric="pearson_spearman", label="score"
     ),
     "QQP": GlueTask(
         ("question1", "question2"),
@@ -83,7 +66,6 @@ GLUE: dict[str, GlueTask] = {
         {"test": 390965},
         metric="f1_accuracy",
         label="is_duplicate",
-        hub_name="qqp",
         max_torn_rows=5,
     ),
     "MNLI": GlueTask(
@@ -93,15 +75,12 @@ GLUE: dict[str, GlueTask] = {
         {"test_matched": 9796, "test_mismatched": 9847, AX: 1104},
         labels=("entailment", "neutral", "contradiction"),
         label="gold_label",
-        hub_name="mnli",
         hub_text=("premise", "hypothesis"),
         hub_splits={"dev_matched": "validation_matched", "dev_mismatched": "validation_mismatched"},
     ),
-    "QNLI": GlueTask(
-        ("question", "sentence"), (104743,), {"dev": 5463}, {"test": 5463}, labels=ENTAILMENT, hub_name="qnli"
-    ),
-    "RTE": GlueTask(PAIR, (2490,), {"dev": 277}, {"test": 3000}, labels=ENTAILMENT, hub_name="rte"),
-    "WNLI": GlueTask(PAIR, (635,), {"dev": 71}, {"test": 146}, hub_name="wnli"),
+    "QNLI": GlueTask(("question", "sentence"), (104743,), {"dev": 5463}, {"test": 5463}, labels=ENTAILMENT),
+    "RTE": GlueTask(PAIR, (2490,), {"dev": 277}, {"test": 3000}, labels=ENTAILMENT),
+    "WNLI": GlueTask(PAIR, (635,), {"dev": 71}, {"test": 146}),
 }
 
 
@@ -193,7 +172,7 @@ def read_hub(name: str, revision: str | None, with_tests: bool) -> Rows:
     """The rows of the task ``name`` from the Hugging Face hub, at ``revision`` or the one we know."""
     task = GLUE[name]
     revision = revision or HUB_REVISION
-    splits = _load(task.hub_name, revision)
+    splits = _load(name.lower().replace("-", ""), revision)
     tests = {split: splits[task.hub_split(split)] for split in task.num_test if split != AX} if with_tests else {}
     if with_tests and AX in task.num_test:
         tests[AX] = _load("ax", revision)["test"]
