@@ -99,10 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{name}: {answer['address']} on {answer['interface']}, {answer['free_gib']:.1f} GiB free")
         print(f"{len(hosts)} nodes agree: " + ", ".join(f"{k} {v}" for k, v in answers[hosts[0].name]["same"].items()))
         return 0
-    environment = passed_environment() | {
-        "KD_STDIN_SIGNALS": "1",
-        "KD_RUN_ID": f"{arguments.run}.{arguments.attempt}",
-    }
+    run_id = f"{arguments.run}.{arguments.attempt}"
+    environment = passed_environment() | {"KD_STDIN_SIGNALS": "1", "KD_RUN_ID": run_id}
     nodes = [Node(host, words, environment | {"KD_NODE": host.name}) for host, words in zip(hosts, calls, strict=True)]
     try:
         return watch(nodes)

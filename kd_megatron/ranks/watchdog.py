@@ -2,7 +2,7 @@
 
 The main thread may be inside a collective that never returns, so a thread of its own looks on and, where the main
 thread does not end by itself, ends the process. Every file of ours is written whole or not at all, so that this is as
-safe as ``kill -9``. The pieces: `marks` (what this rank does), `heartbeat` (what it tells and hears), `news` (judging).
+safe as ``kill -9``. Its pieces: `stages` (what a rank does), `heartbeat` (what it tells and hears), `failures`.
 """
 
 import contextlib

@@ -1,22 +1,18 @@
 """The optimiser recipe of fine-tuning: AdamW, warm-up, decay; a function of the recipe alone, equal for all models."""
 
 import math
-from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from kd_megatron.engine.build import parameter_groups
 from kd_megatron.recipe import FinetuneRecipe
 
 
 def build_optimizer(model: nn.Module, learning_rate: float, recipe: FinetuneRecipe) -> torch.optim.AdamW:
     """AdamW (fused) that decays matrices only: biases and norms are the parameters with one dimension."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Iterable[Tensor] | float]] = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
     first, second = recipe.betas
+    groups = parameter_groups(model, recipe.weight_decay)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(first, second), eps=recipe.epsilon, fused=True)
 
 

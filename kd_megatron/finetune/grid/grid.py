@@ -107,7 +107,9 @@ def _run_claimed(
             raise
         _keep(job, result, recipe, output)
         unfinished.remove()
-        return result.content, _unheard(cut_in_words(task, recipe.max_length))
+        # A warning that this rank could not print, since rank 0 alone does, goes with what rank 0 says of the cell.
+        warning = "" if dist.is_main() else cut_in_words(task, recipe.max_length)
+        return result.content, f"; warning: {warning}" if warning else ""
 
     with stages.stage("fine-tuning"):
         _run_cells(jobs, scores, recipe.halving, run)
@@ -156,11 +158,6 @@ def _run_cells(
     for found in dist.gather(error):
         if found is not None:
             raise found
-
-
-def _unheard(warning: str) -> str:
-    """A warning that this rank could not print, since rank 0 alone does: it goes with what rank 0 says of the cell."""
-    return f"; warning: {warning}" if warning and not dist.is_main() else ""
 
 
 def _say_ended(ended: Ended) -> None:
