@@ -23,6 +23,7 @@ from kd_megatron.inputs.catalogue import FromHub, FromPyPI, GlueFromHub, Input, 
 from kd_megatron.recipe.paths import DATA_HOME, expand
 
 State = Literal["here", "missing", "altered"]
+PIP_SECONDS = 900
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,6 @@ def _label(label: str) -> str:
         return f"{float(label):.3f}"
     except ValueError:
         return label
-
-
-PIP_SECONDS = 900
 
 
 def fetch(name: str, known: Input) -> Path:

@@ -17,6 +17,9 @@ import psutil
 from kd_megatron.errors import EnvironmentFault, KdError
 from kd_megatron.ranks.ports import parse_port
 
+DEFAULT_PORT = 29500
+VISIBLE = "KD_VISIBLE_DEVICES"  # CUDA_VISIBLE_DEVICES as this node had it
+
 
 def interface_to(master: str, port: int) -> tuple[str, str]:
     """The interface (and this node's IPv4 address on it) by which this node reaches ``master``, or is it.
@@ -68,10 +71,6 @@ def _address_towards(master: str, port: int) -> str:
             expected="its name or IPv4 address, on a network that joins the nodes",
             fix="correct the address (--master, MASTER_ADDR), or the name service of this node",
         ) from error
-
-
-DEFAULT_PORT = 29500
-VISIBLE = "KD_VISIBLE_DEVICES"  # CUDA_VISIBLE_DEVICES as this node had it
 
 
 def main() -> NoReturn:

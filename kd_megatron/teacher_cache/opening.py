@@ -20,6 +20,8 @@ from kd_megatron.teacher_cache.store import INDEX, Store
 
 IDENTITY = "identity.json"
 FORMAT = 1
+GIB = 2**30
+LOCK = "lock"
 
 Identity = dict[str, Any]
 
@@ -91,10 +93,6 @@ def _write(path: Path, identity: Identity) -> None:
         json.dump(identity, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
-
-
-GIB = 2**30
-LOCK = "lock"
 
 
 class OpenStore(Store):

@@ -1,7 +1,8 @@
 """One cell of the grid: fine-tune a model on a task with one learning rate, batch size and seed, and score it.
 
-The optimiser recipe is the same for every model (`optimiser.py`); the last step's weights are scored. Everything
-random is a function of the seed: head, data order and dropout agree between models.
+The optimiser recipe is AdamW, warm-up and decay, a function of the recipe alone and equal for all models; the weights
+of the last step are scored. Everything random is a function of the seed: head, data order and dropout agree between
+models.
 
 Shapes: N examples, B batch, C classes (1 for a regression).
 """
@@ -20,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_megatron.console import logs
+from kd_megatron.engine.build import parameter_groups
 from kd_megatron.finetune.cell.batches import EncodedSplit, EncodedTask, train_batches
 from kd_megatron.finetune.cell.evaluate import autocast, predict, score
 from kd_megatron.finetune.cell.model import load_classifier
-from kd_megatron.finetune.cell.optimiser import build_optimizer, learning_rate_factor
 from kd_megatron.finetune.cell.unfinished import CellProgress, Unfinished
 from kd_megatron.finetune.cell.untrained import read_untrained_top
 from kd_megatron.finetune.cell.vocabulary import keep_rows
@@ -194,3 +195,27 @@ def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
     if labels.is_floating_point():
         return functional.mse_loss(logits.float().squeeze(1), labels)
     return functional.cross_entropy(logits.float(), labels)
+
+
+def build_optimizer(model: nn.Module, learning_rate: float, recipe: FinetuneRecipe) -> torch.optim.AdamW:
+    """AdamW (fused) that decays matrices only: biases and norms are the parameters with one dimension."""
+    first, second = recipe.betas
+    groups = parameter_groups(model, recipe.weight_decay)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(first, second), eps=recipe.epsilon, fused=True)
+
+
+def learning_rate_factor(step: int, num_steps: int, recipe: FinetuneRecipe) -> float:
+    """Share of the peak learning rate in the 0-based ``step``: linear warm-up, then the recipe's schedule.
+
+    After the warm-up these are the schedules of the same names in transformers, which end at zero. Its warm-up is one
+    step behind: there the first step has a rate of zero and changes nothing.
+    """
+    num_warmup = math.ceil(recipe.warmup_fraction * num_steps)
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    if recipe.schedule == "constant":
+        return 1.0
+    num_decay = max(1, num_steps - num_warmup)
+    if recipe.schedule == "cosine":
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * (step - num_warmup) / num_decay)))
+    return max(0.0, (num_steps - step) / num_decay) ** recipe.decay_power

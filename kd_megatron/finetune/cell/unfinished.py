@@ -22,6 +22,10 @@ from kd_megatron.finetune.cell.evaluate import require_finite
 from kd_megatron.ranks.failures import seconds_of
 
 KEPT = ("step", "curve", "dev_curve", "num_examples", "dev_seconds")  # of `Progress`, as they are
+SUFFIX = ".unfinished.safetensors"
+SAVE_SECONDS = "KD_FINETUNE_SAVE_SECONDS"  # between two saves
+DEFAULT_SAVE_SECONDS = 300.0  # much beside the second that writing takes, and little to lose
+MODEL, OPTIMIZER, GENERATOR = "model.", "optimizer.", "generator."  # what a tensor's name begins with
 
 
 @dataclass
@@ -76,12 +80,6 @@ class CellProgress:
 
     def _start_point(self) -> None:
         self._loss_sum, self._num_since = torch.zeros((), device=self.device), 0
-
-
-SUFFIX = ".unfinished.safetensors"
-SAVE_SECONDS = "KD_FINETUNE_SAVE_SECONDS"  # between two saves
-DEFAULT_SAVE_SECONDS = 300.0  # much beside the second that writing takes, and little to lose
-MODEL, OPTIMIZER, GENERATOR = "model.", "optimizer.", "generator."  # what a tensor's name begins with
 
 
 class Unfinished:

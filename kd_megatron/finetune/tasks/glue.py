@@ -18,6 +18,9 @@ HUB_DATASET = "nyu-mll/glue"
 HUB_REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"  # whose row counts are the official ones below
 AX = "AX"  # GLUE's diagnostic set: pairs for MNLI's classifier, a test split of MNLI here
 COLA_COLUMNS = ("source", "label", "mark", "sentence")  # CoLA's files have no header line
+# GLUE's download script writes the first; other copies have the rest.
+AX_FILES = ("diagnostic/diagnostic.tsv", "diagnostic/AX.tsv", "AX/AX.tsv", "AX/test.tsv", "AX.tsv")
+INDEX_COLUMNS = ("index", "id")  # of test files: 0, 1, 2 and so on
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,6 @@ def difference_to_official(name: str, num_train: int, num_dev: dict[str, int]) -
         if split not in task.num_dev or size != official:
             parts.append(f"{split} {size} of {official}")
     return f"not GLUE's split: {', '.join(parts)}" if parts else ""
-
-
-# GLUE's download script writes the first; other copies have the rest.
-AX_FILES = ("diagnostic/diagnostic.tsv", "diagnostic/AX.tsv", "AX/AX.tsv", "AX/test.tsv", "AX.tsv")
-INDEX_COLUMNS = ("index", "id")  # of test files: 0, 1, 2 and so on
 
 
 def read_local(name: str, directory: Path, with_tests: bool) -> Rows:
