@@ -38,6 +38,10 @@ class Batch:
         """The batch in page-locked memory, from which a GPU copies while the host goes on."""
         return self._each(lambda tensor: tensor.pin_memory())
 
+    def at(self, rows: Tensor) -> Self:
+        """Those of its samples."""
+        return self._each(lambda tensor: tensor[rows])
+
     def _each(self, change: Callable[[Any], Any]) -> Self:
         tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         changed: dict[str, Any] = {k: v if v is None else change(v) for k, v in tensors.items()}

@@ -16,10 +16,10 @@ import tokenizers
 
 from benchmarks.data.in_turn import TurnTaker
 from benchmarks.data.megatron_way import MaskedSamples
+from kd_megatron.data.index import MEMORY, SETTLED_SECONDS
 from kd_megatron.data.loader import Loader
 from kd_megatron.data.masking import Masker
 from kd_megatron.data.shards import WindowDataset, open_shard_set
-from kd_megatron.data.verified import MEMORY, SETTLED_SECONDS
 from kd_megatron.files.manifest import read_manifest
 from kd_megatron.recipe import DataRecipe, ShardsRecipe
 
@@ -108,7 +108,7 @@ def masking_cases(path: Path, length: int) -> list[TurnTaker]:
 def opening_cases(path: Path) -> list[TurnTaker]:
     """From a path to a loader that is ready: opened never before, before, and before but in the disk's files only.
 
-    Opened before means that every ``.bin`` was found good once and has not been touched since (`data.verified`): its
+    Opened before means that every ``.bin`` was found good once and has not been touched since (`data.index`): its
     checksum is not computed again. The ``.idx`` files, manifest and tokenizer are checked in full every time.
     """
     _settle(path)

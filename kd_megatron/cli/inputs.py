@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kd_megatron.inputs.catalogue import Input
-    from kd_megatron.inputs.state import Found
+    from kd_megatron.inputs.fetch import Found
 
 HELP = "list the texts, models and tasks that recipes need from elsewhere; --fetch gets them"
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Look at every input, fetch where asked for, print."""
     from kd_megatron.errors import DataError
     from kd_megatron.inputs.catalogue import catalogue, needed
-    from kd_megatron.inputs.state import find
+    from kd_megatron.inputs.fetch import find
     from kd_megatron.recipe import config
 
     known = catalogue().inputs

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from data_prep.verify import verify
     from kd_megatron.console import logs
     from kd_megatron.errors import RecipeError
-    from kd_megatron.teacher_cache.identity import IDENTITY
+    from kd_megatron.teacher_cache.opening import IDENTITY
 
     logs.quiet_libraries()
     directory = Path(args.directory)
@@ -139,10 +139,10 @@ def _inspect_cache(directory: "Path") -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from kd_megatron.teacher_cache import identity as identities
+    from kd_megatron.teacher_cache.opening import read_identity
     from kd_megatron.teacher_cache.store import INDEX, Store
 
-    identity = identities.read(directory)
+    identity = read_identity(directory)
     index = directory / INDEX
     num_rows = index.stat().st_size // 4 if index.is_file() else 0
     store = Store(directory, int(identity["row_bytes"]), num_rows)

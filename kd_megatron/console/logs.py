@@ -7,7 +7,7 @@ import warnings
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from kd_megatron.ranks import own
+from kd_megatron.ranks import process
 from kd_megatron.redact import redact
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -16,7 +16,7 @@ _WARNING = "[yellow]warning:[/yellow]"
 
 def say(message: str) -> None:
     """Print one line on rank 0."""
-    if own.is_main():
+    if process.is_main():
         console.print(redact(message))
 
 
@@ -27,7 +27,7 @@ def warn(message: str) -> None:
 
 def warn_of_own(message: str) -> None:
     """Print one warning of what this rank alone has seen, whichever it is."""
-    console.print(redact(f"{_WARNING} {'' if own.is_main() else f'rank {own.rank()}: '}{message}"))
+    console.print(redact(f"{_WARNING} {'' if process.is_main() else f'rank {process.rank()}: '}{message}"))
 
 
 def progress_bar(unit: str = "") -> Progress:
@@ -42,7 +42,7 @@ def progress_bar(unit: str = "") -> Progress:
         TimeRemainingColumn(),
         console=console,
         auto_refresh=console.is_terminal,  # elsewhere its last state is written, once; no thread is needed for that
-        disable=not own.is_main(),
+        disable=not process.is_main(),
     )
 
 

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kd_megatron.console import logs
-from kd_megatron.data.index import Shard, open_shard
+from kd_megatron.data.index import Shard, VerifiedFiles, open_shard
 from kd_megatron.data.special_tokens import SpecialTokens, read_special_tokens
-from kd_megatron.data.verified import VerifiedFiles
 from kd_megatron.files.manifest import TOKENIZER, Manifest, ShardEntry, read_manifest, require_tokenizer_files
 
 _SLOW_BYTES = 1 << 29  # above this, checking takes long enough for a progress bar

@@ -281,7 +281,10 @@ def _refuse_other_module(
 ) -> None:
     found, trained_there = about.parameters, set(about.trained)
     if other_objective:  # what belongs to one of the two, and what one of them trains, may differ
-        found, shapes = (_of_student(parameters) for parameters in (found, shapes))
+        found, shapes = (
+            {name: shape for name, shape in parameters.items() if not name.startswith(OBJECTIVE)}
+            for parameters in (found, shapes)
+        )
         trained_there = set(trained)
     differences = [
         f"{name} is {shapes.get(name, 'absent')} here and {found.get(name, 'absent')} there"
@@ -296,10 +299,6 @@ def _refuse_other_module(
             expected="the same parameters with the same shapes",
             fix="restore what was changed since, or begin the run anew in another directory",
         )
-
-
-def _of_student(parameters: dict[str, list[int]]) -> dict[str, list[int]]:
-    return {name: shape for name, shape in parameters.items() if not name.startswith(OBJECTIVE)}
 
 
 def _open(path: Path, wanted: dict[str, dict[str, list[int]]], stack: contextlib.ExitStack) -> dict[str, safe_open]:

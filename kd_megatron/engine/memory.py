@@ -44,7 +44,7 @@ def predict(study: StudyRecipe, held: Held, ds_config: str, num_processes: int) 
         study: with ``precision`` decided.
     """
     zero = read_ds_config(ds_config)["zero_optimization"]
-    sizes = _Sizes.of(study, held, zero, num_processes)
+    sizes = _Sizes(study, held, zero, num_processes)
     stage = zero["stage"]
     offloads = "offload_optimizer" in zero
     count = _stage_0 if stage == 0 else _stage_3 if stage == 3 else _stages_1_and_2
@@ -55,45 +55,25 @@ def predict(study: StudyRecipe, held: Held, ds_config: str, num_processes: int) 
     return Memory(weights, optimizer, _teacher_bytes(study, held, num_processes), engine, step, host)
 
 
-@dataclass(frozen=True)
 class _Sizes:
     """Bytes, unless said otherwise."""
 
-    weights: float  # W as it computes
-    gradients: float  # T as it computes
-    trained: int  # T, elements
-    widened: float  # T in float32
-    bucket: float
-    bucket_elements: int
-    persistent: float  # of W
-    num_processes: int
-    accumulates: bool  # more than one micro-batch in a step
-    forward: float
-    backward: float
-    with_gradients: float
-    has_masters: bool
-
-    @classmethod
-    def of(cls, study: StudyRecipe, held: Held, zero: dict[str, int], num_processes: int) -> "_Sizes":
+    def __init__(self, study: StudyRecipe, held: Held, zero: dict[str, int], num_processes: int) -> None:
         training = study.training
-        size, trained = BYTES[training.precision], sum(held.trained)
-        bucket = min(zero.get("reduce_bucket_size", 0), trained)
-        everything = [*held.trained, *held.untrained]
-        return cls(
-            weights=size * sum(everything),
-            gradients=size * trained,
-            trained=trained,
-            widened=FLOAT32 * trained,
-            bucket=size * bucket,
-            bucket_elements=bucket,
-            persistent=size * sum(elements for elements in everything if elements <= PERSISTENT_ELEMENTS),
-            num_processes=num_processes,
-            accumulates=split(training, num_processes).count > 1,
-            forward=held.forward,
-            backward=held.backward,
-            with_gradients=held.with_gradients,
-            has_masters=training.precision == "bf16",
-        )
+        size, everything = BYTES[training.precision], [*held.trained, *held.untrained]
+        self.held = held  # what a micro-batch adds
+        self.trained = sum(held.trained)  # T, elements
+        self.bucket_elements = min(zero.get("reduce_bucket_size", 0), self.trained)
+        self.weights: float = size * sum(everything)  # W as it computes
+        self.gradients: float = size * self.trained  # T as it computes
+        self.widened: float = FLOAT32 * self.trained  # T in float32
+        self.bucket: float = size * self.bucket_elements
+        self.persistent: float = size * sum(
+            elements for elements in everything if elements <= PERSISTENT_ELEMENTS
+        )  # of W
+        self.num_processes = num_processes
+        self.accumulates = split(training, num_processes).count > 1  # more than one micro-batch in a step
+        self.has_masters = training.precision == "bf16"
 
 
 _Counted = tuple[float, float, float, float]  # weights, optimizer, engine, step
@@ -102,7 +82,7 @@ _Counted = tuple[float, float, float, float]  # weights, optimizer, engine, step
 def _stage_0(sizes: _Sizes, stage: int, offloads: bool) -> _Counted:
     """W, masters, 2 T; gradients come and go with the step, and are reduced as one flat copy, and that in float32."""
     optimizer = (ADAM + FLOAT32 * sizes.has_masters) * sizes.trained
-    micro_batch = max(sizes.with_gradients, sizes.accumulates * (sizes.gradients + max(sizes.forward, sizes.backward)))
+    micro_batch = max(sizes.held.with_gradients, sizes.accumulates * (sizes.gradients + sizes.held.alone))
     reducing = 2 * sizes.gradients + sizes.widened * sizes.has_masters
     if sizes.has_masters and sizes.num_processes > 1 and not sizes.accumulates:
         reducing += sizes.widened  # what is sent, beside what it was made of
@@ -116,17 +96,19 @@ def _stages_1_and_2(sizes: _Sizes, stage: int, offloads: bool) -> _Counted:
     kept = part * sizes.gradients
     if offloads:  # the part of the gradients in host memory, three times
         engine = part * 3 * sizes.widened
-        reducing = sizes.bucket + max(sizes.backward, sizes.bucket * (sizes.num_processes > 1))
-        return sizes.weights, optimizer, engine, max(sizes.forward, reducing, part * sizes.widened)
+        reducing = sizes.bucket + max(sizes.held.backward, sizes.bucket * (sizes.num_processes > 1))
+        return sizes.weights, optimizer, engine, max(sizes.held.forward, reducing, part * sizes.widened)
     several = sizes.num_processes > 1
     sent = (4 - stage) * sizes.widened * (several and sizes.has_masters)  # in float32, while it is reduced
     if stage == 1 and sizes.accumulates:  # until the last micro-batch nothing is let go of
-        reducing = sizes.gradients + sizes.bucket + max(sizes.forward, sizes.backward)
+        reducing = sizes.gradients + sizes.bucket + sizes.held.alone
     else:
         is_more_than_one = sizes.trained > sizes.bucket_elements  # then one is filled while the other is sent
         num_buckets = 1 + (stage == 2 and several and is_more_than_one)
         accumulated = kept * sizes.accumulates
-        reducing = accumulated + max(sizes.forward, num_buckets * sizes.bucket + max(sizes.backward, sizes.bucket))
+        reducing = accumulated + max(
+            sizes.held.forward, num_buckets * sizes.bucket + max(sizes.held.backward, sizes.bucket)
+        )
     reducing = max(reducing, sent)
     return sizes.weights, optimizer, 0.0, max(reducing, kept + part * sizes.widened)
 
@@ -140,7 +122,7 @@ def _stage_3(sizes: _Sizes, stage: int, offloads: bool) -> _Counted:
     bucket = sizes.bucket_elements * FLOAT32  # of the type that is sent
     engine = part * (2 * sizes.widened if offloads else sizes.gradients) + bucket
     gathered = (sizes.weights - sizes.persistent) * gathers
-    micro_batch = gathered + max(sizes.forward, bucket * gathers + sizes.backward)
+    micro_batch = gathered + max(sizes.held.forward, bucket * gathers + sizes.held.backward)
     return weights, optimizer, engine, max(micro_batch, 2 * bucket, part * (sizes.widened + sizes.gradients))
 
 

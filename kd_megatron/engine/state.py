@@ -31,7 +31,8 @@ class EngineState:
 
 def shapes(engine: Engine) -> dict[str, list[int]]:
     """The whole shape of every parameter of the module."""
-    return {name: list(_shape(parameter)) for name, parameter in engine.module.named_parameters()}
+    # ``ds_shape``: of a parameter that ZeRO-3 has in pieces
+    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in engine.module.named_parameters()}
 
 
 def trained(engine: Engine) -> list[str]:
@@ -66,12 +67,6 @@ def restore(engine: Engine, num_updates: int, read: Callable[[str, str], Tensor]
                 _set_held(engine, parameter, read(kind, name), key)
     for held in _held_by_optimizer(engine):
         _adam(engine).state[held]["step"].fill_(num_updates)
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    """Also of a parameter that ZeRO-3 has in pieces."""
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape
 
 
 def _adam(engine: Engine) -> torch.optim.Optimizer:

@@ -9,12 +9,10 @@ from pathlib import Path
 
 from kd_megatron.console import logs
 from kd_megatron.errors import DataError, ModelError
+from kd_megatron.files.manifest import TOKENIZER_FILES as TOKENIZER_FILES  # what a tokenizer alone is made of
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import paths
 
-TOKENIZER_FILES = (
-    "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
-)  # fmt: skip
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors", "*.safetensors.index.json")
 
 

@@ -19,13 +19,10 @@ from kd_megatron.recipe.config import Strict
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
-_MODEL_FILES = (  # in Hugging Face format
-    *("config.json", "*.safetensors"),
-    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model"),
-)
+TOKENIZER_FILES = (  # in Hugging Face format, the configuration among them
+    "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
+)  # fmt: skip
 _REPAIR_TOKENIZER = "restore the tokenizer's directory from a good copy, or prepare the shard set again"
-
-
 _MOST_DESCRIPTION_BYTES = 1 << 28  # of a manifest or a tokenizer's file: hundreds of thousands of shards
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -187,7 +184,8 @@ def weights_hash(path: str | None) -> str | None:
 
 def model_hash(directory: Path) -> str:
     """A short hash of what a model's scores depend on: configuration, weights and tokenizer."""
-    files = sorted({file for pattern in _MODEL_FILES for file in directory.glob(pattern) if file.is_file()})
+    patterns = (*TOKENIZER_FILES, "*.safetensors")
+    files = sorted({file for pattern in patterns for file in directory.glob(pattern) if file.is_file()})
     digests = [f"{file.name}:{file_sha256(file)}" for file in files]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from kd_megatron.errors import disk_full_is_clear
 from kd_megatron.files import atomic
-from kd_megatron.ranks import own
+from kd_megatron.ranks import process
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -32,7 +32,7 @@ class MetricsWriter:
     def __init__(self, directory: Path, num_rows: int = 0, tensorboard: bool = True) -> None:
         self.path, self.num_rows = directory / "metrics.jsonl", num_rows
         self._board: Any = None
-        if not own.is_main():
+        if not process.is_main():
             return
         directory.mkdir(parents=True, exist_ok=True)
         kept = read_metrics(directory)[:num_rows]
@@ -44,7 +44,7 @@ class MetricsWriter:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append ``row``, which has at least ``step`` and ``tokens``."""
-        if not own.is_main():
+        if not process.is_main():
             return
         with disk_full_is_clear(self.path):
             with self.path.open("a", encoding="utf-8") as file:

@@ -1,23 +1,93 @@
-"""Gets an input from PyPI or the hub into the home of inputs: whole and as the catalogue says, or not at all."""
+"""Whether an input is here and what the catalogue says, and getting it from PyPI or the hub: whole, or not at all."""
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from kd_megatron.errors import DataError, KdError, OutputError, disk_full_is_clear
 from kd_megatron.files import hub
-from kd_megatron.finetune.tasks import glue_rows
+from kd_megatron.files.manifest import file_sha256
+from kd_megatron.finetune.tasks import glue
 from kd_megatron.finetune.tasks.glue import GLUE
-from kd_megatron.finetune.tasks.sources import Rows
+from kd_megatron.finetune.tasks.records import Rows
 from kd_megatron.finetune.tasks.tables import Example
 from kd_megatron.inputs.catalogue import FromHub, FromPyPI, GlueFromHub, Input, Made, Way
-from kd_megatron.inputs.state import differing_files, differing_rows, find
+from kd_megatron.recipe.paths import DATA_HOME, expand
 
+State = Literal["here", "missing", "altered"]
 PIP_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in the place of an input."""
+
+    name: str
+    place: Path
+    state: State
+    why: str = ""  # of one that is altered or partly missing
+
+
+def find(name: str, known: Input | None) -> Found:
+    """Look at the input ``name``, every byte of it; of one that is not in the catalogue, whether there is something."""
+    place = Path(expand(f"{DATA_HOME}/{name}"))
+    if known is None:
+        return Found(name, place, "here" if place.exists() else "missing")
+    if not place.exists():
+        return Found(name, place, "missing")
+    why = differing_rows(name, known, place) if known.rows else differing_files(known, place)
+    return Found(name, place, "altered" if why else "here", why)
+
+
+def differing_files(known: Input, place: Path) -> str:
+    """How the files below ``place`` differ from the catalogue's; empty where they do not."""
+    for inside, content in known.files.items():
+        path = place / inside if inside else place
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != content.bytes:
+            return f"{path} has {path.stat().st_size:,} bytes instead of {content.bytes:,}"
+        if file_sha256(path) != content.sha256:
+            return f"{path} has another sha256 than {content.sha256[:12]}..."
+    return ""
+
+
+def differing_rows(name: str, known: Input, place: Path) -> str:
+    """How a GLUE task's rows differ from the catalogue's; empty where they do not, whatever the files look like."""
+    try:
+        rows = glue.read_local(place.name, place.parent, with_tests=False)
+    except DataError as error:
+        return error.given
+    for split, found in (("train", rows.train), *rows.devs.items()):
+        expected = (known.rows or {}).get(split)
+        if hash_of_rows(found) != expected:
+            return f"{name}: the {len(found):,} rows of {split} have another hash than {str(expected)[:12]}..."
+    return ""
+
+
+def hash_of_rows(rows: list[Example]) -> str:
+    """sha256 of texts and labels in any order; white space and the digits of numeric labels are normalised."""
+    lines = sorted(json.dumps([_plain(row.first), _plain(row.second or ""), _label(row.label)]) for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _label(label: str) -> str:
+    try:
+        return f"{float(label):.3f}"
+    except ValueError:
+        return label
 
 
 def fetch(name: str, known: Input) -> Path:
@@ -80,7 +150,7 @@ def _get(name: str, known: Input, way: Way, aside: Path) -> None:
     elif isinstance(way, FromHub):
         _from_hub(way, known, aside)
     elif isinstance(way, GlueFromHub):
-        write_task(name, glue_rows.read_hub(name, None, with_tests=False), aside)
+        write_task(name, glue.read_hub(name, None, with_tests=False), aside)
 
 
 def _from_pypi(way: FromPyPI, known: Input, aside: Path) -> None:

@@ -106,12 +106,19 @@ def named_taps(name: str, taps: Sequence[Tensor], most: int) -> dict[str, Tensor
     return named
 
 
-def check_alike(taps: Mapping[str, Tensor]) -> None:
-    """Refuse taps of one model that differ in shape or dtype."""
+def check_one_shape(taps: Mapping[str, Tensor]) -> None:
+    """Refuse taps that differ in shape."""
     first_name, first = next(iter(taps.items()))
     for name, tap in taps.items():
         if tap.shape != first.shape:
             raise ValueError(f"{name} has shape {tuple(tap.shape)}; allowed: {tuple(first.shape)}, as {first_name}")
+
+
+def check_alike(taps: Mapping[str, Tensor]) -> None:
+    """Refuse taps of one model that differ in shape or dtype."""
+    check_one_shape(taps)
+    first_name, first = next(iter(taps.items()))
+    for name, tap in taps.items():
         if tap.dtype != first.dtype:
             raise TypeError(f"{name} is {tap.dtype}; allowed: {first.dtype}, as {first_name}")
 

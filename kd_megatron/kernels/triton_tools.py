@@ -4,7 +4,7 @@ Shapes: M rows of a block, d size of a head, P that size padded to a power of tw
 """
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -54,6 +54,23 @@ def padded(size: int) -> int:
 def needs_upcast(*tensors: Tensor) -> bool:
     """Whether tiles are widened after loading: the interpreter's ``tl.dot`` takes the bits of bf16 for integers."""
     return INTERPRETED and any(tensor.dtype == torch.bfloat16 for tensor in tensors)
+
+
+def launch_options(student: Tensor, teacher: Tensor, num_heads: int, blocks: Blocks, upcast: bool) -> dict[str, Any]:
+    """What every kernel is told of the heads of taps [B, L, D] and of how it is cut."""
+    student_size, teacher_size = student.shape[2] // num_heads, teacher.shape[2] // num_heads
+    return {
+        "STUDENT_SIZE": student_size,
+        "TEACHER_SIZE": teacher_size,
+        "STUDENT_PADDED": padded(student_size),
+        "TEACHER_PADDED": padded(teacher_size),
+        "ROWS": blocks.rows,
+        "COLUMNS": blocks.columns,
+        "UPCAST": upcast,
+        "num_warps": blocks.num_warps,
+        "num_stages": blocks.num_stages,
+        "enable_fp_fusion": True,  # said outright: Triton 3.10 turns the default round
+    }
 
 
 def as_rows(tap: Tensor) -> Tensor:

@@ -17,9 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 from kd_megatron.errors import KdError, RankLost
 from kd_megatron.launch import facts, preflight
-from kd_megatron.launch.hostfile import Host, read_hostfile
 from kd_megatron.launch.node import DEFAULT_PORT
-from kd_megatron.launch.ssh import NOT_REACHED, failure, in_repository, passed_environment, ssh_command
+from kd_megatron.launch.ssh import (
+    NOT_REACHED,
+    Host,
+    failure,
+    in_repository,
+    passed_environment,
+    read_hostfile,
+    ssh_command,
+)
 from kd_megatron.ranks.failures import lost_seconds, seconds_of
 
 POLL_SECONDS = 0.2
@@ -92,10 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{name}: {answer['address']} on {answer['interface']}, {answer['free_gib']:.1f} GiB free")
         print(f"{len(hosts)} nodes agree: " + ", ".join(f"{k} {v}" for k, v in answers[hosts[0].name]["same"].items()))
         return 0
-    environment = passed_environment() | {
-        "KD_STDIN_SIGNALS": "1",
-        "KD_RUN_ID": f"{arguments.run}.{arguments.attempt}",
-    }
+    run_id = f"{arguments.run}.{arguments.attempt}"
+    environment = passed_environment() | {"KD_STDIN_SIGNALS": "1", "KD_RUN_ID": run_id}
     nodes = [Node(host, words, environment | {"KD_NODE": host.name}) for host, words in zip(hosts, calls, strict=True)]
     try:
         return watch(nodes)

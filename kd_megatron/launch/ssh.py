@@ -1,9 +1,13 @@
-"""Commands on other nodes, over ssh."""
+"""The other nodes: their list, which is deepspeed's hostfile, and commands on them over ssh."""
 
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from kd_megatron.errors import RecipeError
 
 # A dead link is noticed after 15 seconds; a question is never asked of a person. Options given by the user win.
 OPTIONS = ("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3", "LogLevel=ERROR")
@@ -62,3 +66,38 @@ def deepspeed_environment() -> dict[str, str]:
             lines = file.read_text(encoding="utf-8").splitlines()
             found |= dict(line.strip().split("=", 1) for line in lines if "=" in line)
     return found
+
+
+@dataclass(frozen=True)
+class Host:
+    """One node: the name that ssh knows, and how many processes it runs."""
+
+    name: str
+    slots: int
+
+
+def read_hostfile(path: Path | str) -> list[Host]:
+    """The nodes in order; the first is where ranks meet. Raises `RecipeError` for a line that is not one."""
+    expected = "lines such as 'node1 slots=8'"
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    lines = [line for raw in text.splitlines() if (line := raw.partition("#")[0].strip())]
+    if not lines:
+        raise RecipeError(given=f"hostfile {path} is missing or empty", expected=expected, fix="write one")
+    hosts = []
+    for line in lines:
+        match = re.fullmatch(r"([\w.@:-]+)\s+slots=([1-9]\d*)", line)
+        if match is None or match[1].startswith("-"):
+            raise RecipeError(given=f"hostfile {path}: line {line!r}", expected=expected, fix="correct the line")
+        hosts.append(Host(match[1], int(match[2])))
+    names = [host.name for host in hosts]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise RecipeError(
+            given=f"hostfile {path} names {', '.join(twice)} twice",
+            expected="each node once",
+            fix="put all its processes into one line",
+        )
+    return hosts

@@ -103,7 +103,9 @@ class TappedEncoder(nn.Module):
             if number > num_whole:
                 self._keep(taps, number, {name: project(layer, states, name) for name in needs.relations(number)})
                 break
-            run = self._run_again if self._is_run_again(number, num_reached) else self._run_layer
+            # Layers above the highest that a loss reaches whole have no backward pass to be run again in.
+            is_run_again = self.execution.recompute and number <= num_reached and torch.is_grad_enabled()
+            run = self._run_again if is_run_again else self._run_layer
             states, projections = run(layer, states, mask, self.attend)
             self._keep(taps, number, dict(zip(RELATIONS, projections, strict=True)))
             if number in needs.hidden:
@@ -113,10 +115,6 @@ class TappedEncoder(nn.Module):
             logits=self.head(batch.at_slots(states)) if needs.logits else None,
             all_logits=self.head(states) if needs.all_logits else None,
         )
-
-    def _is_run_again(self, number: int, num_reached: int) -> bool:
-        """Layers above the highest that a loss reaches whole have no backward pass to be run again in."""
-        return self.execution.recompute and number <= num_reached and torch.is_grad_enabled()
 
     def _run_again(self, *inputs: Any) -> Any:
         """One layer of which nothing but inputs and outputs is kept; dropout draws the same numbers again."""

@@ -8,7 +8,7 @@ part's terms are divided by their own counts, so a part of weight 1 weighs what 
 
 import contextlib
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from kd_megatron.recipe.config import Strict
 from kd_megatron.recipe.paths import PathPart
 from kd_megatron.tensors import Batch, ModelShape, Needs, Taps
 
+Keys = TypeVar("Keys", bound=Strict)
 OF_PARTS = ("combined", "schedule")  # objectives made of others: no parts themselves
 
 
@@ -44,7 +45,7 @@ class CombinedOptions(ObjectiveOptions):
     def _are_objectives(cls, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for number, part in enumerate(parts):
             options_of(part, f"part {number + 1}")
-            keys_of(part)
+            own_keys(PartKeys, part, f"part {name_of(part)}")
         names = [name_of(part) for part in parts]
         if taken := [name for name in names if hasattr(nn.ModuleDict(), name)]:
             raise ValueError(
@@ -91,7 +92,7 @@ class Combined(Objective):
         built = {name: registry.build_simple(part, student, teacher) for name, part in options.part_options().items()}
         self.parts = nn.ModuleDict(built)
         self._built = built  # the same, by its type
-        weights = {name_of(part): keys_of(part).weight for part in options.parts}
+        weights = {name_of(part): own_keys(PartKeys, part, name_of(part)).weight for part in options.parts}
         self.weights = {
             f"{name}.{term}": weights[name] * weight
             for name, part in built.items()
@@ -149,11 +150,11 @@ def _decoders_again(asked: list[Needs], shape: ModelShape, length: int, num_mask
     return 2.0 * (at_slots + everywhere) * shape.hidden_size * shape.vocab_size
 
 
-def keys_of(part: dict[str, Any]) -> PartKeys:
-    """The weight and name of a part as written. Raises ValueError as `options_of` does."""
-    given = {key: value for key, value in part.items() if key in PartKeys.model_fields}
+def own_keys(kind: type[Keys], written: dict[str, Any], where: str) -> Keys:
+    """What a part or phase as written says beside its options. Raises ValueError as `options_of` does."""
+    given = {key: value for key, value in written.items() if key in kind.model_fields}
     with for_a_validator():
-        return config.validate(PartKeys, given, f"part {name_of(part)}")
+        return config.validate(kind, given, where)
 
 
 def name_of(part: dict[str, Any]) -> str:

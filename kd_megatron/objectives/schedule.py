@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from kd_megatron.objectives import registry
 from kd_megatron.objectives.base import ObjectiveOptions
-from kd_megatron.objectives.combined import CombinedOptions, backend_of, for_a_validator
+from kd_megatron.objectives.combined import CombinedOptions, backend_of, for_a_validator, own_keys
 from kd_megatron.recipe import config
 from kd_megatron.recipe.config import Strict
 
@@ -47,7 +47,7 @@ class ScheduleOptions(ObjectiveOptions):
     @field_validator("phases")
     @classmethod
     def _follow_each_other(cls, phases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        ends = [_keys_of(phase, number).until for number, phase in enumerate(phases, start=1)]
+        ends = [own_keys(PhaseKeys, phase, f"phase {number}").until for number, phase in enumerate(phases, start=1)]
         if ends != sorted(set(ends)) or ends[-1] != 1.0:
             raise ValueError(
                 f"until is {', '.join(f'{end:g}' for end in ends)}; write rising fractions that end at 1.0"
@@ -72,7 +72,7 @@ def phases_of(options: ObjectiveOptions) -> list[Phase]:
     """The phases of a schedule; the one phase of any other objective."""
     if not isinstance(options, ScheduleOptions):
         return [Phase(0.0, 1.0, options)]
-    ends = [_keys_of(phase, number).until for number, phase in enumerate(options.phases, start=1)]
+    ends = [own_keys(PhaseKeys, phase, f"phase {number}").until for number, phase in enumerate(options.phases, start=1)]
     parsed = [_options_of(phase, number) for number, phase in enumerate(options.phases, start=1)]
     return [Phase(*entry) for entry in zip([0.0, *ends[:-1]], ends, parsed, strict=True)]
 
@@ -101,9 +101,3 @@ def _options_of(phase: dict[str, Any], number: int) -> ObjectiveOptions:
         if options.get("objective") == "combined":
             return config.validate(CombinedOptions, options, where)
         return registry.parse_simple(options, where, ("combined",))
-
-
-def _keys_of(phase: dict[str, Any], number: int) -> PhaseKeys:
-    given = {key: value for key, value in phase.items() if key in PhaseKeys.model_fields}
-    with for_a_validator():
-        return config.validate(PhaseKeys, given, f"phase {number}")

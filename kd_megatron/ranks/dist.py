@@ -11,8 +11,8 @@ import torch.distributed as torch_dist
 
 from kd_megatron.errors import EnvironmentFault, KdError, disk_full_is_clear
 from kd_megatron.ranks import failures, rendezvous, watchdog
-from kd_megatron.ranks.own import is_main as is_main  # of a group as well
-from kd_megatron.ranks.own import rank as rank
+from kd_megatron.ranks.process import is_main as is_main  # of a group as well
+from kd_megatron.ranks.process import rank as rank
 
 T = TypeVar("T")
 

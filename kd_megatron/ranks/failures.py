@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self, cast
 
 from kd_megatron.errors import EnvironmentFault, Interrupted, KdError, RankLost
+from kd_megatron.ranks import stages
 
 RESUMES = "run the same command again: it resumes from the last checkpoint (launch.sh --restarts N does so by itself)"
 
@@ -62,6 +63,13 @@ class Pulse(_Travelling):
     where: str = ""
     waits: bool = False  # for other ranks
     ended: bool = False  # said goodbye
+
+    @classmethod
+    def of_this_process(cls, host: str, count: int = 0, ended: bool = False) -> Self:
+        """What it is doing now."""
+        own, at = stages.current(), stages.place()
+        idle = round(own.idle_seconds(), 3)
+        return cls(host, count, own.step, own.stage, own.watched, idle, at.where, at.waits, ended)
 
     def __str__(self) -> str:
         return f"step {self.step:,} ({self.stage})"

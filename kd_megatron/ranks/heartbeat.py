@@ -13,7 +13,6 @@ from datetime import timedelta
 import torch.distributed as torch_dist
 
 from kd_megatron.ranks import failures as news
-from kd_megatron.ranks import stages
 from kd_megatron.ranks.failures import News, Pulse, Silence
 
 NEWS, SAID = "kd/news", "kd/said"
@@ -162,18 +161,7 @@ class Heart:
         self.num_exchanges, self.exchanged_at = self.num_exchanges + 1, time.monotonic()
 
     def _own_pulse(self, ended: bool) -> Pulse:
-        own, place = stages.current(), stages.place()
-        return Pulse(
-            self.host,
-            self.num_exchanges + 1,
-            own.step,
-            own.stage,
-            own.watched,
-            round(own.idle_seconds(), 3),
-            place.where,
-            place.waits,
-            ended,
-        )
+        return Pulse.of_this_process(self.host, self.num_exchanges + 1, ended)
 
     def _tell(self, store: torch_dist.Store) -> bytes:
         """Publish what this rank has to tell, unless another one was first; returns the news that hold, if any."""

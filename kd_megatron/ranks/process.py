@@ -1,4 +1,4 @@
-"""How a process of ours begins and ends."""
+"""How a process of ours begins and ends, and which rank it is: told without torch, which not all who ask need."""
 
 import atexit
 import contextlib
@@ -8,6 +8,18 @@ import sys
 from typing import NoReturn
 
 from kd_megatron.redact import redact
+
+
+def rank() -> int:
+    """This process's rank, 0 when alone."""
+    group = sys.modules.get("torch.distributed")  # whoever joined a group has imported it
+    return int(group.get_rank()) if group and group.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, which alone writes files and talks."""
+    return rank() == 0
+
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
 _KEPT_BYTES = 2**30  # blocks of up to this size, and as much free memory at the heap's end

@@ -2,7 +2,7 @@
 
 The main thread may be inside a collective that never returns, so a thread of its own looks on and, where the main
 thread does not end by itself, ends the process. Every file of ours is written whole or not at all, so that this is as
-safe as ``kill -9``. The pieces: `marks` (what this rank does), `heartbeat` (what it tells and hears), `news` (judging).
+safe as ``kill -9``. Its pieces: `stages` (what a rank does), `heartbeat` (what it tells and hears), `failures`.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import NoReturn
 
 from kd_megatron.errors import KdError
@@ -104,9 +105,7 @@ class Watchdog:
             self._end_if(heart.news)
 
     def _own_hang(self) -> News | None:
-        own, place = stages.current(), stages.place()
-        alone = Pulse("this machine", 0, own.step, own.stage, own.watched, own.idle_seconds(), place.where)
-        return failures.judge_hang([alone], self.hang_seconds)
+        return failures.judge_hang([replace(Pulse.of_this_process("this machine"), waits=False)], self.hang_seconds)
 
     def _end_if(self, found: News | None) -> None:
         """End the process with ``found``, unless the main thread does so by itself in time."""

@@ -1,21 +1,98 @@
-"""Opens a store for a run: one run at a time, of the right identity, and with room for all its rows."""
+"""Opens a store for a run: one run at a time, of the right identity, and with room for all its rows.
+
+The identity says whose outputs a store holds: one of another teacher, text, mask or precision is never read.
+"""
 
 import fcntl
+import json
 import math
 import os
 import shutil
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from kd_megatron.errors import OutputError, disk_full_is_clear
+from kd_megatron.files import atomic
 from kd_megatron.ranks import dist
-from kd_megatron.teacher_cache import identity as identities
+from kd_megatron.recipe.paths import refuse_file_or_links_out
 from kd_megatron.teacher_cache.contents import Contents
-from kd_megatron.teacher_cache.identity import Identity
 from kd_megatron.teacher_cache.store import INDEX, Store
 
+IDENTITY = "identity.json"
+FORMAT = 1
 GIB = 2**30
 LOCK = "lock"
+
+Identity = dict[str, Any]
+
+
+def identity_of(contents: Contents, teacher: dict[str, str | None], windows: dict[str, Any]) -> Identity:
+    """Everything that decides a row's bytes.
+
+    Args:
+        teacher: of the teacher, its weights' hash and its precision.
+        windows: of the loader, what decides the window of a row and its mask.
+    """
+    parts = {part.name: f"{str(part.dtype).removeprefix('torch.')} {list(part.shape)}" for part in contents.parts}
+    described: Identity = {"format": FORMAT, **teacher, **windows, "inputs": contents.inputs}
+    described |= {"vocabulary": contents.teacher.vocab_size, "row": parts, "row_bytes": contents.row_bytes}
+    if contents.needs.logits:
+        described |= {"top_k": contents.top_k, "temperature": contents.temperature}
+    return described
+
+
+def claim_cache(directory: Path, identity: Identity) -> None:
+    """Make ``directory`` the store of ``identity``, or check that it is.
+
+    Raises:
+        OutputError: it holds something else; each difference is named.
+    """
+    refuse_file_or_links_out(directory)
+    path = directory / IDENTITY
+    if not path.exists():
+        own = ("lock", atomic.partial(path).name)
+        strangers = sorted(p.name for p in directory.iterdir() if p.name not in own)
+        if strangers:
+            raise OutputError(
+                given=f"{directory} holds files, but no {IDENTITY}: {', '.join(strangers[:3])}",
+                expected="a teacher cache, or an empty directory",
+                fix="give another teacher.cache.path, or remove the directory",
+            )
+        _write(path, identity)
+    found = read_identity(directory)
+    differing = [
+        f"{key}: {found.get(key)!r} in the cache, {identity.get(key)!r} in the recipe"
+        for key in dict.fromkeys((*identity, *found))
+        if found.get(key) != identity.get(key)
+    ]
+    if differing:
+        raise OutputError(
+            given=f"the teacher cache {directory} was filled for something else; " + "; ".join(differing),
+            expected="the same teacher, text, masks and precision",
+            fix="restore the recipe, give another teacher.cache.path, or remove the directory to fill it anew",
+        )
+
+
+def read_identity(directory: Path) -> Identity:
+    """The identity of the store in ``directory``. Raises `OutputError` when it cannot be read."""
+    path = directory / IDENTITY
+    try:
+        identity: Identity = json.loads(path.read_text(encoding="utf-8"))
+        return identity
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise OutputError(
+            given=f"{path} cannot be read: {error}",
+            expected="what an earlier run wrote there",
+            fix="remove the directory: the cache is filled anew",
+        ) from error
+
+
+def _write(path: Path, identity: Identity) -> None:
+    """All or nothing, also when the power fails."""
+    with disk_full_is_clear(path), atomic.new_file(path) as aside, aside.open("w", encoding="utf-8") as file:
+        json.dump(identity, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class OpenStore(Store):
@@ -51,7 +128,7 @@ def _prepare(directory: Path, identity: Identity, row_bytes: int, num_rows: int,
         directory.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(directory)
         try:
-            identities.claim_cache(directory, identity)
+            claim_cache(directory, identity)
             _check_room(directory, row_bytes, num_rows, max_gib)
             index = os.open(directory / INDEX, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             os.ftruncate(index, max(4 * num_rows, os.fstat(index).st_size))

@@ -25,8 +25,7 @@ from kd_megatron.objectives.base import Objective
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.teacher_cache.contents import Contents, kept_needs, refuse_dropout
-from kd_megatron.teacher_cache.identity import identity_of
-from kd_megatron.teacher_cache.opening import GIB, OpenStore
+from kd_megatron.teacher_cache.opening import GIB, OpenStore, identity_of
 from kd_megatron.tensors import Batch, Relation, Taps, TopLogits
 from kd_megatron.training.teacher import Teacher
 

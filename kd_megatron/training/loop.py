@@ -14,7 +14,7 @@ from kd_megatron.ranks.signals import StopRequest, stop_requests
 from kd_megatron.tensors import Batch
 from kd_megatron.training.schedule import learning_rate
 from kd_megatron.training.setup import Run
-from kd_megatron.training.watch import StepReading
+from kd_megatron.training.step import StepReading
 
 
 class Progress:

@@ -143,15 +143,12 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
 
 def claim_run(study: StudyRecipe, arm: str, seed: int, directory: Path, branch: Branch | None = None) -> None:
     """Make ``directory`` this run's own. Raises `OutputError` when it holds anything else."""
-    problem, owes = None, owes_the_teacher(study, arm)
     refuse_file_or_links_out(directory)
-    if dist.is_main():
-        whose = {"arm": arm, "seed": seed}
-        if branch is not None:
-            whose["branch"] = {"left_at": branch.start, "ends_at": branch.end}
-        problem = _problem({"run": whose, **study.model_dump(mode="json")}, directory, owes)
-    problem = dist.from_main(problem)
-    if problem:
+    whose: dict[str, Any] = {"arm": arm, "seed": seed}
+    if branch is not None:
+        whose["branch"] = {"left_at": branch.start, "ends_at": branch.end}
+    resolved = {"run": whose, **study.model_dump(mode="json")}
+    if problem := dist.on_main(lambda: _problem(resolved, directory, owes_the_teacher(study, arm))):
         raise OutputError(
             given=f"output directory {directory} {problem}",
             expected="an empty directory, or one that holds this very run (which is then resumed)",

@@ -72,7 +72,6 @@ class Run:
     validation: Validation
     metrics: MetricsWriter
     cost: SequenceCost
-    untrained: list[str]
     num_parameters: int
     checkpoints: CheckpointWriter
     markers: FractionsPassed
@@ -205,7 +204,6 @@ def prepare_run(
         cost=costs[place.number],
         mean_cost=mean_cost(costs, [phase.share for phase in phases], study.budget),
         trains_head=[objective.needs_student.head for objective in each],
-        untrained=untrained,
         num_parameters=num_parameters,
         checkpoints=CheckpointWriter(directory / CHECKPOINTS, study.training.keep_checkpoints, (metrics.path,)),
         markers=FractionsPassed(**resumed.get("markers", {})),

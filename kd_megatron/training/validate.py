@@ -8,6 +8,7 @@ that its student knows by heart, and then read them on text that it does not kno
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -153,16 +154,10 @@ class Validation:
         """This rank's rows; every rank has at least one, so that collective calls inside the student match."""
         size, ranks = len(batch.sample_ids), dist.world_size()
         rows = torch.arange(size)[dist.rank() :: ranks] if size >= ranks else torch.arange(size)
-        weight_here = size >= ranks or dist.is_main()
-        labels = batch.labels[rows] if weight_here else torch.full_like(batch.labels[rows], IGNORED)
-        return Batch(
-            input_ids=batch.input_ids[rows],
-            clean_ids=batch.clean_ids[rows],
-            attention_mask=None if batch.attention_mask is None else batch.attention_mask[rows],
-            masked_positions=batch.masked_positions[rows],
-            labels=labels,
-            sample_ids=batch.sample_ids[rows],
-        ).to(self.device)
+        mine = batch.at(rows)
+        if size < ranks and not dist.is_main():  # what it says does not count
+            mine = replace(mine, labels=torch.full_like(mine.labels, IGNORED))
+        return mine.to(self.device)
 
 
 def _look(index: int, stops: Callable[[], bool]) -> None:

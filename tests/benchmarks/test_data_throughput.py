@@ -18,7 +18,7 @@ from benchmarks.rows import Row
 from data_prep.verify import verify
 from kd_megatron import errors
 from kd_megatron.cli import main as cli
-from kd_megatron.data import verified
+from kd_megatron.data import index
 from kd_megatron.data.loader import Loader
 from kd_megatron.recipe import DataRecipe
 from kd_megatron.tensors import IGNORED
@@ -177,8 +177,8 @@ def bytes_read() -> int:
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts what Linux says was read")
 def test_opening_reads_the_shards_once_and_their_indexes_every_time(pools: list[Path], monkeypatch):
     path = pools[1]
-    monkeypatch.setattr(verified, "SETTLED_SECONDS", -1.0)
-    (path / verified.MEMORY).unlink(missing_ok=True)
+    monkeypatch.setattr(index, "SETTLED_SECONDS", -1.0)
+    (path / index.MEMORY).unlink(missing_ok=True)
     read = []
     for _ in range(2):
         before = bytes_read()

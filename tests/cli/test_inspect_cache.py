@@ -8,8 +8,7 @@ import torch
 
 from kd_megatron.cli import main
 from kd_megatron.teacher_cache.contents import Contents
-from kd_megatron.teacher_cache.identity import identity_of
-from kd_megatron.teacher_cache.opening import OpenStore
+from kd_megatron.teacher_cache.opening import OpenStore, identity_of
 from kd_megatron.tensors import ModelShape, Needs
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_prep import verify
-from kd_megatron.data import verified
+from kd_megatron.data import index
 from kd_megatron.data.shards import open_shard_set
 from kd_megatron.errors import DataError
 from kd_megatron.files.manifest import MANIFEST, TOKENIZER, Manifest, file_sha256, write_manifest
@@ -189,11 +189,11 @@ def test_damage_is_an_error_that_names_the_file(
     was_verified: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(verified, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(index, "SETTLED_SECONDS", -1.0)
     directory = make_shard_set(shards={"train-00000": [[7] * 20] * 40, "train-00001": [[9] * 20] * 39})
     if was_verified:
         open_shard_set(directory, "train")
-        assert (directory / verified.MEMORY).is_file()
+        assert (directory / index.MEMORY).is_file()
     named = damage(directory)
     with pytest.raises(DataError) as caught:
         open_shard_set(directory, "train")
@@ -268,7 +268,7 @@ def test_a_verified_file_is_read_in_full_once_only(
 ) -> None:
     read: list[str] = []
     monkeypatch.setattr(verify, "file_sha256", lambda path: read.append(path.name) or file_sha256(path))
-    monkeypatch.setattr(verified, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(index, "SETTLED_SECONDS", -1.0)
     directory = make_shard_set()
     for _ in range(2):
         open_shard_set(directory, "train")
@@ -278,13 +278,13 @@ def test_a_verified_file_is_read_in_full_once_only(
 def test_a_file_written_a_moment_ago_is_not_remembered(make_shard_set: MakeShardSet) -> None:
     directory = make_shard_set()
     open_shard_set(directory, "train")
-    assert not (directory / verified.MEMORY).exists()
+    assert not (directory / index.MEMORY).exists()
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", '{"train-00000.bin": 5}', "\0"])
 def test_a_torn_memory_of_verified_files_is_ignored(make_shard_set: MakeShardSet, content: str) -> None:
     directory = make_shard_set()
-    (directory / verified.MEMORY).write_text(content)
+    (directory / index.MEMORY).write_text(content)
     assert len(open_shard_set(directory, "train").shards) == 1
 
 
@@ -295,7 +295,7 @@ def test_a_directory_that_cannot_be_written_is_read_all_the_same(
         raise PermissionError("read-only file system")
 
     directory = make_shard_set()
-    monkeypatch.setattr(verified, "SETTLED_SECONDS", -1.0)
-    monkeypatch.setattr(verified.atomic.os, "replace", refuse)
+    monkeypatch.setattr(index, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(index.atomic.os, "replace", refuse)
     assert len(open_shard_set(directory, "train").shards) == 1
-    assert not (directory / verified.MEMORY).exists()
+    assert not (directory / index.MEMORY).exists()

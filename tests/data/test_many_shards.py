@@ -13,7 +13,7 @@ import torch
 from small_shards import random_documents, write_shard_set
 
 from benchmarks.data.made_up import write_made_up
-from kd_megatron.data import mapped, verified
+from kd_megatron.data import index, mapped
 from kd_megatron.data.loader import Loader
 from kd_megatron.data.shards import open_shard_set
 from kd_megatron.errors import DataError
@@ -94,8 +94,8 @@ def test_forty_sets_by_weight_on_any_number_of_ranks(tmp_path: Path) -> None:
 def open_again_and_again(directory: str, seed: int, rounds: int, answers: "multiprocessing.Queue[str]") -> None:
     """Open the set; now and then lose, tear or outdate what it remembers, as another job might."""
     rng = np.random.default_rng(seed)
-    memory = Path(directory) / verified.MEMORY
-    verified.SETTLED_SECONDS, mapped.TICK_SECONDS = -1.0, 0.0
+    memory = Path(directory) / index.MEMORY
+    index.SETTLED_SECONDS, mapped.TICK_SECONDS = -1.0, 0.0
     try:
         for _ in range(rounds):
             if rng.random() < 0.3:
@@ -126,8 +126,8 @@ def test_many_processes_share_what_was_verified(shard_set: Path) -> None:
         process.join(60)
     expected = [int(shard.tokens.astype(np.int64).sum()) for shard in open_shard_set(shard_set, "train").shards]
     assert found == {str(expected)}
-    assert [path.name for path in shard_set.glob(f"{verified.MEMORY}*")] in ([], [verified.MEMORY])
-    (shard_set / verified.MEMORY).unlink(missing_ok=True)
+    assert [path.name for path in shard_set.glob(f"{index.MEMORY}*")] in ([], [index.MEMORY])
+    (shard_set / index.MEMORY).unlink(missing_ok=True)
 
 
 def change(path: Path, how: str) -> None:

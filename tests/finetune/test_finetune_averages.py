@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tolerances import FINETUNE_HAND_WORKED
 
-from kd_megatron.finetune.grid.averages import averages
+from kd_megatron.finetune.grid.summary import averages
 
 # Row "BERT: 24-layers, 16-heads, 1024-hidden" of the leaderboard (Devlin et al. 2019), which shows 80.5.
 BERT_LARGE = {

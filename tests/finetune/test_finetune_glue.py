@@ -8,7 +8,7 @@ import pytest
 import real_inputs
 
 from kd_megatron.errors import DataError
-from kd_megatron.finetune.tasks import glue, glue_rows
+from kd_megatron.finetune.tasks import glue
 from kd_megatron.finetune.tasks.tasks import load_task
 from kd_megatron.recipe import TaskRecipe
 
@@ -60,12 +60,12 @@ def test_hub_rows_equal_local_rows(tmp_path: Path):
     header = "index\tsentence1\tsentence2\tlabel\n"
     for split in ("train", "dev"):
         (tmp_path / "RTE" / f"{split}.tsv").write_text(header + "0\ta\tb\tnot_entailment\n1\tc\td\tentailment\n")
-    local = glue_rows.read_local("RTE", tmp_path, with_tests=True).train
+    local = glue.read_local("RTE", tmp_path, with_tests=True).train
     hub = datasets.Dataset.from_dict({"sentence1": ["a", "c"], "sentence2": ["b", "d"], "label": [1, 0]})
-    rows = glue_rows.rows_from_hub("RTE", hub, "train")
+    rows = glue.rows_from_hub("RTE", hub, "train")
     assert [(r.first, r.second, r.label) for r in rows] == [(r.first, r.second, r.label) for r in local]
     with pytest.raises(DataError, match="unknown label index -1"):
-        glue_rows.rows_from_hub("RTE", [{"sentence1": "a", "sentence2": "b", "label": -1}], "train")
+        glue.rows_from_hub("RTE", [{"sentence1": "a", "sentence2": "b", "label": -1}], "train")
 
 
 def test_the_hub_out_of_reach_is_one_clear_message(monkeypatch: pytest.MonkeyPatch):
@@ -136,7 +136,7 @@ def test_labels_of_test_rows_are_not_looked_at(tmp_path: Path):
     assert task.tests["test"] == type(task.train)(["x 0", "x 1"], ["c", "c"], [])
 
 
-@pytest.mark.parametrize("file", glue_rows.AX_FILES)
+@pytest.mark.parametrize("file", glue.AX_FILES)
 def test_the_diagnostic_set_is_a_test_split_of_mnli(tmp_path: Path, file: str):
     for split in ("train", "dev_matched", "dev_mismatched"):
         rows = [f"{split} {label}\tb\t{label}" for label in ("neutral", "entailment")]
@@ -166,7 +166,7 @@ def test_the_hubs_splits_have_our_names(monkeypatch: pytest.MonkeyPatch):
         }
         return {**labelled, **{split: hub_rows(split, [-1, -1]) for split in ("test_matched", "test_mismatched")}}
 
-    monkeypatch.setattr(glue_rows, "load_dataset", load)
+    monkeypatch.setattr(glue, "load_dataset", load)
     task = load_task(TaskRecipe(name="MNLI"), None)
     assert asked == [(glue.HUB_DATASET, "mnli", glue.HUB_REVISION), (glue.HUB_DATASET, "ax", glue.HUB_REVISION)]
     assert list(task.devs) == ["dev_matched", "dev_mismatched"]
@@ -182,7 +182,7 @@ def test_the_hubs_splits_have_our_names(monkeypatch: pytest.MonkeyPatch):
 def test_hub_test_rows_out_of_order():
     rows = hub_rows("test_matched", [-1, -1]).select([1, 0])
     with pytest.raises(DataError, match=r"MNLI/test_matched:0 has the idx 1\n.*GLUE's order"):
-        glue_rows.rows_from_hub("MNLI", rows, "test_matched")
+        glue.rows_from_hub("MNLI", rows, "test_matched")
 
 
 @real_inputs.needs("glue")

@@ -13,8 +13,7 @@ from torch import nn
 from kd_megatron.errors import RecipeError
 from kd_megatron.finetune.cell import model as models
 from kd_megatron.finetune.cell.batches import encode_task, train_batches
-from kd_megatron.finetune.cell.optimiser import build_optimizer, learning_rate_factor
-from kd_megatron.finetune.cell.train import CellResult, run_cell
+from kd_megatron.finetune.cell.train import CellResult, build_optimizer, learning_rate_factor, run_cell
 from kd_megatron.finetune.places import Cell
 from kd_megatron.finetune.tasks.tasks import Task, load_task
 from kd_megatron.recipe import FinetuneRecipe, TaskRecipe, config

@@ -14,12 +14,11 @@ from tolerances import FINETUNE_PADDING
 from kd_megatron.errors import ModelError, NonFiniteError, OutputError
 from kd_megatron.finetune.cell import model as models
 from kd_megatron.finetune.cell.batches import EncodedTask, dev_batches, encode_task, train_batches
-from kd_megatron.finetune.cell.optimiser import build_optimizer, learning_rate_factor
-from kd_megatron.finetune.cell.train import CellResult, loss_of, run_cell
+from kd_megatron.finetune.cell.train import CellResult, build_optimizer, learning_rate_factor, loss_of, run_cell
 from kd_megatron.finetune.cell.unfinished import Unfinished
 from kd_megatron.finetune.places import Cell
 from kd_megatron.finetune.tasks.tasks import load_task
-from kd_megatron.ranks import own
+from kd_megatron.ranks import process
 from kd_megatron.recipe import FinetuneRecipe, TaskRecipe
 
 CPU = torch.device("cpu")
@@ -106,7 +105,7 @@ def test_a_damaged_file_of_an_unfinished_cell_is_said_and_left_out(
 def test_a_rank_other_than_0_tells_of_its_damaged_file_too(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(own, "rank", lambda: 1)
+    monkeypatch.setattr(process, "rank", lambda: 1)
     kept = Unfinished(tmp_path / "cell.json")
     kept.path.write_bytes(b"half a file")
     model = models.load_classifier(tiny_model, 2, regression=False, seed=0)

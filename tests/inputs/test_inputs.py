@@ -11,10 +11,10 @@ import real_inputs
 
 from kd_megatron.cli import main as cli
 from kd_megatron.errors import DataError, ModelError, OutputError
-from kd_megatron.finetune.tasks import glue, glue_rows
-from kd_megatron.finetune.tasks.sources import Rows
+from kd_megatron.finetune.tasks import glue
+from kd_megatron.finetune.tasks.records import Rows
 from kd_megatron.finetune.tasks.tables import Example
-from kd_megatron.inputs import fetch, state
+from kd_megatron.inputs import fetch
 from kd_megatron.inputs.catalogue import Content, FromHub, FromPyPI, GlueFromHub, Input, Made, catalogue, needed
 from kd_megatron.recipe import config, paths
 
@@ -113,25 +113,25 @@ def test_a_task_needs_its_files_unless_it_names_its_own():
 
 def test_a_model_is_here_only_with_every_byte(home: Path):
     known = model(HUB)
-    assert state.find("models/m", known).state == "missing"
+    assert fetch.find("models/m", known).state == "missing"
     place = home / "models/m"
     place.mkdir(parents=True)
     (place / "config.json").write_bytes(b"{}")
-    assert "model.safetensors is missing" in state.find("models/m", known).why
+    assert "model.safetensors is missing" in fetch.find("models/m", known).why
     (place / "model.safetensors").write_bytes(b"weightz")
-    assert "another sha256" in state.find("models/m", known).why
+    assert "another sha256" in fetch.find("models/m", known).why
     (place / "model.safetensors").write_bytes(b"weights!")
-    assert "8 bytes instead of 7" in state.find("models/m", known).why
+    assert "8 bytes instead of 7" in fetch.find("models/m", known).why
     (place / "model.safetensors").write_bytes(b"weights")
-    assert state.find("models/m", known).state == "here"
+    assert fetch.find("models/m", known).state == "here"
 
 
 def test_rows_hash_alike_in_any_order_spacing_and_spelling_of_numbers():
     rows = [Example("a:1", "a  text", "b", "3.8"), Example("a:2", "c", "d", "1")]
     same = [Example("b:7", "c", "d", "1.000"), Example("b:8", "a text ", "b", "3.799999952316284")]
-    assert state.hash_of_rows(rows) == state.hash_of_rows(same)
-    assert state.hash_of_rows(rows) != state.hash_of_rows([*same[:1], Example("b:8", "a text", "b", "3.9")])
-    assert state.hash_of_rows(rows) != state.hash_of_rows(rows[:1])
+    assert fetch.hash_of_rows(rows) == fetch.hash_of_rows(same)
+    assert fetch.hash_of_rows(rows) != fetch.hash_of_rows([*same[:1], Example("b:8", "a text", "b", "3.9")])
+    assert fetch.hash_of_rows(rows) != fetch.hash_of_rows(rows[:1])
 
 
 @pytest.mark.parametrize("name", catalogue().inputs)
@@ -139,9 +139,9 @@ def test_the_catalogue_is_that_of_the_real_inputs(name: str, monkeypatch: pytest
     if not real_inputs.HOME or not (Path(real_inputs.HOME) / name).exists():
         pytest.skip(f"needs real inputs: KD_DATA names no directory with {name}")
     monkeypatch.setenv("KD_DATA", real_inputs.HOME)
-    found = state.find(name, catalogue().inputs[name])
+    found = fetch.find(name, catalogue().inputs[name])
     assert (found.state, found.why) == ("here", "")
-    assert not state.differing_files(catalogue().inputs[name], found.place)
+    assert not fetch.differing_files(catalogue().inputs[name], found.place)
 
 
 # --- fetching ---
@@ -155,7 +155,7 @@ def test_a_model_of_the_hub_comes_whole(home: Path, tmp_path: Path, monkeypatch:
     asked = []
     monkeypatch.setattr(fetch.hub, "local_directory", lambda *given: asked.append(given) or str(cached))
     assert fetch.fetch("models/m", model(HUB)) == home / "models/m"
-    assert state.find("models/m", model(HUB)).state == "here"
+    assert fetch.find("models/m", model(HUB)).state == "here"
     assert asked == [("owner/model", "0" * 40, "input")]
     assert fetch.fetch("models/m", model(HUB)) == home / "models/m"
     assert len(asked) == 1, "what is here is not fetched again"
@@ -211,11 +211,11 @@ def test_a_task_written_from_the_hub_is_read_as_the_same_rows(name: str, home: P
     second = "and\tanother" if len(task.text) == 2 else None
     rows = [Example(f"hub:{label}", f'a "text" {label}', second, label) for label in (task.labels or ("0.0", "4.25"))]
     devs = dict.fromkeys(task.num_dev, rows[:1])
-    monkeypatch.setattr(fetch.glue_rows, "read_hub", lambda *_, **__: Rows(rows, devs))
-    hashes = {split: state.hash_of_rows(found) for split, found in (("train", rows), *devs.items())}
+    monkeypatch.setattr(fetch.glue, "read_hub", lambda *_, **__: Rows(rows, devs))
+    hashes = {split: fetch.hash_of_rows(found) for split, found in (("train", rows), *devs.items())}
     known = Input(what="a task", licence="none", files={}, rows=hashes, ways=[GlueFromHub(kind="glue")])
     fetch.fetch(f"glue/{name}", known)
-    again = glue_rows.read_local(name, home / "glue", with_tests=False)
+    again = glue.read_local(name, home / "glue", with_tests=False)
     assert [(row.first, row.label) for row in again.train] == [(row.first, row.label) for row in rows]
     assert again.train[0].second == (second and "and another")
     shutil.rmtree(home / "glue" / name)

@@ -27,7 +27,7 @@ from vocab_examples import (
 )
 
 from kd_megatron.kernels.vocab_kl import chunked, vocab_kl, vocab_topk_kl
-from kd_megatron.kernels.vocab_kl.top_block import Outcomes
+from kd_megatron.kernels.vocab_kl.block import Outcomes
 from kd_megatron.kernels.vocab_kl.top_logits import top_logits_of_head
 from kd_megatron.tensors import FactoredLogits, TopLogits
 

@@ -13,7 +13,7 @@ from tolerances import PARITY_FLOAT32_RELATIVE
 from kd_megatron.errors import EnvironmentFault, RecipeError
 from kd_megatron.launch import facts
 from kd_megatron.launch import preflight as preflight_module
-from kd_megatron.launch.hostfile import Host
+from kd_megatron.launch.ssh import Host
 from kd_megatron.ranks.ports import free_port
 
 

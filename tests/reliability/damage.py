@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd_megatron.data.verified import MEMORY
+from kd_megatron.data.index import MEMORY
 from kd_megatron.files.manifest import MANIFEST, TOKENIZER, Manifest, write_manifest
 
 

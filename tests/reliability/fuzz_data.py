@@ -138,11 +138,11 @@ def run_case(directory: Path, seed: int, reference: dict[str, str]) -> dict[str,
 
 def judge_at_rest(rng: random.Random, harm: damage.Damage, case: damage.Case, reference: dict[str, str]) -> str:
     from data_prep.verify import verify
-    from kd_megatron.data import mapped, verified
+    from kd_megatron.data import index, mapped
 
     mapped.TICK_SECONDS = 0.0  # nothing is damaged after it was opened
     if rng.random() < 0.5:  # it was opened and found good before
-        verified.SETTLED_SECONDS = -1.0
+        index.SETTLED_SECONDS = -1.0
         batches(case.directory, "train")
     named = harm(rng, case)
     refusals = []

@@ -12,8 +12,7 @@ import torch
 
 from kd_megatron.errors import OutputError
 from kd_megatron.teacher_cache.contents import Contents
-from kd_megatron.teacher_cache.identity import IDENTITY, identity_of
-from kd_megatron.teacher_cache.opening import OpenStore
+from kd_megatron.teacher_cache.opening import IDENTITY, OpenStore, identity_of
 from kd_megatron.teacher_cache.store import INDEX, Store
 from kd_megatron.tensors import ModelShape, Needs
 

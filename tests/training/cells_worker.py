@@ -50,7 +50,7 @@ def end_of(cell: Cell, inputs: Path, directory: Path) -> End:
     run = prepare_run(study, cell.arm, 0, directory / cell.name, str(inputs / "teacher"))
     first = run.engine.full_weights()
     curve = learn(run, cell.num_steps, RATE)
-    end = End(curve, run.engine.full_weights(), first, run.untrained, *_of_teacher(run))
+    end = End(curve, run.engine.full_weights(), first, run.place.never_trained, *_of_teacher(run))
     run.close()
     return end
 

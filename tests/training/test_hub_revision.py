@@ -14,7 +14,7 @@ from tiny_study import write_inputs, write_teacher
 
 from kd_megatron.errors import DataError, ModelError, RecipeError
 from kd_megatron.files import hub
-from kd_megatron.finetune.tasks import glue, glue_rows
+from kd_megatron.finetune.tasks import glue
 from kd_megatron.recipe import FinetuneRecipe, SourceRecipe, StudyRecipe, TokenizerRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,9 +129,9 @@ def test_data_sets_are_asked_for_at_their_revision(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(DataError, match="could not be loaded from the hub"):
-        glue_rows.read_hub("RTE", None, with_tests=False)
+        glue.read_hub("RTE", None, with_tests=False)
     with pytest.raises(DataError, match="could not be loaded from the hub"):
-        glue_rows.read_hub("RTE", OLD, with_tests=False)
+        glue.read_hub("RTE", OLD, with_tests=False)
     with pytest.raises(DataError, match="cannot be read"):
         list(read._hub_documents(SourceRecipe(type="huggingface", dataset="org/texts", revision=NEW)))
     assert [options["revision"] for _, options in asked] == [glue.HUB_REVISION, OLD, NEW]

@@ -52,7 +52,7 @@ def test_minilm_freezes_what_it_gives_no_gradient_and_nothing_else_stays_still(i
         charge(run)
     after = snapshot(run)
     still = {name for name in before if torch.equal(before[name], after[name])}
-    assert still == set(run.untrained)
+    assert still == set(run.place.never_trained)
     top = "student.model.bert.encoder.layer.1."
     assert {name for name in still if name.startswith(top)} == {
         name for name in before if name.startswith((top + "attention.output", top + "intermediate", top + "output"))
@@ -62,7 +62,7 @@ def test_minilm_freezes_what_it_gives_no_gradient_and_nothing_else_stays_still(i
 
 @pytest.mark.parametrize("arm", ["scratch", "vanilla_kd"])
 def test_objectives_with_a_head_train_everything(inputs: Path, tmp_path: Path, arm: str) -> None:
-    assert make_run(inputs, tmp_path, arm).untrained == []
+    assert make_run(inputs, tmp_path, arm).place.never_trained == []
 
 
 def test_tinybert_trains_its_projection(inputs: Path, tmp_path: Path) -> None:

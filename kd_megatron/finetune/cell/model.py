@@ -179,7 +179,9 @@ def set_dropout(config: Any, dropout: float, path: Path) -> None:
     Raises:
         ModelError: it has none.
     """
-    names = [name for name, value in config.to_dict().items() if "dropout" in name and _is_probability(value)]
+    names = [
+        name for name, value in config.to_dict().items() if "dropout" in name and not isinstance(value, bool | str)
+    ]
     if not names and dropout > 0:
         raise ModelError(
             given=f"dropout: {dropout:g}, but the configuration of {path} has no dropout",
@@ -199,7 +201,3 @@ def require_dropout(model: nn.Module, dropout: float, path: Path) -> None:
                 expected="a model whose configuration decides all its dropout",
                 fix=_NO_DROPOUT,
             )
-
-
-def _is_probability(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))

@@ -1,7 +1,8 @@
 """One cell of the grid: fine-tune a model on a task with one learning rate, batch size and seed, and score it.
 
-The optimiser recipe is the same for every model (`optimiser.py`); the last step's weights are scored. Everything
-random is a function of the seed: head, data order and dropout agree between models.
+The optimiser recipe is AdamW, warm-up and decay, a function of the recipe alone and equal for all models; the weights
+of the last step are scored. Everything random is a function of the seed: head, data order and dropout agree between
+models.
 
 Shapes: N examples, B batch, C classes (1 for a regression).
 """
@@ -9,7 +10,7 @@ Shapes: N examples, B batch, C classes (1 for a regression).
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_megatron.console import logs
+from kd_megatron.engine.build import parameter_groups
 from kd_megatron.finetune.cell.batches import EncodedSplit, EncodedTask, train_batches
 from kd_megatron.finetune.cell.evaluate import autocast, predict, score
 from kd_megatron.finetune.cell.model import load_classifier
-from kd_megatron.finetune.cell.optimiser import build_optimizer, learning_rate_factor
-from kd_megatron.finetune.cell.progress import CellProgress
-from kd_megatron.finetune.cell.unfinished import Unfinished
-from kd_megatron.finetune.cell.untrained import UntrainedTop, read_untrained_top
+from kd_megatron.finetune.cell.unfinished import CellProgress, Unfinished
+from kd_megatron.finetune.cell.untrained import read_untrained_top
 from kd_megatron.finetune.cell.vocabulary import keep_rows
 from kd_megatron.finetune.places import Cell
 from kd_megatron.ranks import stages
@@ -69,20 +69,24 @@ def run_cell(
         ModelError: the model cannot be loaded, or not with the recipe's dropout or ``untrained_top``.
         NonFiniteError: the loss or an output became NaN or infinite.
     """
-    top = read_untrained_top(model_path, recipe.untrained_top)
+    top, task = read_untrained_top(model_path, recipe.untrained_top), encoded.task
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        model = _load(model_path, encoded, cell, recipe, top).to(device)
+        num_outputs = max(1, len(task.label_names))
+        model = load_classifier(model_path, num_outputs, task.regression, cell.seed, recipe.dropout, top)
+        if encoded.rows is not None:
+            keep_rows(model, encoded.rows)
+        training = _CellTraining(model.to(device), encoded, cell, recipe)
         torch.manual_seed(cell.seed)  # of dropout
-        progress = _train(model, encoded, cell, recipe, on_step, unfinished)
-    start = time.perf_counter()
+        training.run(on_step, unfinished)
+    start, progress = time.perf_counter(), training.progress
     splits = {**encoded.devs, **encoded.tests, **({SELECTION: encoded.selection} if encoded.selection else {})}
-    predictions = {name: _predict(model, split, name, cell, recipe) for name, split in splits.items()}
+    predictions = training.predict(splits)
     content = {
         **asdict(cell),
         **_scores(encoded, predictions),
         "precision": recipe.precision,
         "untrained_top": top.describe(),
-        "num_steps": count_steps(len(encoded.train), cell, recipe.epochs),
+        "num_steps": training.num_steps,
         "num_examples": progress.num_examples,
         "examples_per_second": progress.num_examples / progress.train_seconds,
         "train_seconds": progress.train_seconds,
@@ -93,84 +97,70 @@ def run_cell(
     return CellResult(content, predictions)
 
 
-def _load(model_path: Path, encoded: EncodedTask, cell: Cell, recipe: FinetuneRecipe, top: UntrainedTop) -> nn.Module:
-    """The model as the cell starts from it, on the CPU."""
-    task = encoded.task
-    num_outputs = max(1, len(task.label_names))
-    model = load_classifier(model_path, num_outputs, task.regression, cell.seed, recipe.dropout, top)
-    if encoded.rows is not None:
-        keep_rows(model, encoded.rows)
-    return model
+class _CellTraining:
+    """One cell, whose ``model`` is trained in place."""
 
+    def __init__(self, model: nn.Module, encoded: EncodedTask, cell: Cell, recipe: FinetuneRecipe) -> None:
+        self.model, self.encoded, self.cell, self.recipe = model, encoded, cell, recipe
+        self.num_steps = count_steps(len(encoded.train), cell, recipe.epochs)
+        self.device = next(model.parameters()).device
+        self._optimizer = build_optimizer(model, cell.learning_rate, recipe)
+        self.progress = CellProgress(self.device)
 
-def _train(
-    model: nn.Module,
-    encoded: EncodedTask,
-    cell: Cell,
-    recipe: FinetuneRecipe,
-    on_step: Callable[[int], None],
-    unfinished: Unfinished | None,
-) -> CellProgress:
-    """Train ``model`` in place."""
-    num_steps = count_steps(len(encoded.train), cell, recipe.epochs)
-    evaluated = _evaluation_steps(num_steps, recipe)
-    optimizer = build_optimizer(model, cell.learning_rate, recipe)
-    progress = CellProgress(next(model.parameters()).device)
-    kept = unfinished.restore(model, optimizer) if unfinished else None
-    if kept:
-        progress.restore(kept)
-        on_step(progress.num_examples)
-        logs.say(f"{cell}: goes on at step {progress.step} of {num_steps}")
-    model.train()
-    batches = train_batches(encoded.train.lengths, cell.batch_size, cell.seed, num_steps)
-    for indices in itertools.islice(batches, progress.step, None):
-        rate = cell.learning_rate * learning_rate_factor(progress.step, num_steps, recipe)
-        progress.add(_step(model, optimizer, rate, encoded.train, indices, recipe), len(indices))
-        on_step(len(indices))
-        stages.beat()
-        if progress.step * CURVE_POINTS // num_steps > (progress.step - 1) * CURVE_POINTS // num_steps:
-            progress.end_point(str(cell), rate)
-        if progress.step in evaluated:
-            _evaluate(model, encoded, cell, recipe, progress)
-        if unfinished and unfinished.is_due and progress.step < num_steps:
-            unfinished.save(model, optimizer, progress.to_dict())
-    progress.end()
-    return progress
+    def run(self, on_step: Callable[[int], None], unfinished: Unfinished | None) -> None:
+        """All steps that are not done yet."""
+        cell, encoded, progress, num_steps = self.cell, self.encoded, self.progress, self.num_steps
+        evaluated = _evaluation_steps(num_steps, self.recipe)
+        kept = unfinished.restore(self.model, self._optimizer) if unfinished else None
+        if kept:
+            progress.restore(kept)
+            on_step(progress.num_examples)
+            logs.say(f"{cell}: goes on at step {progress.step} of {num_steps}")
+        self.model.train()
+        batches = train_batches(encoded.train.lengths, cell.batch_size, cell.seed, num_steps)
+        for indices in itertools.islice(batches, progress.step, None):
+            rate = cell.learning_rate * learning_rate_factor(progress.step, num_steps, self.recipe)
+            progress.add(self._step(rate, indices), len(indices))
+            on_step(len(indices))
+            stages.beat()
+            if progress.step * CURVE_POINTS // num_steps > (progress.step - 1) * CURVE_POINTS // num_steps:
+                progress.end_point(str(cell), rate)
+            if progress.step in evaluated:
+                self._evaluate()
+            if unfinished and unfinished.is_due and progress.step < num_steps:
+                unfinished.save(self.model, self._optimizer, progress.to_dict())
+        progress.end()
 
+    def predict(self, splits: Mapping[str, EncodedSplit]) -> dict[str, np.ndarray]:
+        """The model's outputs on each split."""
+        precision = self.recipe.precision
+        return {
+            name: predict(self.model, split, precision, f"{self.cell}: the {name} prediction")
+            for name, split in splits.items()
+        }
 
-def _evaluate(
-    model: nn.Module, encoded: EncodedTask, cell: Cell, recipe: FinetuneRecipe, progress: CellProgress
-) -> None:
-    """A point of the dev curve."""
-    start = time.perf_counter()
-    outputs = {name: _predict(model, split, name, cell, recipe) for name, split in encoded.devs.items()}
-    point = {"step": progress.step, "examples": progress.num_examples}
-    progress.dev_curve.append({**point, **_dev_scores(encoded, outputs)[1]})
-    model.train()
-    progress.dev_seconds += time.perf_counter() - start
+    def _evaluate(self) -> None:
+        """A point of the dev curve."""
+        start, progress = time.perf_counter(), self.progress
+        _, metrics = _dev_scores(self.encoded, self.predict(self.encoded.devs))
+        progress.dev_curve.append({"step": progress.step, "examples": progress.num_examples, **metrics})
+        self.model.train()
+        progress.dev_seconds += time.perf_counter() - start
 
-
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    learning_rate: float,
-    split: EncodedSplit,
-    indices: np.ndarray,
-    recipe: FinetuneRecipe,
-) -> Tensor:
-    """One optimizer step on the examples ``indices`` ([B]) of ``split``. Returns their mean loss, detached."""
-    inputs, labels = split.batch(indices, next(model.parameters()).device)
-    with autocast(labels.device, recipe.precision):
-        logits = model(**inputs).logits  # [B, C]
-    loss = loss_of(logits, labels)
-    loss.backward()
-    if recipe.gradient_clipping is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clipping)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
+    def _step(self, learning_rate: float, indices: np.ndarray) -> Tensor:
+        """One optimizer step on the training examples ``indices`` ([B]). Returns their mean loss, detached."""
+        inputs, labels = self.encoded.train.batch(indices, self.device)
+        with autocast(labels.device, self.recipe.precision):
+            logits = self.model(**inputs).logits  # [B, C]
+        loss = loss_of(logits, labels)
+        loss.backward()
+        if self.recipe.gradient_clipping is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clipping)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
 
 
 def _evaluation_steps(num_steps: int, recipe: FinetuneRecipe) -> set[int]:
@@ -179,10 +169,6 @@ def _evaluation_steps(num_steps: int, recipe: FinetuneRecipe) -> set[int]:
         return set()
     share = recipe.evaluate_every_epochs / recipe.epochs  # of all steps
     return {max(1, round(share * number * num_steps)) for number in range(1, math.ceil(1 / share))} - {num_steps}
-
-
-def _predict(model: nn.Module, split: EncodedSplit, name: str, cell: Cell, recipe: FinetuneRecipe) -> np.ndarray:
-    return predict(model, split, recipe.precision, f"{cell}: the {name} prediction")
 
 
 def _scores(encoded: EncodedTask, predictions: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -209,3 +195,27 @@ def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
     if labels.is_floating_point():
         return functional.mse_loss(logits.float().squeeze(1), labels)
     return functional.cross_entropy(logits.float(), labels)
+
+
+def build_optimizer(model: nn.Module, learning_rate: float, recipe: FinetuneRecipe) -> torch.optim.AdamW:
+    """AdamW (fused) that decays matrices only: biases and norms are the parameters with one dimension."""
+    first, second = recipe.betas
+    groups = parameter_groups(model, recipe.weight_decay)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(first, second), eps=recipe.epsilon, fused=True)
+
+
+def learning_rate_factor(step: int, num_steps: int, recipe: FinetuneRecipe) -> float:
+    """Share of the peak learning rate in the 0-based ``step``: linear warm-up, then the recipe's schedule.
+
+    After the warm-up these are the schedules of the same names in transformers, which end at zero. Its warm-up is one
+    step behind: there the first step has a rate of zero and changes nothing.
+    """
+    num_warmup = math.ceil(recipe.warmup_fraction * num_steps)
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    if recipe.schedule == "constant":
+        return 1.0
+    num_decay = max(1, num_steps - num_warmup)
+    if recipe.schedule == "cosine":
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * (step - num_warmup) / num_decay)))
+    return max(0.0, (num_steps - step) / num_decay) ** recipe.decay_power

@@ -41,7 +41,12 @@ def compact(encoded: EncodedTask, model: nn.Module, special_ids: Sequence[int]) 
     new_ids = np.full(embedding.num_embeddings, -1, np.int32)
     new_ids[rows] = np.arange(len(rows))
     before = _outputs(model, encoded.train)
-    fewer = _renumber(encoded, rows, new_ids)
+
+    def renumber(split: EncodedSplit) -> EncodedSplit:
+        tokens = replace(split.tokens, ids=new_ids[split.tokens.ids])
+        return EncodedSplit(tokens, split.labels, int(new_ids[split.pad_token]))
+
+    fewer = replace(EncodedTask.made(encoded, encoded.task, renumber), rows=rows)
     keep_rows(model, rows)
     return fewer if torch.equal(before, _outputs(model, fewer.train)) else encoded
 
@@ -89,11 +94,3 @@ def _outputs(model: nn.Module, split: EncodedSplit) -> Tensor:
     inputs, _ = split.batch(np.concatenate([order[:half], order[-half:]]), torch.device("cpu"))
     logits: Tensor = model.eval()(**inputs).logits
     return logits
-
-
-def _renumber(encoded: EncodedTask, rows: np.ndarray, new_ids: np.ndarray) -> EncodedTask:
-    def renumber(split: EncodedSplit) -> EncodedSplit:
-        tokens = replace(split.tokens, ids=new_ids[split.tokens.ids])
-        return EncodedSplit(tokens, split.labels, int(new_ids[split.pad_token]))
-
-    return replace(EncodedTask.made(encoded, encoded.task, renumber), rows=rows)

@@ -21,7 +21,6 @@ from kd_megatron.finetune.cell.batches import EncodedTask, cut_in_words, encode_
 from kd_megatron.finetune.cell.train import CellResult, run_cell
 from kd_megatron.finetune.cell.unfinished import Unfinished
 from kd_megatron.finetune.cell.untrained import read_untrained_top
-from kd_megatron.finetune.grid.averages import averages
 from kd_megatron.finetune.grid.halving import planned
 from kd_megatron.finetune.grid.jobs import Job, claim_output, list_jobs, read_cell
 from kd_megatron.finetune.grid.outputs import (
@@ -31,7 +30,7 @@ from kd_megatron.finetune.grid.outputs import (
     write_predictions,
     write_tensorboard,
 )
-from kd_megatron.finetune.grid.summary import summarise, summarise_task
+from kd_megatron.finetune.grid.summary import averages, summarise, summarise_task
 from kd_megatron.finetune.grid.view import GridView
 from kd_megatron.finetune.grid.work_queue import Ended, WorkQueue
 from kd_megatron.finetune.places import SUMMARY, Cell
@@ -108,7 +107,9 @@ def _run_claimed(
             raise
         _keep(job, result, recipe, output)
         unfinished.remove()
-        return result.content, _unheard(cut_in_words(task, recipe.max_length))
+        # A warning that this rank could not print, since rank 0 alone does, goes with what rank 0 says of the cell.
+        warning = "" if dist.is_main() else cut_in_words(task, recipe.max_length)
+        return result.content, f"; warning: {warning}" if warning else ""
 
     with stages.stage("fine-tuning"):
         _run_cells(jobs, scores, recipe.halving, run)
@@ -157,11 +158,6 @@ def _run_cells(
     for found in dist.gather(error):
         if found is not None:
             raise found
-
-
-def _unheard(warning: str) -> str:
-    """A warning that this rank could not print, since rank 0 alone does: it goes with what rank 0 says of the cell."""
-    return f"; warning: {warning}" if warning and not dist.is_main() else ""
 
 
 def _say_ended(ended: Ended) -> None:

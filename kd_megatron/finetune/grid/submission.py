@@ -16,11 +16,10 @@ import numpy as np
 from kd_megatron.console import logs
 from kd_megatron.errors import DataError, RecipeError, disk_full_is_clear
 from kd_megatron.files import atomic
-from kd_megatron.finetune.grid.averages import best_cells
 from kd_megatron.finetune.grid.outputs import predictions_path, read_predictions
+from kd_megatron.finetune.grid.summary import best_cells
 from kd_megatron.finetune.places import Cell, cell_path
-from kd_megatron.finetune.tasks.glue import AX, GLUE
-from kd_megatron.finetune.tasks.glue_rows import find_tests, read_test
+from kd_megatron.finetune.tasks.glue import AX, GLUE, find_tests, read_test
 from kd_megatron.recipe import FinetuneRecipe, paths
 
 HEADER = "index\tprediction"

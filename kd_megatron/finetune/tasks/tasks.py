@@ -13,9 +13,9 @@ import numpy as np
 
 from kd_megatron.console import logs
 from kd_megatron.errors import DataError, RecipeError, nearest
-from kd_megatron.finetune.tasks import embedded, glue, glue_rows, metrics
+from kd_megatron.finetune.tasks import embedded, glue, metrics
 from kd_megatron.finetune.tasks.metrics import Metric
-from kd_megatron.finetune.tasks.sources import Rows, read_own
+from kd_megatron.finetune.tasks.records import Rows, read_own
 from kd_megatron.finetune.tasks.tables import Example
 from kd_megatron.recipe import TaskRecipe
 from kd_megatron.recipe.paths import expand
@@ -139,8 +139,8 @@ def _read(recipe: TaskRecipe, glue_path: str | None, glue_revision: str | None, 
             expected="a GLUE task, or 'train' and 'dev' files, or 'dataset', or train: embedded",
         )
     if glue_path:
-        return glue_rows.read_local(recipe.name, Path(expand(glue_path)), with_tests)
-    return glue_rows.read_hub(recipe.name, glue_revision, with_tests)
+        return glue.read_local(recipe.name, Path(expand(glue_path)), with_tests)
+    return glue.read_hub(recipe.name, glue_revision, with_tests)
 
 
 def _split(rows: list[Example], values: list[float]) -> Split:

@@ -9,13 +9,12 @@ m rows of the N valid positions of a sequence. Scores are in units of log2(e): e
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kd_megatron.kernels.arithmetic import accumulation_dtype, split_heads
+from kd_megatron.kernels.autograd import Gradients, differentiable
 
 BLOCK_ROWS = 64  # the most rows m of a block: what memory is linear in L for
 BLOCK_ELEMENTS = 2**19  # h * m * N aims here: three buffers of 2 MiB; measured best, README.md
@@ -29,45 +28,21 @@ def relation_kl(
 ) -> Tensor:
     """[n]: sums over valid query rows and relation heads of KL(teacher's relation || student's relation)."""
     pairs = zip(student, teacher, strict=True)
-    return torch.stack([_of_one_relation(s, t, num_relation_heads, valid) for s, t in pairs])
+    # One by one, so that backward frees what one relation has saved before it makes the next one's gradient.
+    return torch.stack([_of_one_relation((s,), t, num_relation_heads, valid) for s, t in pairs])
 
 
-def _of_one_relation(student: Tensor, teacher: Tensor, num_relation_heads: int, valid: Tensor | None) -> Tensor:
-    if torch.is_grad_enabled() and student.requires_grad:
-        result: Tensor = _RelationKl.apply(student, teacher, num_relation_heads, valid)
-        return result
-    return _sum_and_gradient(student, teacher, num_relation_heads, valid, wants_gradient=False)[0]
-
-
-class _RelationKl(torch.autograd.Function):
-    """Saves the gradient of the sum, in the dtype of accumulation, and nothing else.
-
-    One relation each, so that backward frees what one has saved before it makes the next one's gradient.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, num_relation_heads: int, valid: Tensor | None) -> Tensor:
-        total, gradient = _sum_and_gradient(student, teacher, num_relation_heads, valid, wants_gradient=True)
-        ctx.save_for_backward(gradient)
-        ctx.student_dtype = student.dtype
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * factor).to(ctx.student_dtype), None, None, None
-
-
-def _sum_and_gradient(
-    student: Tensor, teacher: Tensor, num_relation_heads: int, valid: Tensor | None, wants_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
+@differentiable
+def _of_one_relation(
+    taps: tuple[Tensor], teacher: Tensor, num_relation_heads: int, valid: Tensor | None, wanted: tuple[bool]
+) -> tuple[Tensor, Gradients]:
     """The sum of one relation, a scalar, and its gradient [B, L, H, d], 0 at padding."""
+    (student,) = taps
     dtype, length = accumulation_dtype(student, teacher), student.shape[1]
     student_heads, teacher_heads = (split_heads(tap, num_relation_heads) for tap in (student, teacher))  # [B, R, L, d]
     workspace = student.new_empty(3 * max(BLOCK_ELEMENTS, BLOCK_ROWS * length), dtype=dtype)
     total = student.new_zeros((), dtype=torch.float64)  # block sums are float32, and there may be very many
-    gradient = student.new_zeros(student.shape, dtype=dtype) if wants_gradient else None
+    gradient = student.new_zeros(student.shape, dtype=dtype) if wanted[0] else None
     for sequences, heads, positions in _groups(student_heads.shape, valid):
         x_student = _take(student_heads[sequences, heads], positions, dtype)
         x_teacher = _take(teacher_heads[sequences, heads], positions, dtype)
@@ -75,7 +50,7 @@ def _sum_and_gradient(
         total += _sum_of_group(x_student, x_teacher, x_gradient, workspace)
         if gradient is not None and x_gradient is not None:
             _put(split_heads(gradient, num_relation_heads)[sequences, heads], positions, x_gradient)
-    return (total * LN_2).to(dtype), gradient
+    return (total * LN_2).to(dtype), [gradient]
 
 
 def _groups(shape: torch.Size, valid: Tensor | None) -> Iterator[tuple[slice, slice, Tensor | None]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kd_megatron.kernels.relation_kl.triton_kernels import relation_kl_backward, relation_kl_forward
-from kd_megatron.kernels.triton_tools import INTERPRETED, LN_2, Blocks, as_rows, needs_upcast, padded
+from kd_megatron.kernels.triton_tools import INTERPRETED, LN_2, Blocks, as_rows, launch_options, needs_upcast
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,6 @@ def _launch(
     num_relations = len(taps) // 2
     student, teacher = taps[0], taps[num_relations]
     batch, length, _ = student.shape
-    student_size, teacher_size = student.shape[2] // num_heads, teacher.shape[2] // num_heads
     grid = (num_heads * triton.cdiv(length, blocks.rows), batch, num_relations)
     with torch.cuda.device_of(student):  # Triton launches on the current device
         kernel[grid](
@@ -139,14 +138,5 @@ def _launch(
             student.stride(1),
             teacher.stride(0),
             teacher.stride(1),
-            STUDENT_SIZE=student_size,
-            TEACHER_SIZE=teacher_size,
-            STUDENT_PADDED=padded(student_size),
-            TEACHER_PADDED=padded(teacher_size),
-            ROWS=blocks.rows,
-            COLUMNS=blocks.columns,
-            UPCAST=needs_upcast(student, teacher),
-            num_warps=blocks.num_warps,
-            num_stages=blocks.num_stages,
-            enable_fp_fusion=True,  # said outright: Triton 3.10 turns the default round
+            **launch_options(student, teacher, num_heads, blocks, needs_upcast(student, teacher)),
         )

@@ -55,8 +55,8 @@ def score_mse(
     teacher = {"teacher_queries": teacher_queries, "teacher_keys": teacher_keys}
     door.check_taps({**student, **teacher})
     door.check_frozen(teacher)
-    _check_pair(student)
-    _check_pair(teacher)
+    door.check_one_shape(student)
+    door.check_one_shape(teacher)
     if num_heads is None:
         num_heads = _agreed_heads(student_queries, teacher_queries)
     door.check_heads("num_heads", num_heads, {**student, **teacher})
@@ -64,14 +64,6 @@ def score_mse(
     compute = door.choose_backend(backend, BACKENDS, auto=_fastest(student_queries, teacher_queries, num_heads))
     with door.without_autocast(student_queries):
         return compute((student_queries, student_keys), (teacher_queries, teacher_keys), num_heads, valid)
-
-
-def _check_pair(pair: dict[str, Tensor]) -> None:
-    (queries_name, queries), (keys_name, keys) = pair.items()
-    if queries.shape != keys.shape:
-        raise ValueError(
-            f"{keys_name} has shape {tuple(keys.shape)}; allowed: {tuple(queries.shape)}, as {queries_name}"
-        )
 
 
 def _agreed_heads(student_queries: Tensor, teacher_queries: Tensor) -> int:

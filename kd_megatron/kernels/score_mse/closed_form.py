@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kd_megatron.kernels.arithmetic import Pair, accumulation_dtype, split_heads
-from kd_megatron.kernels.score_mse.autograd import Gradients, differentiable, new_gradients
+from kd_megatron.kernels.autograd import Gradients, differentiable, new_gradients
 
 BLOCK_ELEMENTS = 2**24  # of a tap, copied at a time on a GPU: enough to fill it, 64 MiB in float32
 
@@ -57,7 +57,8 @@ def score_mse(
     """Sum of squared differences of the scaled scores. Its rounding is relative to the scores, not to D."""
     taps = (*student, *teacher)
     heads = [split_heads(tap, num_heads) for tap in taps]  # [B, H, L, d]
-    scales = _scales(heads[0].shape[-1], heads[2].shape[-1])
+    student_size, teacher_size = heads[0].shape[-1], heads[2].shape[-1]
+    scales = Scales(1.0 / student_size, -2.0 * (student_size * teacher_size) ** -0.5, 1.0 / teacher_size)
     dtype, factor_dtype = accumulation_dtype(*taps), _factor_dtype(*taps)
     gradients = new_gradients(student, wanted, dtype)
     loss = torch.zeros((), dtype=torch.float64, device=student[0].device)
@@ -72,10 +73,6 @@ def score_mse(
                 rows = _gradient(x_s, x_t, other, scales)  # [n, L, d_s]
                 split_heads(gradient[block], num_heads).copy_(rows.unflatten(0, (-1, num_heads)))
     return loss.to(dtype), gradients
-
-
-def _scales(student_size: int, teacher_size: int) -> Scales:
-    return Scales(1.0 / student_size, -2.0 * (student_size * teacher_size) ** -0.5, 1.0 / teacher_size)
 
 
 def _factor_dtype(*taps: Tensor) -> torch.dtype:

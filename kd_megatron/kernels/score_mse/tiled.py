@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kd_megatron.kernels.arithmetic import Pair, accumulation_dtype, split_heads
-from kd_megatron.kernels.score_mse.autograd import Gradients, differentiable, new_gradients
+from kd_megatron.kernels.autograd import Gradients, differentiable, new_gradients
 
 BLOCK_ROWS = 64
 BLOCK_ELEMENTS = 2**17  # of D: half a MiB in float32, which stays in the cache
@@ -28,7 +28,8 @@ def score_mse(
     gradients = new_gradients(student, wanted, dtype)
     loss = torch.zeros((), dtype=torch.float64, device=student[0].device)
     for sequence in range(len(student[0])):
-        positions = None if valid is None else _positions(valid[sequence])
+        # [l] int64: what counts of the sequence; None: all of it
+        positions = None if valid is None or valid[sequence].all() else valid[sequence].nonzero().squeeze(1)
         rows = [_rows(x[sequence], positions, dtype) for x in heads]  # [H, l, d]
         row_gradients = [x.new_empty(x.shape) if want else None for x, want in zip(rows, wanted, strict=False)]
         loss += _sequence(*rows, *row_gradients)
@@ -36,11 +37,6 @@ def score_mse(
             if gradient is not None and values is not None:
                 _store(split_heads(gradient[sequence, None], num_heads)[0], values, positions)
     return loss.to(dtype), gradients
-
-
-def _positions(valid: Tensor) -> Tensor | None:
-    """[l] int64: what counts of one sequence; None: all of it."""
-    return None if valid.all() else valid.nonzero().squeeze(1)
 
 
 def _rows(heads: Tensor, positions: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -8,9 +8,9 @@ import triton
 from torch import Tensor
 
 from kd_megatron.kernels.arithmetic import Pair, accumulation_dtype
-from kd_megatron.kernels.score_mse.autograd import Gradients, differentiable, new_gradients
+from kd_megatron.kernels.autograd import Gradients, differentiable, new_gradients
 from kd_megatron.kernels.score_mse.triton_kernels import score_tiles
-from kd_megatron.kernels.triton_tools import Blocks, as_rows, needs_upcast, padded
+from kd_megatron.kernels.triton_tools import Blocks, as_rows, launch_options, needs_upcast, padded
 
 # By the bytes of the wider model's padded head, and the first entry that holds it: the rows and, for every stage, the
 # columns must fit into shared memory, tile and gradient into registers. Heads of 16, 64, 128 and 256 features do not
@@ -78,7 +78,6 @@ def _launch(
     """Write the gradient of the rows, the first of ``student``, where wanted, and the loss where asked for."""
     if not losses.numel():
         return
-    student_size, teacher_size = (pair[0].shape[2] // num_heads for pair in (student, teacher))
     score_tiles[losses.shape[1], losses.shape[0]](
         *student,
         *teacher,
@@ -90,15 +89,6 @@ def _launch(
         student_row_stride=student[0].stride(1),
         teacher_sequence_stride=teacher[0].stride(0),
         teacher_row_stride=teacher[0].stride(1),
-        STUDENT_SIZE=student_size,
-        TEACHER_SIZE=teacher_size,
-        STUDENT_PADDED=padded(student_size),
-        TEACHER_PADDED=padded(teacher_size),
-        ROWS=blocks.rows,
-        COLUMNS=blocks.columns,
         WITH_LOSS=with_loss,
-        UPCAST=needs_upcast(*student, *teacher),
-        num_warps=blocks.num_warps,
-        num_stages=blocks.num_stages,
-        enable_fp_fusion=True,  # said, as its default is about to change
+        **launch_options(student[0], teacher[0], num_heads, blocks, needs_upcast(*student, *teacher)),
     )

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kd_megatron.kernels.arithmetic import accumulation_dtype
-from kd_megatron.kernels.vocab_kl.block import Softmaxes, Targets, losses_of_logits
-from kd_megatron.kernels.vocab_kl.top_block import Outcomes, TopRows, losses_of_top
+from kd_megatron.kernels.autograd import scaled
+from kd_megatron.kernels.vocab_kl.block import Targets, TopRows, losses_of_logits, losses_of_top
 from kd_megatron.tensors import IGNORED, FactoredLogits, TopLogits
 
 CHUNK_ROWS = 256  # multiplied out at once: enough for matrix products at nearly full speed, see README.md
@@ -23,14 +23,17 @@ PROMISE_RELATIVE = 1e-3  # how far the gradients of the two sums may be from the
 
 def vocab_kl(
     student: FactoredLogits,
-    teacher: FactoredLogits,
+    teacher: FactoredLogits | TopLogits | None,
     labels: Tensor,
     temperature: float,
     kl_rows: Tensor,
     gradient_weights: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:
     """Both sums; their gradient is good for multiples of their combination by ``gradient_weights``."""
-    return _apply(student, teacher, labels, temperature, kl_rows, gradient_weights)
+    tensors: list[Tensor | None] = [student.states, student.weight, student.bias]
+    if not torch.is_grad_enabled():  # the Function cannot tell: gradients are always off in its forward
+        tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
+    return _VocabularyLosses.apply(*tensors, teacher, labels, temperature, kl_rows, gradient_weights)
 
 
 def vocab_topk_kl(
@@ -41,13 +44,13 @@ def vocab_topk_kl(
     gradient_weights: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:
     """Both sums, as `vocab_kl`; the teacher's logits are not multiplied out."""
-    return _apply(student, teacher, labels, teacher.temperature, kl_rows, gradient_weights)
+    return vocab_kl(student, teacher, labels, teacher.temperature, kl_rows, gradient_weights)
 
 
 def vocab_cross_entropy(student: FactoredLogits, labels: Tensor) -> Tensor:
     """The cross-entropy alone: the same pass without a teacher."""
     no_rows = torch.zeros_like(labels, dtype=torch.bool)
-    return _apply(student, None, labels, 1.0, no_rows, (0.0, 1.0))[1]
+    return vocab_kl(student, None, labels, 1.0, no_rows, (0.0, 1.0))[1]
 
 
 def logits_by_chunk(head: FactoredLogits) -> Iterator[Tensor]:
@@ -55,13 +58,6 @@ def logits_by_chunk(head: FactoredLogits) -> Iterator[Tensor]:
     num_rows, dtype = head.states.shape[0], accumulation_dtype(*_factors(head))
     of_head = _Head(head, torch.ones(num_rows, dtype=torch.bool, device=head.states.device), dtype)
     return (of_head[chunk] for chunk in _slices(0, max(1, num_rows), CHUNK_ROWS))
-
-
-def _apply(student: FactoredLogits, *arguments: Any) -> tuple[Tensor, Tensor]:
-    tensors: list[Tensor | None] = [student.states, student.weight, student.bias]
-    if not torch.is_grad_enabled():  # the Function cannot tell: gradients are always off in its forward
-        tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
-    return _VocabularyLosses.apply(*tensors, *arguments)
 
 
 class _VocabularyLosses(torch.autograd.Function):
@@ -86,7 +82,11 @@ class _VocabularyLosses(torch.autograd.Function):
         dtype = accumulation_dtype(*_factors(student), *_factors(teacher))
         labelled = labels != IGNORED
         student_head = _Head(student, kl_rows | labelled, dtype)
-        teacher_side = None if teacher is None else _teacher_side(teacher, kl_rows, dtype)
+        teacher_side: _Head | TopRows | None = None  # of which a slice of rows is asked: logits, or the known outcomes
+        if isinstance(teacher, TopLogits):
+            teacher_side = TopRows.of(teacher, kl_rows, dtype)
+        elif teacher is not None:
+            teacher_side = _Head(teacher, kl_rows, dtype)
         targets = Targets(
             labels.masked_fill(~labelled, 0)[:, None],
             divergence=kl_rows.to(dtype)[:, None] * (gradient_weights[0] / temperature),
@@ -103,12 +103,7 @@ class _VocabularyLosses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_divergence: Tensor, grad_cross_entropy: Tensor) -> tuple[Tensor | None, ...]:
         factor = _promised_factor(grad_divergence, grad_cross_entropy, ctx.gradient_weights)
-        gradients = [
-            # Multiplied in float32 and rounded once, on the way into memory.
-            None if gradient is None else torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
-        return (*gradients, None, None, None, None, None)
+        return (*scaled(ctx.saved_tensors, factor, ctx.dtypes), None, None, None, None, None)
 
 
 def _factors(logits: FactoredLogits | TopLogits | None) -> list[Tensor]:
@@ -159,11 +154,6 @@ class _Head:
         logits.zero_() if self._bias is None else logits.copy_(self._bias)
         _add_product(logits, states, self.weight.t())
         return logits
-
-
-def _teacher_side(teacher: FactoredLogits | TopLogits, kl_rows: Tensor, dtype: torch.dtype) -> "_Head | TopRows":
-    """What a slice of rows is asked of: a tensor of logits, or the known outcomes."""
-    return TopRows.of(teacher, kl_rows, dtype) if isinstance(teacher, TopLogits) else _Head(teacher, kl_rows, dtype)
 
 
 class _Gradient:
@@ -217,6 +207,7 @@ def _row_losses(
     student: _Head, teacher: _Head | TopRows | None, targets: Targets, temperature: float, gradient: _Gradient
 ) -> Tensor:
     """Divergence and cross-entropy of every row, [2, N], of no meaning where a loss does not use the row."""
+    losses: Any = losses_of_top if isinstance(teacher, TopRows) else losses_of_logits
     num_rows, dtype = targets.labels.shape[0], targets.cross_entropy.dtype
     num_block_rows = CHUNK_ROWS if student.weight.is_cuda else CPU_BLOCK_ROWS  # a GPU wants few, large launches
     spare = _rows_of_vocabulary(num_block_rows, student.weight, dtype)
@@ -227,7 +218,7 @@ def _row_losses(
         of_teacher = None if teacher is None else teacher[chunk]
         for block in _slices(chunk.start, chunk.stop, num_block_rows):
             inside = slice(block.start - chunk.start, block.stop - chunk.start)
-            row_losses[0, block], row_losses[1, block], distributions = _losses(
+            row_losses[0, block], row_losses[1, block], distributions = losses(
                 logits[inside],
                 None if of_teacher is None else of_teacher[inside],
                 spare[: block.stop - block.start],
@@ -239,15 +230,6 @@ def _row_losses(
         if gradient.needed:
             gradient.add(chunk, logits, states, student.weight)
     return row_losses
-
-
-def _losses(
-    student: Tensor, teacher: Tensor | TopRows | None, spare: Tensor, labels: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Softmaxes | Outcomes]:
-    """Divergence [R], cross-entropy [R] and what their gradient is made of, for the kind of teacher there is."""
-    if isinstance(teacher, TopRows):
-        return losses_of_top(student, teacher, spare, labels, temperature)
-    return losses_of_logits(student, teacher, spare, labels, temperature)
 
 
 def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
