@@ -79,14 +79,14 @@ def _settings(results: StudyResults) -> list[Finding]:
             num_runs += run.summary.settings is not None
             for one in diff.changes(StudyRecipe, given, expected, but="record", among=given and flatten(given)):
                 if owes or not one.policy.makes_stale("taught"):
-                    problems.append(f"{arm}/{run.seed} had {one.key} {one.was}, not {one.now}")
+                    problems.append(f"{run.name} had {one.key} {one.was}, not {one.now}")
     if problems:
         return [Finding("settings as the recipe says", False, "; ".join(problems))]
     return [Finding("settings as the recipe says", True, f"in all {num_runs} runs")] if num_runs else []
 
 
 def _same(runs: list[FinishedRun], check: str, read: Callable[[FinishedRun], Any]) -> Finding:
-    return same(check, {f"{run.arm}/{run.seed}": read(run) for run in runs})
+    return same(check, {run.name: read(run) for run in runs})
 
 
 def _budgets_are_spent(runs: list[FinishedRun]) -> Finding:
@@ -96,9 +96,7 @@ def _budgets_are_spent(runs: list[FinishedRun]) -> Finding:
         budget, steps = run.summary.budget, max(run.summary.steps, 1)
         if budget.calibrated_steps is not None:
             if steps != budget.calibrated_steps:
-                problems.append(
-                    f"{run.arm}/{run.seed} took {steps} of the {budget.calibrated_steps} steps fixed for it"
-                )
+                problems.append(f"{run.name} took {steps} of the {budget.calibrated_steps} steps fixed for it")
             continue
         allowance = budget.spent / steps
         if budget.unit in TIME_UNITS:
@@ -107,7 +105,7 @@ def _budgets_are_spent(runs: list[FinishedRun]) -> Finding:
         worst = max(worst, excess / budget.limit)
         if not -1e-9 * budget.limit <= excess <= allowance * (1 + 1e-9):
             spent = f"{budget.spent:.4g} of {budget.limit:.4g} {budget.unit}"
-            problems.append(f"{run.arm}/{run.seed} spent {spent}")
+            problems.append(f"{run.name} spent {spent}")
     if problems:
         return Finding("equal budgets", False, "; ".join(problems))
     if all(run.summary.budget.calibrated_steps is not None for run in runs):
@@ -159,27 +157,18 @@ def differences_between(studies: Mapping[str, StudyResults]) -> dict[str, str]:
 
 @once
 def _recorded(results: StudyResults) -> dict[str, dict[str, Any]]:
-    """Entry of the fingerprints -> run -> what it recorded, of the runs in which the entry counts.
-
-    A run is called ``ARM/SEED``, a branch of it ``ARM/SEED at 40 %``.
+    """Entry of the fingerprints -> `Student.name` -> what it recorded, of those in which the entry counts.
 
     An arm that owes the teacher nothing is the same with another one: `claim_study` lets it stand, and so does this.
     """
-    prints = {
-        (run.arm, f"{run.seed}{place}"): flatten(summary.fingerprint or {"fingerprint": "absent"})
-        for run in results.all_runs()
-        for place, summary in [
-            ("", run.summary),
-            *((f" at {100 * marker.fraction:g} %", marker.summary) for marker in run.branches),
-        ]
-    }
+    prints = [(one, flatten(one.summary.fingerprint or {"fingerprint": "absent"})) for one in results.all_students()]
     taught = {arm for arm in results.arms if results.owes_the_teacher(arm)}
     begun = {arm for arm in results.arms if results.resolved[arm].student.initialise.method == "checkpoint"}
     own_to = dict.fromkeys(OF_THE_TEACHER, taught) | dict.fromkeys(OF_A_CHECKPOINT, begun)
     found = {}
-    for key in sorted({key for one in prints.values() for key in one if _comparable(key)}):
+    for key in sorted({key for _, one in prints for key in one if _comparable(key)}):
         counting = own_to.get(key, {*results.arms})
-        found[key] = {f"{arm}/{name}": one.get(key) for (arm, name), one in prints.items() if arm in counting}
+        found[key] = {student.name: one.get(key) for student, one in prints if student.arm in counting}
     return {key: values for key, values in found.items() if values}
 
 

@@ -152,6 +152,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+Judged = tuple[Estimate, Estimate, int, float | None, float | None]  # plain, corrected, family's size, p, p by Holm
+
+
+def judged(
+    family: Sequence[Sequence[float]], method: Method, num_comparisons: int | None = None
+) -> list[Judged | None]:
+    """What may be claimed of each mean difference of a family; None where a value is not finite.
+
+    Args:
+        family: of each member, the differences seed by seed.
+        method: as of `estimate`.
+        num_comparisons: of the family, where more were made than are in it.
+    """
+    num = num_comparisons or len(family)
+    p_values = [paired_p_value(differences) for differences in family]
+    adjusted = holm([1.0 if p is None else p for p in p_values])
+    found: list[Judged | None] = []
+    for differences, p, by_holm in zip(family, p_values, adjusted, strict=True):
+        plain, corrected = (estimate(differences, one, method) for one in (CONFIDENCE, simultaneous_confidence(num)))
+        found.append((plain, corrected, num, p, None if p is None else by_holm) if plain and corrected else None)
+    return found
+
+
 def hedges_g(differences: Sequence[float]) -> float | None:
     """Paired standardised mean difference with Hedges' (1981) correction: mean / s * J(n - 1), in deviations.
 

@@ -32,8 +32,7 @@ def losses(study: StudyResults) -> Table:
 
 
 def _blocks(study: StudyResults, run: FinishedRun, differing: dict[str, dict[str, Any]]) -> list[Block]:
-    where = f"{run.arm}/{run.seed}"
-    own = [f"{key} is {values[where]}" for key, values in differing.items() if where in values]
+    own = [f"{key} is {values[run.name]}" for key, values in differing.items() if run.name in values]
     recorded = f"Recorded otherwise than in most runs: {'; '.join(own)}." if own else "Recorded as in most other runs."
     blocks: list[Block] = [Bullets([_in_words(run), recorded]), TableBlock(_on_the_way(run)), TableBlock(_ledger(run))]
     return blocks + ([TableBlock(_finetuning(study, run))] if run.finetune else [])
