@@ -20,8 +20,8 @@ from kd_megatron.engine import checkpoint
 from kd_megatron.errors import OutputError
 from kd_megatron.files.records import read_metrics
 from kd_megatron.recipe import StudyRecipe
-from kd_megatron.report.study import branch_caveats
 from kd_megatron.report.study import curve_figures as figures
+from kd_megatron.report.study.caveats import caveats
 from kd_megatron.report.study.page import write_report
 from kd_megatron.study import layout
 from kd_megatron.study.edits import compare
@@ -213,7 +213,7 @@ def test_curves_laws_and_figures_are_of_branches(tmp_path: Path) -> None:
         (mean,) = [line for line in figure.axes[0].lines if line.get_label() == "minilm"]
         assert len(mean.get_xdata()) == 5
         pyplot.close(figure)
-    assert any("share what came before" in caveat for caveat in branch_caveats.caveats(found))
+    assert any("share what came before" in caveat for caveat in caveats(found, [], []))
     (layout.branch_directory(directory, "minilm", 1, 0.4) / "summary.json").unlink()
     assert results.load(directory).missing == ["branch at 40 % of minilm, seed 1"]
 

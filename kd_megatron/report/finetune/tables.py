@@ -38,7 +38,7 @@ def scores(results: FinetuneResults) -> Table:
         )
     rows.append({"task": "average", "metric": "plain mean over these tasks", "score": results.average()})
     columns = [
-        *texts(task="task", metric="metric"),
+        *texts("task", "metric"),
         *numbers(num_train="train", num_dev="dev"),
         Column("learning_rate", "learning rate", units.number),
         *numbers(batch_size="batch", num_runs="runs", n="seeds"),
@@ -77,7 +77,7 @@ def averages(results: FinetuneResults) -> Table | None:
         for part in found
     ]
     columns = [
-        Column("average", "average", is_text=True),
+        *texts("average"),
         Column("value", "points", words.score),
         Column("absent", "tasks it lacks", _or_dash, is_text=True),
         Column("partial", "not on GLUE's rows", _or_dash, is_text=True),
@@ -97,7 +97,7 @@ def metrics(results: FinetuneResults) -> Table:
         for name in cells[0]["metrics"]:
             values = [float(cell["metrics"][name]) for cell in cells]
             rows.append({"task": heading(results, task), "metric": name, "value": estimate(values)})
-    columns = [*texts(task="task", metric="metric"), Column("value", "mean", words.score)]
+    columns = [*texts("task", "metric"), Column("value", "mean", words.score)]
     return Table("metrics", "", columns, rows, "Points of 100, mean over seeds ± half of the 95 % interval.")
 
 
@@ -118,11 +118,11 @@ def grid(results: FinetuneResults) -> Table | None:
     if len(rows) == len(results.tasks):
         return None
     columns = [
-        Column("task", "task", is_text=True),
+        *texts("task"),
         Column("learning_rate", "learning rate", units.number),
         *numbers(batch_size="batch", n="seeds"),
         Column("score", "score", words.score),
-        Column("chosen", "chosen", is_text=True),
+        *texts("chosen"),
     ]
     return Table("grid", "", columns, rows)
 
@@ -136,7 +136,7 @@ def cells(results: FinetuneResults) -> Table:
         for cell in contents:
             row = {"task": task, **{key: cell[key] for key in (*keys, *timings) if key in cell}}
             rows.append(row | {f"metric_{name}": value for name, value in cell["metrics"].items()})
-    return Table("cells", "", [Column("task", "task", is_text=True)], rows)
+    return Table("cells", "", [*texts("task")], rows)
 
 
 def published(results: FinetuneResults, others: OthersScores) -> Table:
@@ -149,9 +149,9 @@ def published(results: FinetuneResults, others: OthersScores) -> Table:
         if shared:
             rows.append({"model": "this page minus it", **{task: mine[task] - row["scores"][task] for task in shared}})
 
-    columns = [Column("model", "model", is_text=True)]
+    columns = [*texts("model")]
     columns += [Column(task, heading(results, task), _points_as_given) for task in results.tasks]
-    return Table("published", "", [*columns, Column("source", "source", is_text=True)], rows, "Points of 100.")
+    return Table("published", "", [*columns, *texts("source")], rows, "Points of 100.")
 
 
 def _points_as_given(value: float | None) -> str:
@@ -181,4 +181,4 @@ def machines(results: FinetuneResults) -> list[Table]:
 
 
 def _two_columns(name: str) -> list[Column]:
-    return [Column("key", name, is_text=True), Column("value", "value", is_text=True)]
+    return [Column("key", name, is_text=True), *texts("value")]

@@ -34,7 +34,7 @@ def differences(results: StudyResults) -> list[Table]:
 def _differences(results: StudyResults, name: str, title: str, found: list[Comparison]) -> Table:
     are_pairs = any(one.other != results.reference for one in found)
     columns = [
-        Column("arm", "arm", is_text=True),
+        *texts("arm"),
         *([Column("other", "minus", is_text=True)] if are_pairs else []),
         Column("quantity", "in", is_text=True),
         Column("seeds", "seeds"),
@@ -44,7 +44,7 @@ def _differences(results: StudyResults, name: str, title: str, found: list[Compa
         Column(
             "effect_size", "effect size g", lambda value: units.NOTHING if value is None else units.signed(value, 2)
         ),
-        Column("verdict", "verdict", is_text=True),
+        *texts("verdict"),
     ]
     note = (
         f"Scores in points, losses in nats (lower is better); paired by seed; intervals: {INTERVALS[results.interval]}"
@@ -98,7 +98,7 @@ def variance(results: StudyResults) -> Table | None:
     if not rows:
         return None
     columns = [
-        *texts(arm="arm", quantity="in"),
+        *texts("arm", quantity="in"),
         *numbers(students="pretraining seeds", scores="scores"),
         *numbers(units.points, pretraining="deviation of pretraining", finetuning="deviation of fine-tuning"),
     ]

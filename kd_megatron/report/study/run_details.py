@@ -7,7 +7,7 @@ from kd_megatron.analysis.run_checks import fingerprint_differences
 from kd_megatron.console import units
 from kd_megatron.ledger import ACCOUNTS
 from kd_megatron.report.page.document import Block, Bullets, Details, TableBlock
-from kd_megatron.report.page.table import Column, Table
+from kd_megatron.report.page.table import Column, Table, texts
 
 PROBE = "validation/probe_mlm_loss"
 MOST_ROWS = 8  # of a run's own loss, beside its validations
@@ -73,7 +73,7 @@ def _ledger(run: FinishedRun) -> Table:
         if seconds or flops
     ]
     columns = [
-        Column("account", "account", is_text=True),
+        *texts("account"),
         Column("seconds", "seconds", lambda value: f"{value:.1f}"),
         Column("flops", "FLOPs", units.flops),
         Column("charged", "charged", lambda value: "yes" if value else "no", is_text=True),
@@ -93,7 +93,7 @@ def _finetuning(study: StudyResults, run: FinishedRun) -> Table:
         if task in study.tasks
     ]
     columns = [
-        Column("task", "task", is_text=True),
+        *texts("task"),
         Column("score", "score (points)", units.points),
         Column("seeds", "fine-tuning seeds"),
         Column("learning_rate", "learning rate", units.number),
