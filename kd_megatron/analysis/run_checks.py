@@ -12,7 +12,6 @@ from kd_megatron.analysis.findings import Finding, same, short, summed_up
 from kd_megatron.analysis.finetune_checks import finetune_findings
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import FinishedRun, StudyResults
-from kd_megatron.analysis.update_checks import update_findings
 from kd_megatron.recipe import StudyRecipe, diff
 from kd_megatron.recipe.config import TIME_UNITS
 from kd_megatron.recipe.diff import flatten
@@ -22,6 +21,9 @@ SEEDS = "seeds"
 CLOCK_TOLERANCE = 0.01  # of the budget: one step of a wall-clock budget may be slower than the mean step
 OF_THE_TEACHER = ("teacher", "teacher_source")  # entries of a fingerprint: of arms that have something of the teacher
 OF_A_CHECKPOINT = ("begins_from",)  # of arms that begin from a model other than the teacher
+EPSILON_SHARE, CLIPPED_SHARE = "epsilon_share", "clipped_share"  # columns of a run's metrics
+MOST_OF_EPSILON = 0.10  # of an arm's updates
+LARGEST_FACTOR = 2.0  # between what clipping leaves of the gradients of two arms
 
 
 @once
@@ -36,7 +38,7 @@ def run_findings(results: StudyResults) -> list[Finding]:
         _same_seeds(results),
         _same(runs, "student parameters", lambda run: run.summary.parameters),
         *_settings(results),
-        *update_findings(results),
+        *_update_findings(results),
         *_fingerprints(results),
         *finetune_findings(results),
     ]
@@ -119,6 +121,38 @@ def _same_seeds(results: StudyResults) -> Finding:
         return Finding(SEEDS, True, f"every arm has seeds {', '.join(map(str, next(iter(seeds.values()))))}")
     listed = "; ".join(f"{arm}: {', '.join(map(str, found)) or 'none yet'}" for arm, found in seeds.items())
     return Finding(SEEDS, False, f"arms do not have the same seeds, differences pair the shared ones. {listed}")
+
+
+def _update_findings(results: StudyResults) -> list[Finding]:
+    """Was an arm muted? One finding for Adam's epsilon and one for clipping; none of runs that recorded neither.
+
+    Arms have losses of different sizes. An epsilon beside the gradients of one of them slows that arm alone, and so
+    does a clipping norm that only some arms reach: both make arms differ in more than the objective.
+    """
+    epsilon, clipped = (_by_arm(results, column) for column in (EPSILON_SHARE, CLIPPED_SHARE))
+    found = []
+    if epsilon:
+        passed = max(epsilon.values()) <= MOST_OF_EPSILON
+        found.append(Finding("share of updates that Adam's epsilon took", passed, _listed(epsilon)))
+    if clipped:
+        left = [1.0 - share for share in clipped.values()]
+        passed = max(left) <= LARGEST_FACTOR * min(left)
+        found.append(Finding("share of gradients that clipping took", passed, _listed(clipped)))
+    return found
+
+
+def _by_arm(results: StudyResults, column: str) -> dict[str, float]:
+    """Arm -> the mean of a column over all rows of all its runs; arms without such rows are left out."""
+    found = {}
+    for arm in results.arms:
+        rows = [row for run in results.runs[arm].values() for row in run.metrics]
+        if values := [row[column] for row in rows if row.get(column) is not None]:
+            found[arm] = sum(values) / len(values)
+    return found
+
+
+def _listed(shares: dict[str, float]) -> str:
+    return ", ".join(f"{arm} {100 * share:.2g} %" for arm, share in shares.items())
 
 
 def _fingerprints(results: StudyResults) -> list[Finding]:

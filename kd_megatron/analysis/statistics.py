@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from kd_megatron.console.units import counted
 from kd_megatron.errors import RecipeError
 
 CONFIDENCE = 0.95
@@ -78,7 +79,7 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE, method: Me
 def _bootstrap_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
     if len(values) < FEWEST_FOR_BOOTSTRAP:
         raise RecipeError(
-            given=f"a bootstrap interval of {len(values)} value{'' if len(values) == 1 else 's'}, one for each seed",
+            given=f"a bootstrap interval of {counted(len(values), 'value')}, one for each seed",
             expected=f"at least {FEWEST_FOR_BOOTSTRAP} seeds: resampling fewer gives an interval that is too narrow",
             fix="use Student's t (--interval t), or run more seeds",
         )

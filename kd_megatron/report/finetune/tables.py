@@ -8,7 +8,7 @@ from kd_megatron.recipe import TaskRecipe
 from kd_megatron.recipe.diff import flatten
 from kd_megatron.report.finetune.results import FinetuneResults, OthersScores
 from kd_megatron.report.page import words
-from kd_megatron.report.page.table import Column, Table, numbers, texts
+from kd_megatron.report.page.table import Column, Table, named, numbers, texts
 
 
 def heading(results: FinetuneResults, task: str) -> str:
@@ -18,24 +18,12 @@ def heading(results: FinetuneResults, task: str) -> str:
 
 def scores(results: FinetuneResults) -> Table:
     """Per task: its score, and what it was read from."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for task, part in results.tasks.items():
-        learning_rate, batch_size = results.best(task)
-        rows.append(
-            {
-                "task": heading(results, task),
-                "metric": part.metric,
-                "num_train": part.num_train,
-                "num_dev": part.num_dev,
-                "learning_rate": learning_rate,
-                "batch_size": batch_size,
-                "num_runs": part.num_runs,
-                "n": len(part.scores),
-                "score": estimate(list(part.scores.values())),
-                "partial_split": part.partial_split,
-                "note": part.note,
-            }
-        )
+        of_cells = dict(zip(("learning_rate", "batch_size"), results.best(task), strict=True))
+        row = {"task": heading(results, task), **named(part, "metric", "num_train", "num_dev"), **of_cells}
+        row |= {"num_runs": part.num_runs, "n": len(part.scores), "score": estimate(list(part.scores.values()))}
+        rows.append(row | named(part, "partial_split", "note"))
     rows.append({"task": "average", "metric": "plain mean over these tasks", "score": results.average()})
     columns = [
         *texts("task", "metric"),

@@ -67,6 +67,11 @@ def numbers(show: Callable[[Any], str] = units.plain, /, **headings: str) -> lis
     return [Column(key, heading, show) for key, heading in headings.items()]
 
 
+def named(one: object, *names: str) -> dict[str, Any]:
+    """The named ones of a value's attributes, as a part of a row."""
+    return {name: getattr(one, name) for name in names}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Estimate):
         return asdict(value)

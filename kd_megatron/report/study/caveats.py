@@ -163,7 +163,7 @@ def _untrained(results: StudyResults) -> list[str]:
         if names:
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             said.append(
-                f"{arm} gives no gradient to {len(names)} parameter tensor{'s' if len(names) > 1 else ''} ({shown}): "
+                f"{arm} gives no gradient to {units.counted(len(names), 'parameter tensor')} ({shown}): "
                 f"fine-tuning {TOPS[results.recipe.finetune.untrained_top if results.recipe.finetune else 'keep']}."
             )
     return said

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from kd_megatron.analysis.curves import PROBE_METRIC
 from kd_megatron.analysis.measure import Measure, measure_of
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.report.page import drawing
@@ -66,13 +67,12 @@ def _dots(axes: Axes, results: StudyResults, measure: Measure, task: str | None)
 
 def loss(results: StudyResults) -> Figure | None:
     """Probe MLM loss against tokens and against the budget: thin lines are seeds, thick ones their mean."""
-    metric = "validation/probe_mlm_loss"
-    if not any(run.curve(metric, "tokens")[0] for run in results.all_runs()):
+    if not any(run.curve(PROBE_METRIC, "tokens")[0] for run in results.all_runs()):
         return None
     figure, panels = pyplot.subplots(1, 2, figsize=(7.2, 3.0), sharey=True)
     for axes, against in zip(panels, ("tokens", "budget_fraction"), strict=True):
         for arm in results.arms:
-            curves = [run.curve(metric, against) for run in results.runs[arm].values()]
+            curves = [run.curve(PROBE_METRIC, against) for run in results.runs[arm].values()]
             drawing.seeds_and_mean(axes, results, arm, [curve for curve in curves if curve[0]])
     panels[0].set_ylabel("held-out MLM loss, probe head (nats)")
     panels[0].set_xlabel("tokens seen")

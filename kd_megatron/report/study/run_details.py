@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kd_megatron.analysis.curves import PROBE_METRIC
 from kd_megatron.analysis.results import FinishedRun, StudyResults
 from kd_megatron.analysis.run_checks import fingerprint_differences
 from kd_megatron.console import units
@@ -9,7 +10,6 @@ from kd_megatron.ledger import ACCOUNTS
 from kd_megatron.report.page.document import Block, Bullets, Details, TableBlock
 from kd_megatron.report.page.table import Column, Table, texts
 
-PROBE = "validation/probe_mlm_loss"
 MOST_ROWS = 8  # of a run's own loss, beside its validations
 
 
@@ -23,10 +23,10 @@ def losses(study: StudyResults) -> Table:
     """Every validation of every run, for csv: what the curves are drawn from."""
     keys = ("step", "tokens", "flops", "hours", "budget_fraction")
     rows = [
-        {"arm": run.arm, "seed": run.seed, **{key: row.get(key) for key in keys}, "probe_loss": row[PROBE]}
+        {"arm": run.arm, "seed": run.seed, **{key: row.get(key) for key in keys}, "probe_loss": row[PROBE_METRIC]}
         for run in study.all_runs()
         for row in run.metrics
-        if row.get(PROBE) is not None
+        if row.get(PROBE_METRIC) is not None
     ]
     return Table("losses", "", [], rows)
 
@@ -53,8 +53,8 @@ def _on_the_way(run: FinishedRun) -> Table:
     step = max(1.0, (len(own) - 1) / (MOST_ROWS - 1))
     chosen = {round(place * step) for place in range(MOST_ROWS)}
     rows = [row for number, row in enumerate(own) if number in chosen]
-    rows += [row for row in run.metrics if row.get(PROBE) is not None]
-    shown = [{**row, "probe_loss": row.get(PROBE)} for row in sorted(rows, key=lambda row: row.get("tokens", 0))]
+    rows += [row for row in run.metrics if row.get(PROBE_METRIC) is not None]
+    shown = [{**row, "probe_loss": row.get(PROBE_METRIC)} for row in sorted(rows, key=lambda row: row.get("tokens", 0))]
     columns = [
         Column("budget_fraction", "budget", lambda value: units.percent(None if value is None else min(value, 1.0))),
         Column("tokens", "tokens", units.count),

@@ -11,7 +11,7 @@ from kd_megatron.ledger import ACCOUNTS
 from kd_megatron.objectives.words import of_arm_in_words
 from kd_megatron.recipe.diff import Difference
 from kd_megatron.report.page import words
-from kd_megatron.report.page.table import Column, Table, numbers, texts
+from kd_megatron.report.page.table import Column, Table, named, numbers, texts
 
 ACTIVITIES = ("student", "teacher", "loss", "data_wait", "other")
 
@@ -210,14 +210,8 @@ def runs(results: StudyResults) -> Table:
 
 
 def _run_row(run: FinishedRun) -> dict[str, Any]:
-    keys = ("steps", "tokens", "unique_tokens", "flops", "hours", "tokens_per_second")
-    row = {
-        "arm": run.arm,
-        "seed": run.seed,
-        **{key: getattr(run.summary, key) for key in keys},
-        "probe_loss": run.probe_loss,
-    }
-    row["score"] = run.score
+    spent = named(run.summary, "steps", "tokens", "unique_tokens", "flops", "hours", "tokens_per_second")
+    row = {**named(run, "arm", "seed"), **spent, **named(run, "probe_loss", "score")}
     return row | {f"score_{task}": run.task_score(task) for task in run.tasks}
 
 
