@@ -4,7 +4,7 @@ from rich.console import Console
 
 from benchmarks.published_study.published_code import ANCHOR, SOURCE, AsPublished, PublishedArm
 from kd_megatron.console import units
-from kd_megatron.planner.plan_view import new_table
+from kd_megatron.console.logs import new_table
 from kd_megatron.report.study.published import REFERENCE
 
 

@@ -14,12 +14,9 @@ from kd_megatron.analysis.run_checks import unfair_checks
 from kd_megatron.analysis.statistics import (
     Estimate,
     VarianceComponents,
-    estimate,
     hedges_g,
-    holm,
-    paired_p_value,
+    judged,
     paired_values,
-    simultaneous_confidence,
     variance_components,
     verdict,
 )
@@ -128,20 +125,14 @@ def _family(results: StudyResults, pairs: list[Pair], num_comparisons: int | Non
         paired_values(results.by_seed(arm, quantity, task), results.by_seed(other, quantity, task))
         for arm, other, quantity, task in pairs
     ]
-    pairs = [pair for pair, differences in zip(pairs, values, strict=True) if differences]
-    values = [differences for differences in values if differences]
-    p_values = [paired_p_value(differences) for differences in values]
-    adjusted = holm([1.0 if p is None else p for p in p_values])
-    num = num_comparisons or len(pairs)
+    known = [(pair, differences) for pair, differences in zip(pairs, values, strict=True) if differences]
+    found = judged([differences for _, differences in known], results.interval, num_comparisons)
     is_fair = not unfair_checks(results)
-    found = []
-    for pair, differences, p, p_holm in zip(pairs, values, p_values, adjusted, strict=True):
-        plain = estimate(differences, method=results.interval)
-        corrected = estimate(differences, simultaneous_confidence(num), results.interval)
-        if plain and corrected:  # None: a value that is not finite
-            adjusted_p = None if p is None else p_holm
-            found.append(Comparison(*pair, plain, corrected, num, p, adjusted_p, hedges_g(differences), is_fair))
-    return found
+    return [
+        Comparison(arm, other, quantity, task, *sure, hedges_g(differences), is_fair)
+        for ((arm, other, quantity, task), differences), sure in zip(known, found, strict=True)
+        if sure
+    ]
 
 
 @once

@@ -6,8 +6,7 @@ score alone. Losses on the way are of the run as it was validated (`validation.a
 
 from dataclasses import dataclass
 
-from kd_megatron.analysis.results import FinishedRun, StudyResults
-from kd_megatron.analysis.summaries import FinetuneSummary
+from kd_megatron.analysis.results import FinishedRun, Student, StudyResults
 
 PROBE_METRIC = "validation/probe_mlm_loss"
 
@@ -39,30 +38,21 @@ def loss_readings(results: StudyResults, run: FinishedRun) -> list[CurvePoint]:
         if all(row.get(key) is not None for key in ("tokens", "flops", "budget_fraction"))
     }
     branches = [
-        CurvePoint(marker.fraction, marker.tokens, marker.flops, marker.probe_loss, constant or marker.decayed)
-        for marker in run.branches
-        if marker.probe_loss is not None
+        _point(branch, branch.probe_loss, constant or branch.decayed)
+        for branch in run.branches
+        if branch.probe_loss is not None
     ]
     return sorted([*found.values(), *branches], key=lambda reading: (reading.tokens, reading.is_decayed))
 
 
-def score_readings(results: StudyResults, run: FinishedRun, task: str | None = None) -> list[CurvePoint]:
+def score_readings(run: FinishedRun, task: str | None = None) -> list[CurvePoint]:
     """Score of ``task`` (None: the average over tasks) at each marker that was fine-tuned, and at the end."""
-    found = []
-    for marker in run.branches:
-        value = _score(marker.finetune, task)
-        if value is not None:
-            found.append(CurvePoint(marker.fraction, marker.tokens, marker.flops, value, marker.decayed))
-    last = _score(run.finetune, task)
-    if last is not None:
-        found.append(CurvePoint(1.0, run.summary.tokens, run.summary.flops, last, True))
-    return sorted(found, key=lambda reading: reading.fraction)
+    scored = ((one, one.task_score(task) if task else one.score) for one in (*run.branches, run))
+    return [_point(student, value, student.decayed) for student, value in scored if value is not None]
 
 
-def _score(summary: FinetuneSummary | None, task: str | None) -> float | None:
-    if summary is None or (task is not None and task not in summary.tasks):
-        return None
-    return summary.average if task is None else summary.tasks[task].mean
+def _point(student: Student, value: float, is_decayed: bool) -> CurvePoint:
+    return CurvePoint(student.fraction, student.summary.tokens, student.summary.flops, value, is_decayed)
 
 
 def readings(results: StudyResults, run: FinishedRun, quantity: str) -> list[CurvePoint]:
@@ -70,6 +60,6 @@ def readings(results: StudyResults, run: FinishedRun, quantity: str) -> list[Cur
 
     The run as it was on the way, its learning rate still high, is no student of a smaller budget.
     """
-    found = loss_readings(results, run) if quantity == "probe_loss" else score_readings(results, run)
+    found = loss_readings(results, run) if quantity == "probe_loss" else score_readings(run)
     settled = [reading for reading in found if reading.is_decayed]
     return settled if run.branches and len(settled) > 1 else found

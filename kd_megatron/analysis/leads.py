@@ -7,8 +7,9 @@ corrected together; the answer rests on their mean over the distilled arms, corr
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,15 +19,7 @@ from kd_megatron.analysis.measure import PROBE, SCORE, Measure
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
-from kd_megatron.analysis.statistics import (
-    Estimate,
-    Method,
-    estimate,
-    holm,
-    paired_p_value,
-    simultaneous_confidence,
-    verdict,
-)
+from kd_megatron.analysis.statistics import Estimate, Method, estimate, judged, verdict
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.study import layout
 from kd_megatron.study.cells import GridPoint, cell_directory, cell_recipe, places
@@ -101,6 +94,19 @@ class GridResults:
         scored = all(cell.study.by_seed(arm, "score") for cell in self.cells for arm in cell.study.arms)
         return [SCORE, PROBE] if self.cells and scored else [PROBE]
 
+    def position(self, axis: Axis, cell: GridCell) -> float:
+        """Where a cell lies on an axis: its budget, or how often the reference read its text."""
+        return cell.place.budget if axis == "budget" else cell.epochs(self.reference) or 0.0
+
+    def levels(self, axis: Axis) -> dict[str, list[GridCell]]:
+        """The cells in which the reference has a result, by what is held fixed along an axis, in words."""
+        groups: dict[str, list[GridCell]] = {}
+        for cell in self.cells:
+            fixed = cell.place.pool_in_words if axis == "budget" else f"{cell.place.budget:g} x budget"
+            if cell.epochs(self.reference) is not None:
+                groups.setdefault(fixed, []).append(cell)
+        return groups
+
     @functools.cached_property
     def unfair(self) -> list[str]:
         """The checks that failed in some cell, with its name."""
@@ -166,24 +172,12 @@ def load(directory: Path, interval: Method = "t") -> GridResults:
 @once
 def contrasts(grid: GridResults, axis: Axis) -> list[Contrast]:
     """For each budget the pools read least and most often; for each pool the smallest and the largest budget."""
-    groups: dict[str, list[GridCell]] = {}
-    for cell in grid.cells:
-        fixed = f"{cell.place.budget:g} x budget" if axis == "repetition" else cell.place.pool_in_words
-        if cell.epochs(grid.reference) is not None:
-            groups.setdefault(fixed, []).append(cell)
-    found = []
-    for level, cells in groups.items():
-        key: Callable[[GridCell], float] = (
-            _budget if axis == "budget" else lambda cell: cell.epochs(grid.reference) or 0.0
-        )
-        low, high = min(cells, key=key), max(cells, key=key)
-        if key(high) >= (MORE_OFTEN if axis == "repetition" else 1.0) * key(low) and high is not low:
+    found, position = [], partial(grid.position, axis)
+    for level, cells in grid.levels(axis).items():
+        low, high = min(cells, key=position), max(cells, key=position)
+        if position(high) >= (MORE_OFTEN if axis == "repetition" else 1.0) * position(low) and high is not low:
             found.append(Contrast(level, low, high))
     return found
-
-
-def _budget(cell: GridCell) -> float:
-    return cell.place.budget
 
 
 @once
@@ -214,28 +208,24 @@ def _family(
     ends = [_ends(arms, found, measure) for arms, found in pairs]
     known = [(pair, both) for pair, both in zip(pairs, ends, strict=True) if both[0]]
     values = [[high[seed] - low[seed] for seed in low] for _, (low, high) in known]
-    num = num_comparisons or len(known)
-    p_values = [paired_p_value(growing) for growing in values]
-    adjusted = [min(1.0, p * num / len(known)) for p in holm([1.0 if p is None else p for p in p_values])]
-    growths_found, is_fair = [], not grid.unfair
-    for ((arms, found), (low, high)), growing, p, p_holm in zip(known, values, p_values, adjusted, strict=True):
-        means = [estimate(list(one.values()), method=grid.interval) for one in (low, high)]
-        plain = estimate(growing, method=grid.interval)
-        corrected = estimate(growing, simultaneous_confidence(num), grid.interval)
-        if plain and corrected and means[0] and means[1]:  # None: a value that is not finite
-            level = found[0].level if len(found) == 1 else f"mean over {len(found)}"
-            read = _mean_epochs(grid, [one.low for one in found]), _mean_epochs(grid, [one.high for one in found])
-            sure = (num, p, None if p is None else p_holm, is_fair)
-            growths_found.append(Growth(axis, arms, level, means[0], means[1], read, plain, corrected, *sure))
-    return growths_found
+    found, is_fair = [], not grid.unfair
+    for ((arms, compared), both), sure in zip(known, judged(values, grid.interval, num_comparisons), strict=True):
+        low, high = (estimate(list(one.values()), method=grid.interval) for one in both)
+        if sure and low and high:  # None: a value that is not finite
+            level = compared[0].level if len(compared) == 1 else f"mean over {len(compared)}"
+            read = [_mean_epochs(grid, [getattr(one, end) for one in compared]) for end in ("low", "high")]
+            growth, corrected, num, p, p_holm = sure
+            p_holm = None if p_holm is None else min(1.0, p_holm * num / len(known))  # num: more than are known
+            sizes = (growth, corrected, num, p, p_holm)
+            found.append(Growth(axis, arms, level, low, high, (read[0], read[1]), *sizes, is_fair))
+    return found
 
 
-def _ends(arms: tuple[str, ...], found: list[Contrast], measure: Measure) -> tuple[dict[int, float], dict[int, float]]:
+def _ends(arms: tuple[str, ...], found: list[Contrast], measure: Measure) -> list[dict[int, float]]:
     """Seed -> mean lead at the low end, and at the high one, over the seeds that both have."""
-    low = _mean_leads(arms, [contrast.low for contrast in found], measure)
-    high = _mean_leads(arms, [contrast.high for contrast in found], measure)
-    shared = sorted(low.keys() & high.keys())
-    return {seed: low[seed] for seed in shared}, {seed: high[seed] for seed in shared}
+    ends = [_mean_leads(arms, [getattr(one, end) for one in found], measure) for end in ("low", "high")]
+    shared = sorted(ends[0].keys() & ends[1].keys())
+    return [{seed: one[seed] for seed in shared} for one in ends]
 
 
 def _mean_leads(arms: Sequence[str], cells: Sequence[GridCell], measure: Measure) -> dict[int, float]:
@@ -246,4 +236,4 @@ def _mean_leads(arms: Sequence[str], cells: Sequence[GridCell], measure: Measure
 
 
 def _mean_epochs(grid: GridResults, cells: Sequence[GridCell]) -> float:
-    return math.fsum(cell.epochs(grid.reference) or 0.0 for cell in cells) / len(cells)
+    return math.fsum(grid.position("repetition", cell) for cell in cells) / len(cells)

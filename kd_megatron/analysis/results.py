@@ -30,67 +30,41 @@ from kd_megatron.study.layout import (
 
 
 @dataclass(frozen=True)
-class BranchResult:
-    """A student that left its run before the end: what a smaller budget buys."""
+class Student:
+    """An arm with one seed: at the end of its run, or of a branch that left it, which is what a smaller budget buys."""
 
-    fraction: float  # of the budget
+    arm: str
+    seed: int
+    fraction: float  # of the budget; 1.0: a whole run
     summary: RunSummary
     finetune: FinetuneSummary | None
-    machines: list[dict[str, Any]] = field(default_factory=list)  # that it was fine-tuned on
+    machines: list[dict[str, Any]]  # that it was fine-tuned on
 
     @property
-    def tokens(self) -> int:
-        """Tokens seen, those of the run before it left included."""
-        return int(self.summary.tokens)
-
-    @property
-    def flops(self) -> float:
-        """FLOPs charged, likewise."""
-        return float(self.summary.flops)
+    def name(self) -> str:
+        """``"minilm/0"``, of a branch ``"minilm/0 at 40 %"``."""
+        return f"{self.arm}/{self.seed}" + ("" if self.fraction == 1.0 else f" at {100 * self.fraction:g} %")
 
     @property
     def decayed(self) -> bool:
         """Whether its learning rate came down."""
-        return self.summary.branch is not None and self.summary.branch.decayed
+        return self.fraction == 1.0 or (self.summary.branch is not None and self.summary.branch.decayed)
 
     @property
     def decay_tokens(self) -> int:
-        """Tokens that the branch saw after it had left."""
+        """Tokens that a branch saw after it had left."""
         steps = self.summary.branch.decay_steps if self.summary.branch else 0
-        return round(self.tokens * steps / max(self.summary.steps, 1))
+        return round(self.summary.tokens * steps / max(self.summary.steps, 1))
 
     @property
     def probe_loss(self) -> float | None:
         """Held-out MLM loss of the probe head, in nats per masked token."""
         return self.summary.probe_loss
 
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """One student: an arm with one seed."""
-
-    arm: str
-    seed: int
-    directory: Path
-    summary: RunSummary
-    metrics: list[dict[str, Any]]
-    finetune: FinetuneSummary | None
-    branches: list[BranchResult] = field(default_factory=list)  # in the order of the budget
-    machines: list[dict[str, Any]] = field(default_factory=list)  # that it was fine-tuned on
-
-    def curve(self, metric: str, against: str) -> tuple[list[float], list[float]]:
-        """(x, y) of the rows of ``metrics.jsonl`` that hold both ``against`` and ``metric``."""
-        rows = [row for row in self.metrics if row.get(metric) is not None and row.get(against) is not None]
-        return [float(row[against]) for row in rows], [float(row[metric]) for row in rows]
-
-    def account(self, name: str, unit: str) -> float:
-        """What one account of the ledger spent; ``unit`` is ``"seconds"`` or ``"flops"``."""
-        return float(self.summary.accounts.get(name, {}).get(unit, 0.0))
-
     @property
-    def probe_loss(self) -> float | None:
-        """Held-out MLM loss of the probe head, in nats per masked token."""
-        return self.summary.probe_loss
+    def tasks(self) -> dict[str, TaskSummary]:
+        """What fine-tuning found, by task; empty before it."""
+        return self.finetune.tasks if self.finetune else {}
 
     @property
     def score(self) -> float | None:
@@ -101,10 +75,22 @@ class FinishedRun:
         """Score of one task (mean over fine-tuning seeds); None before fine-tuning."""
         return self.tasks[task].mean if task in self.tasks else None
 
-    @property
-    def tasks(self) -> dict[str, TaskSummary]:
-        """What fine-tuning found, by task; empty before it."""
-        return self.finetune.tasks if self.finetune else {}
+
+@dataclass(frozen=True)
+class FinishedRun(Student):
+    """A whole run, and what branched off it."""
+
+    metrics: list[dict[str, Any]]
+    branches: list[Student] = field(default_factory=list)  # in the order of the budget
+
+    def curve(self, metric: str, against: str) -> tuple[list[float], list[float]]:
+        """(x, y) of the rows of ``metrics.jsonl`` that hold both ``against`` and ``metric``."""
+        rows = [row for row in self.metrics if row.get(metric) is not None and row.get(against) is not None]
+        return [float(row[against]) for row in rows], [float(row[metric]) for row in rows]
+
+    def account(self, name: str, unit: str) -> float:
+        """What one account of the ledger spent; ``unit`` is ``"seconds"`` or ``"flops"``."""
+        return float(self.summary.accounts.get(name, {}).get(unit, 0.0))
 
 
 @dataclass(frozen=True)
@@ -156,6 +142,10 @@ class StudyResults:
     def all_runs(self) -> list[FinishedRun]:
         """Every finished run."""
         return [run for runs in self.runs.values() for run in runs.values()]
+
+    def all_students(self) -> list[Student]:
+        """Every finished run, each before its branches."""
+        return [student for run in self.all_runs() for student in (run, *run.branches)]
 
     @once
     def by_seed(self, arm: str, quantity: str, task: str | None = None) -> dict[int, float]:
@@ -219,26 +209,29 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
 
 def _load_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> FinishedRun | None:
     where = arm_directory(directory, arm, seed)
+    student = _load_student(recipe, arm, seed, 1.0, where, finetune_directory(directory, arm, seed))
+    if student is None:
+        return None
+    found = (
+        _load_student(
+            *(recipe, arm, seed, fraction),
+            branch_directory(directory, arm, seed, fraction),
+            branch_finetune_directory(directory, arm, seed, fraction),
+        )
+        for fraction in (recipe.markers.branches if recipe.markers else [])
+    )
+    branches = [branch for branch in found if branch]
+    return FinishedRun(**vars(student), metrics=records.read_metrics(where), branches=branches)
+
+
+def _load_student(
+    recipe: StudyRecipe, arm: str, seed: int, fraction: float, where: Path, tuned: Path
+) -> Student | None:
     summary = summaries.finished_run(where)
     if summary is None:
         return None
-    tuned = finetune_directory(directory, arm, seed)
     finetune = summaries.finetuned(tuned, summary) if recipe.finetune else None
-    branches = _load_branches(directory, recipe, arm, seed)
-    return FinishedRun(
-        arm, seed, where, summary, records.read_metrics(where), finetune, branches, summaries.machines(tuned)
-    )
-
-
-def _load_branches(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> list[BranchResult]:
-    found = []
-    for fraction in recipe.markers.branches if recipe.markers else []:
-        summary = summaries.finished_run(branch_directory(directory, arm, seed, fraction))
-        if summary is not None:
-            tuned = branch_finetune_directory(directory, arm, seed, fraction)
-            finetune = summaries.finetuned(tuned, summary) if recipe.finetune else None
-            found.append(BranchResult(fraction, summary, finetune, summaries.machines(tuned)))
-    return found
+    return Student(arm, seed, fraction, summary, finetune, summaries.machines(tuned))
 
 
 def _missing_branches(recipe: StudyRecipe, run: FinishedRun) -> list[str]:

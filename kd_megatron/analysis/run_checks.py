@@ -12,7 +12,6 @@ from kd_megatron.analysis.findings import Finding, same, short, summed_up
 from kd_megatron.analysis.finetune_checks import finetune_findings
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import FinishedRun, StudyResults
-from kd_megatron.analysis.update_checks import update_findings
 from kd_megatron.recipe import StudyRecipe, diff
 from kd_megatron.recipe.config import TIME_UNITS
 from kd_megatron.recipe.diff import flatten
@@ -22,6 +21,9 @@ SEEDS = "seeds"
 CLOCK_TOLERANCE = 0.01  # of the budget: one step of a wall-clock budget may be slower than the mean step
 OF_THE_TEACHER = ("teacher", "teacher_source")  # entries of a fingerprint: of arms that have something of the teacher
 OF_A_CHECKPOINT = ("begins_from",)  # of arms that begin from a model other than the teacher
+EPSILON_SHARE, CLIPPED_SHARE = "epsilon_share", "clipped_share"  # columns of a run's metrics
+MOST_OF_EPSILON = 0.10  # of an arm's updates
+LARGEST_FACTOR = 2.0  # between what clipping leaves of the gradients of two arms
 
 
 @once
@@ -36,7 +38,7 @@ def run_findings(results: StudyResults) -> list[Finding]:
         _same_seeds(results),
         _same(runs, "student parameters", lambda run: run.summary.parameters),
         *_settings(results),
-        *update_findings(results),
+        *_update_findings(results),
         *_fingerprints(results),
         *finetune_findings(results),
     ]
@@ -79,14 +81,14 @@ def _settings(results: StudyResults) -> list[Finding]:
             num_runs += run.summary.settings is not None
             for one in diff.changes(StudyRecipe, given, expected, but="record", among=given and flatten(given)):
                 if owes or not one.policy.makes_stale("taught"):
-                    problems.append(f"{arm}/{run.seed} had {one.key} {one.was}, not {one.now}")
+                    problems.append(f"{run.name} had {one.key} {one.was}, not {one.now}")
     if problems:
         return [Finding("settings as the recipe says", False, "; ".join(problems))]
     return [Finding("settings as the recipe says", True, f"in all {num_runs} runs")] if num_runs else []
 
 
 def _same(runs: list[FinishedRun], check: str, read: Callable[[FinishedRun], Any]) -> Finding:
-    return same(check, {f"{run.arm}/{run.seed}": read(run) for run in runs})
+    return same(check, {run.name: read(run) for run in runs})
 
 
 def _budgets_are_spent(runs: list[FinishedRun]) -> Finding:
@@ -96,9 +98,7 @@ def _budgets_are_spent(runs: list[FinishedRun]) -> Finding:
         budget, steps = run.summary.budget, max(run.summary.steps, 1)
         if budget.calibrated_steps is not None:
             if steps != budget.calibrated_steps:
-                problems.append(
-                    f"{run.arm}/{run.seed} took {steps} of the {budget.calibrated_steps} steps fixed for it"
-                )
+                problems.append(f"{run.name} took {steps} of the {budget.calibrated_steps} steps fixed for it")
             continue
         allowance = budget.spent / steps
         if budget.unit in TIME_UNITS:
@@ -107,7 +107,7 @@ def _budgets_are_spent(runs: list[FinishedRun]) -> Finding:
         worst = max(worst, excess / budget.limit)
         if not -1e-9 * budget.limit <= excess <= allowance * (1 + 1e-9):
             spent = f"{budget.spent:.4g} of {budget.limit:.4g} {budget.unit}"
-            problems.append(f"{run.arm}/{run.seed} spent {spent}")
+            problems.append(f"{run.name} spent {spent}")
     if problems:
         return Finding("equal budgets", False, "; ".join(problems))
     if all(run.summary.budget.calibrated_steps is not None for run in runs):
@@ -121,6 +121,38 @@ def _same_seeds(results: StudyResults) -> Finding:
         return Finding(SEEDS, True, f"every arm has seeds {', '.join(map(str, next(iter(seeds.values()))))}")
     listed = "; ".join(f"{arm}: {', '.join(map(str, found)) or 'none yet'}" for arm, found in seeds.items())
     return Finding(SEEDS, False, f"arms do not have the same seeds, differences pair the shared ones. {listed}")
+
+
+def _update_findings(results: StudyResults) -> list[Finding]:
+    """Was an arm muted? One finding for Adam's epsilon and one for clipping; none of runs that recorded neither.
+
+    Arms have losses of different sizes. An epsilon beside the gradients of one of them slows that arm alone, and so
+    does a clipping norm that only some arms reach: both make arms differ in more than the objective.
+    """
+    epsilon, clipped = (_by_arm(results, column) for column in (EPSILON_SHARE, CLIPPED_SHARE))
+    found = []
+    if epsilon:
+        passed = max(epsilon.values()) <= MOST_OF_EPSILON
+        found.append(Finding("share of updates that Adam's epsilon took", passed, _listed(epsilon)))
+    if clipped:
+        left = [1.0 - share for share in clipped.values()]
+        passed = max(left) <= LARGEST_FACTOR * min(left)
+        found.append(Finding("share of gradients that clipping took", passed, _listed(clipped)))
+    return found
+
+
+def _by_arm(results: StudyResults, column: str) -> dict[str, float]:
+    """Arm -> the mean of a column over all rows of all its runs; arms without such rows are left out."""
+    found = {}
+    for arm in results.arms:
+        rows = [row for run in results.runs[arm].values() for row in run.metrics]
+        if values := [row[column] for row in rows if row.get(column) is not None]:
+            found[arm] = sum(values) / len(values)
+    return found
+
+
+def _listed(shares: dict[str, float]) -> str:
+    return ", ".join(f"{arm} {100 * share:.2g} %" for arm, share in shares.items())
 
 
 def _fingerprints(results: StudyResults) -> list[Finding]:
@@ -159,27 +191,18 @@ def differences_between(studies: Mapping[str, StudyResults]) -> dict[str, str]:
 
 @once
 def _recorded(results: StudyResults) -> dict[str, dict[str, Any]]:
-    """Entry of the fingerprints -> run -> what it recorded, of the runs in which the entry counts.
-
-    A run is called ``ARM/SEED``, a branch of it ``ARM/SEED at 40 %``.
+    """Entry of the fingerprints -> `Student.name` -> what it recorded, of those in which the entry counts.
 
     An arm that owes the teacher nothing is the same with another one: `claim_study` lets it stand, and so does this.
     """
-    prints = {
-        (run.arm, f"{run.seed}{place}"): flatten(summary.fingerprint or {"fingerprint": "absent"})
-        for run in results.all_runs()
-        for place, summary in [
-            ("", run.summary),
-            *((f" at {100 * marker.fraction:g} %", marker.summary) for marker in run.branches),
-        ]
-    }
+    prints = [(one, flatten(one.summary.fingerprint or {"fingerprint": "absent"})) for one in results.all_students()]
     taught = {arm for arm in results.arms if results.owes_the_teacher(arm)}
     begun = {arm for arm in results.arms if results.resolved[arm].student.initialise.method == "checkpoint"}
     own_to = dict.fromkeys(OF_THE_TEACHER, taught) | dict.fromkeys(OF_A_CHECKPOINT, begun)
     found = {}
-    for key in sorted({key for one in prints.values() for key in one if _comparable(key)}):
+    for key in sorted({key for _, one in prints for key in one if _comparable(key)}):
         counting = own_to.get(key, {*results.arms})
-        found[key] = {f"{arm}/{name}": one.get(key) for (arm, name), one in prints.items() if arm in counting}
+        found[key] = {student.name: one.get(key) for student, one in prints if student.arm in counting}
     return {key: values for key, values in found.items() if values}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from kd_megatron.console.units import counted
 from kd_megatron.errors import RecipeError
 
 CONFIDENCE = 0.95
@@ -78,7 +79,7 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE, method: Me
 def _bootstrap_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
     if len(values) < FEWEST_FOR_BOOTSTRAP:
         raise RecipeError(
-            given=f"a bootstrap interval of {len(values)} value{'' if len(values) == 1 else 's'}, one for each seed",
+            given=f"a bootstrap interval of {counted(len(values), 'value')}, one for each seed",
             expected=f"at least {FEWEST_FOR_BOOTSTRAP} seeds: resampling fewer gives an interval that is too narrow",
             fix="use Student's t (--interval t), or run more seeds",
         )
@@ -150,6 +151,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
         adjusted[index] = highest
     return adjusted
+
+
+Judged = tuple[Estimate, Estimate, int, float | None, float | None]  # plain, corrected, family's size, p, p by Holm
+
+
+def judged(
+    family: Sequence[Sequence[float]], method: Method, num_comparisons: int | None = None
+) -> list[Judged | None]:
+    """What may be claimed of each mean difference of a family; None where a value is not finite.
+
+    Args:
+        family: of each member, the differences seed by seed.
+        method: as of `estimate`.
+        num_comparisons: of the family, where more were made than are in it.
+    """
+    num = num_comparisons or len(family)
+    p_values = [paired_p_value(differences) for differences in family]
+    adjusted = holm([1.0 if p is None else p for p in p_values])
+    found: list[Judged | None] = []
+    for differences, p, by_holm in zip(family, p_values, adjusted, strict=True):
+        plain, corrected = (estimate(differences, one, method) for one in (CONFIDENCE, simultaneous_confidence(num)))
+        found.append((plain, corrected, num, p, None if p is None else by_holm) if plain and corrected else None)
+    return found
 
 
 def hedges_g(differences: Sequence[float]) -> float | None:

@@ -1,13 +1,14 @@
 """What a report reads of the summaries that finished runs and fine-tunings left, typed; of earlier versions' as well.
 
-What every version has recorded is needed, and its absence is an error that names the file. The rest may be absent: what
-is not known is None or empty, and nothing is said of it.
+What every version has recorded is needed, and its absence is an error that names the file. The rest has a default and
+may be absent: what is not known is None or empty, and nothing is said of it.
 """
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kd_megatron.errors import OutputError
 from kd_megatron.finetune.places import MACHINES
@@ -48,10 +49,10 @@ class CacheUse:
 class TeacherFacts:
     """The teacher that a run learned from."""
 
-    parameters: int | None
-    cost_flops: float | None  # of its own training, as the recipe states it
-    cost_source: str | None
-    cache: CacheUse | None
+    parameters: int | None = None
+    cost_flops: float | None = None  # of its own training, as the recipe states it
+    cost_source: str | None = None
+    cache: CacheUse | None = None
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,10 @@ class RunSummary:
     own_loss: float | None  # the same of the student's own head; None where its objective trains none
     teacher: TeacherFacts | None  # None: it has none
     branch: BranchFacts | None  # None: a whole run
-    untrained_parameters: list[str]
-    export_hash: str | None
-    settings: dict[str, Any] | None
-    fingerprint: dict[str, Any] | None
+    untrained_parameters: list[str] = field(default_factory=list)
+    export_hash: str | None = None
+    settings: dict[str, Any] | None = None
+    fingerprint: dict[str, Any] | None = None
 
     @property
     def epochs(self) -> float:
@@ -96,15 +97,15 @@ class TaskSummary:
 
     metric: str
     mean: float
-    scores: dict[str, float]  # by fine-tuning seed
-    best_cell: dict[str, Any]  # learning rate and batch size of the setting that they are of
-    cells: list[dict[str, Any]]
-    num_train: int | None
-    num_dev: int | None
     num_runs: int
-    partial_split: bool
-    note: str
-    content_hash: str | None  # of its rows
+    scores: dict[str, float] = field(default_factory=dict)  # by fine-tuning seed
+    best_cell: dict[str, Any] = field(default_factory=dict)  # learning rate and batch size that they are of
+    cells: list[dict[str, Any]] = field(default_factory=list)
+    num_train: int | None = None
+    num_dev: int | None = None
+    partial_split: bool = False
+    note: str = ""
+    content_hash: str | None = None  # of its rows
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,15 @@ class FinetuneSummary:
 
     tasks: dict[str, TaskSummary]
     average: float
-    model: str | None
-    model_hash: str | None
-    precision: str | None
-    selection: str | None  # in words
-    averages: dict[str, dict[str, Any]]  # that others take
-    settings: dict[str, Any] | None
+    model: str | None = None
+    model_hash: str | None = None
+    precision: str | None = None
+    selection: str | None = None  # in words
+    averages: dict[str, dict[str, Any]] = field(default_factory=dict)  # that others take
+    settings: dict[str, Any] | None = None
+
+
+Made = TypeVar("Made")
 
 
 class _Record:
@@ -148,6 +152,15 @@ class _Record:
     def optional(self, key: str) -> "_Record | None":
         """A section that may be absent or null."""
         return self.part(key) if self.get(key) else None
+
+    def filled(self, made: type[Made], **known: Any) -> Made:
+        """The values that the fields of a dataclass name, beside those ``known``; one with a default may be absent."""
+        for one in dataclasses.fields(made):  # type: ignore[arg-type]
+            if one.name not in known:
+                is_needed = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+                value = self[one.name] if is_needed else self.get(one.name)
+                known |= {one.name: value} if is_needed or value is not None else {}
+        return made(**known)
 
 
 def finished_run(directory: Path) -> RunSummary | None:
@@ -181,54 +194,23 @@ def machines(directory: Path) -> list[dict[str, Any]]:
 
 
 def _run(record: _Record) -> RunSummary:
-    branch = record.optional("branch")
-    return RunSummary(
-        **{key: record[key] for key in ("steps", "tokens", "unique_tokens", "parameters")},
-        **{key: record[key] for key in ("flops", "hours", "tokens_per_second")},
-        budget=_budget(record.part("budget")),
+    budget, branch, teacher = record.part("budget"), record.optional("branch"), record.optional("teacher")
+    calibrated, cache = budget.optional("calibrated"), teacher.optional("cache") if teacher else None
+    return record.filled(
+        RunSummary,
+        budget=budget.filled(Budget, calibrated_steps=calibrated["steps"] if calibrated else None),
         accounts=record.part("ledger")["accounts"],
         probe_loss=record.part("validation").get("probe_mlm_loss"),
         own_loss=record.part("validation").get("mlm_loss"),
-        teacher=_teacher(record.optional("teacher")),
-        branch=BranchFacts(bool(branch["decayed"]), branch["decay_steps"]) if branch else None,
-        untrained_parameters=record.get("untrained_parameters", []),
-        **{key: record.get(key) for key in ("export_hash", "settings", "fingerprint")},
+        teacher=teacher.filled(TeacherFacts, cache=cache.filled(CacheUse) if cache else None) if teacher else None,
+        branch=branch.filled(BranchFacts) if branch else None,
     )
-
-
-def _budget(record: _Record) -> Budget:
-    calibrated = record.optional("calibrated")
-    steps = calibrated["steps"] if calibrated else None
-    return Budget(record["unit"], record["limit"], record["spent"], record["charge"], steps)
-
-
-def _teacher(record: _Record | None) -> TeacherFacts | None:
-    if record is None:
-        return None
-    cache = record.optional("cache")
-    use = CacheUse(**{key: cache[key] for key in CacheUse.__dataclass_fields__}) if cache else None
-    return TeacherFacts(**{key: record.get(key) for key in ("parameters", "cost_flops", "cost_source")}, cache=use)
 
 
 def _finetuning(record: _Record) -> FinetuneSummary:
     tasks = record.part("tasks")
-    return FinetuneSummary(
-        tasks={name: _task(tasks.part(name)) for name in tasks.content},
-        average=record["average"],
-        **{key: record.get(key) for key in ("model", "model_hash", "precision", "selection", "settings")},
-        averages=record.get("averages", {}),
-    )
+    return record.filled(FinetuneSummary, tasks={name: _task(tasks.part(name)) for name in tasks.content})
 
 
 def _task(record: _Record) -> TaskSummary:
-    cells = record.get("cells", [])
-    return TaskSummary(
-        metric=record["metric"],
-        mean=record["mean"],
-        cells=cells,
-        num_runs=record.get("num_runs", len(cells)),
-        partial_split=record.get("partial_split", False),
-        note=record.get("note", ""),
-        **{key: record.get(key, {}) for key in ("scores", "best_cell")},
-        **{key: record.get(key) for key in ("num_train", "num_dev", "content_hash")},
-    )
+    return record.filled(TaskSummary, num_runs=record.get("num_runs", len(record.get("cells", []))))

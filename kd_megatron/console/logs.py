@@ -4,8 +4,10 @@ import os
 import sys
 import warnings
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from kd_megatron.ranks import process
 from kd_megatron.redact import redact
@@ -44,6 +46,14 @@ def progress_bar(unit: str = "") -> Progress:
         auto_refresh=console.is_terminal,  # elsewhere its last state is written, once; no thread is needed for that
         disable=not process.is_main(),
     )
+
+
+def new_table(title: str, *headings: str) -> Table:
+    """A table whose first column is names and whose others are numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    return table
 
 
 def quiet_libraries() -> None:

@@ -73,9 +73,14 @@ def plain(value: Any) -> str:
     return NOTHING if value is None else str(value)
 
 
-def num_seeds(num: int) -> str:
+def counted(num: int, what: str) -> str:
     """``"1 seed"`` or ``"3 seeds"``."""
-    return f"{num} seed{'' if num == 1 else 's'}"
+    return f"{num} {what}{'' if num == 1 else 's'}"
+
+
+def num_seeds(num: int) -> str:
+    """`counted` of seeds."""
+    return counted(num, "seed")
 
 
 def seeds_of(counts: Collection[int]) -> str:

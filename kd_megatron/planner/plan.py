@@ -142,14 +142,6 @@ def _speed(
     return None
 
 
-def _require_enough(
-    resolved: Mapping[str, StudyRecipe], costs: Mapping[str, ArmCost], speed: Speed | None, num_devices: int
-) -> None:
-    for arm, recipe in resolved.items():
-        known = {} if speed is None else {arm: speed.tokens_per_second(arm, costs[arm])}
-        require_enough(recipe, {arm: charged_flops_per_token(recipe, costs[arm])}, known, num_devices)
-
-
 def _cell(
     recipe: StudyRecipe,
     place: GridPoint | None,
@@ -162,7 +154,9 @@ def _cell(
     recipe = cell_recipe(recipe, place) if place else recipe
     resolved = _resolved(recipe)
     own = replace(means, pool=_pool_tokens(recipe, manifests))
-    _require_enough(resolved, costs, own.speed, own.num_devices)
+    for arm, one in resolved.items():
+        known = own.speed.tokens_per_second(arm, costs[arm]) if own.speed else None
+        require_enough(one, arm, charged_flops_per_token(one, costs[arm]), known, own.num_devices)
     reference = costs.get(PREFERRED_REFERENCE, next(iter(costs.values())))
     arms = [plan_arm(resolved[arm], arm, cost, reference, own) for arm, cost in costs.items()]
     return CellPlan(place, own.pool, arms, plan_totals.of_students(recipe, resolved, arms, vocab_size, own))

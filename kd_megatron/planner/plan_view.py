@@ -1,10 +1,10 @@
 """A plan as tables for a terminal."""
 
-from rich import box
 from rich.console import Console
-from rich.table import Table as RichTable
+from rich.table import Table
 
 from kd_megatron.console import units
+from kd_megatron.console.logs import new_table
 from kd_megatron.console.units import budget_in_words, num_seeds
 from kd_megatron.engine.batch_split import smaller_than_asked
 from kd_megatron.planner.plan import Plan
@@ -42,7 +42,7 @@ def show(planned: Plan, console: Console) -> None:
     console.print(_memory_table(planned))
 
 
-def _cost_table(planned: Plan) -> RichTable:
+def _cost_table(planned: Plan) -> Table:
     title = "FLOPs per token, forward and backward; student and teacher without their MLM heads"
     table = new_table(title, "arm", "student", "teacher", "heads", "loss", "total", "teacher %")
     cached = _cache(planned.recipe) is not None
@@ -65,7 +65,7 @@ def _cache(recipe: StudyRecipe) -> TeacherCacheRecipe | None:
     return recipe.teacher.cache if recipe.teacher else None
 
 
-def _tokens_table(planned: Plan) -> RichTable:
+def _tokens_table(planned: Plan) -> Table:
     timed = ("tokens/s", "hours") if planned.speed else ()
     table = new_table("What the budget buys", "arm", "steps", "tokens", "epochs", *timed, "at equal FLOPs")
     for entry in planned.arms:
@@ -75,7 +75,7 @@ def _tokens_table(planned: Plan) -> RichTable:
     return table
 
 
-def _cells_table(planned: Plan) -> RichTable:
+def _cells_table(planned: Plan) -> Table:
     table = new_table("In each cell of the grid", "budget", "of text", "arm", "steps", "tokens", "epochs")
     for cell in planned.cells:
         assert cell.place is not None
@@ -92,7 +92,7 @@ def _bought(entry: ArmPlan) -> tuple[str, str, str]:
     return steps, units.count(entry.tokens), units.ratio(entry.epochs)
 
 
-def _totals_table(planned: Plan) -> RichTable:
+def _totals_table(planned: Plan) -> Table:
     table = new_table("The whole study", "part", "FLOPs", *(("hours",) if planned.speed else ()))
     table.add_column("", style="dim", overflow="fold")
     for item in planned.totals:
@@ -105,7 +105,7 @@ def _totals_table(planned: Plan) -> RichTable:
     return table
 
 
-def _memory_table(planned: Plan) -> RichTable:
+def _memory_table(planned: Plan) -> Table:
     processes = f"{planned.num_processes} process{'es' if planned.num_processes > 1 else ''}"
     title = f"Memory of each of {processes}, GiB, of the arm that needs most"
     table = new_table(title, "ds_config", "weights", "Adam", "teacher", "engine", "step", "total", "host")
@@ -113,15 +113,6 @@ def _memory_table(planned: Plan) -> RichTable:
         parts = (memory.weights, memory.optimizer, memory.teacher, memory.engine, memory.step, memory.total)
         host = units.NOTHING if not memory.host_bytes else f"{memory.host_bytes / GIB:.2f}"
         table.add_row(ds_config, *(f"{size / GIB:.2f}" for size in parts), host)
-    return table
-
-
-def new_table(title: str, first: str, *others: str) -> RichTable:
-    """A table whose first column is names and whose others are numbers."""
-    table = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for heading in others:
-        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 

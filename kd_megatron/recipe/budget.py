@@ -1,8 +1,9 @@
 """What ends a run, and what is charged to it."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from kd_megatron.recipe.config import BUDGET_UNITS, TIME_UNITS, Strict
 from kd_megatron.recipe.policy import FOUND_OUT
@@ -50,40 +51,26 @@ class BudgetRecipe(Strict):
     calibrate: Annotated[CalibrateRecipe | None, FOUND_OUT] = None
     calibrated: Annotated[CalibratedSteps | None, FOUND_OUT] = None
 
-    @model_validator(mode="after")
-    def _one_unit(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Not one unit, or accounts that end with no budget, are not counted or not measured."""
         given = [unit for unit in BUDGET_UNITS if getattr(self, unit) is not None]
         if len(given) != 1:
-            raise ValueError(f"a budget has exactly one unit of {', '.join(BUDGET_UNITS)}; given: {given or 'none'}")
-        return self
-
-    @model_validator(mode="after")
-    def _charges_what_ends_with_the_budget(self) -> Self:
+            yield f"a budget has exactly one unit of {', '.join(BUDGET_UNITS)}; given: {given or 'none'}"
         if wrong := sorted(NEVER_CHARGED & set(self.charge)):
-            raise ValueError(
+            yield (
                 f"{', '.join(wrong)} cannot be charged: the last of it comes when the budget is used up, so arms would "
                 "spend more than it; leave it out of charge (the report shows it all the same)"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _flops_are_counted_where_they_are_charged(self) -> Self:
-        if self.unit == "flops" and (uncounted := sorted(set(self.charge) - TRAINING_ACCOUNTS)):
-            raise ValueError(
-                f"FLOPs are counted in training steps alone, {', '.join(uncounted)} would be charged none: leave it "
+        beyond_steps = ", ".join(sorted(set(self.charge) - TRAINING_ACCOUNTS))
+        if self.unit == "flops" and beyond_steps:
+            yield (
+                f"FLOPs are counted in training steps alone, {beyond_steps} would be charged none: leave it "
                 "out of charge, or give the budget in hours"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _calibration_measures_what_is_charged(self) -> Self:
-        if self.calibrate is None:
-            return self
-        if not self.is_time:
-            raise ValueError(f"calibrate is for budgets in hours or gpu_hours; {self.unit} are counted, not measured")
-        if unmeasured := sorted(set(self.charge) - TRAINING_ACCOUNTS):
-            raise ValueError(f"calibrate times training steps alone, but {', '.join(unmeasured)} is charged as well")
-        return self
+        if self.calibrate and not self.is_time:
+            yield f"calibrate is for budgets in hours or gpu_hours; {self.unit} are counted, not measured"
+        if self.calibrate and beyond_steps:
+            yield f"calibrate times training steps alone, but {beyond_steps} is charged as well"
 
     @property
     def is_time(self) -> bool:

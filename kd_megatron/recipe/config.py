@@ -5,9 +5,9 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from kd_megatron.errors import RecipeError, nearest
 from kd_megatron.recipe import recipe_yaml
@@ -20,6 +20,24 @@ class Strict(BaseModel):
     """Base of all recipe sections: unknown keys are errors, numbers are finite, instances are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with values that are each allowed: the first one is the error."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _has_no_problem(self) -> Self:
+        for problem in self.problems():
+            raise ValueError(problem)
+        return self
+
+
+def given_or_trained(section: Any, given: str) -> Iterator[str]:
+    """What is wrong where not exactly one of ``given`` and ``train`` is there, or ``revision`` is of neither."""
+    if (getattr(section, given) is None) == (section.train is None):
+        yield f"give exactly one of {given!r} and 'train'"
+    if section.train is not None and section.revision is not None:
+        yield f"'revision' belongs to {given!r}"
 
 
 Recipe = TypeVar("Recipe", bound=BaseModel)

@@ -1,10 +1,11 @@
 """A corpus to prepare: sources, which documents are kept, tokenizer, shards."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from kd_megatron.recipe.config import Strict
+from kd_megatron.recipe.config import Strict, given_or_trained
 from kd_megatron.recipe.paths import PathPart, PathText, Revision
 from kd_megatron.recipe.policy import COUNTS, SPEED, WORDS
 from kd_megatron.recipe.types import Count, Fraction
@@ -25,13 +26,11 @@ class SourceRecipe(Strict):
     max_documents: Count | None = None  # after those
     licence: str = "not stated"  # copied to the manifest
 
-    @model_validator(mode="after")
-    def _has_what_its_type_needs(self) -> Self:
-        if self.type == "files" and not self.paths:
-            raise ValueError("a source of type 'files' needs 'paths'")
-        if self.type == "huggingface" and not self.dataset:
-            raise ValueError("a source of type 'huggingface' needs 'dataset'")
-        return self
+    def problems(self) -> Iterator[str]:
+        """Without what its type needs."""
+        needed = {"files": "paths", "huggingface": "dataset"}.get(self.type)
+        if needed and not getattr(self, needed):
+            yield f"a source of type {self.type!r} needs {needed!r}"
 
 
 class CleanRecipe(Strict):
@@ -59,13 +58,9 @@ class TokenizerRecipe(Strict):
     revision: Revision | None = None  # of a hub id, best a full commit
     train: TrainTokenizerRecipe | None = None
 
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if (self.load is None) == (self.train is None):
-            raise ValueError("give exactly one of 'load' and 'train'")
-        if self.train is not None and self.revision is not None:
-            raise ValueError("'revision' belongs to 'load'")
-        return self
+    def problems(self) -> Iterator[str]:
+        """As `given_or_trained`."""
+        return given_or_trained(self, "load")
 
 
 class CorpusRecipe(Strict):

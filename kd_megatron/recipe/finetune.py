@@ -1,6 +1,7 @@
 """The separate stage: tasks, grid, and one optimiser recipe for all models."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -40,22 +41,17 @@ class TaskRecipe(Strict):
         """Whether it is one of the tasks that are made from the installed packages."""
         return self.train == "embedded" and self.dataset is None
 
-    @model_validator(mode="after")
-    def _of_a_data_set(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Keys of a data set, or of own data, where there is none."""
         lone = [key for key in ("subset", "revision") if getattr(self, key) is not None and self.dataset is None]
         if lone:
-            raise ValueError(f"{' and '.join(lone)} belong to 'dataset', which is not given")
-        return self
-
-    @model_validator(mode="after")
-    def _of_own_data(self) -> Self:
+            yield f"{' and '.join(lone)} belong to 'dataset', which is not given"
         fields = type(self).model_fields
         own = [key for key in ("dev", "test", "text", "label", "type") if getattr(self, key) != fields[key].default]
         if self.is_glue and own:
-            raise ValueError(f"{', '.join(own)}: of own data, which needs 'train' or 'dataset' too")
+            yield f"{', '.join(own)}: of own data, which needs 'train' or 'dataset' too"
         if self.is_embedded and own:
-            raise ValueError(f"{', '.join(own)}: of own data, but an embedded task brings all of its own")
-        return self
+            yield f"{', '.join(own)}: of own data, but an embedded task brings all of its own"
 
 
 class GridRecipe(Strict):
@@ -114,17 +110,12 @@ class FinetuneRecipe(Strict):
     def _of_the_preset(cls, raw: Any) -> Any:
         return fill_in(raw) if isinstance(raw, dict) else raw
 
-    @model_validator(mode="after")
-    def _one_source_of_glue(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Two sources of GLUE; seeds or tasks that are given twice."""
         if self.glue_path is not None and self.glue_revision is not None:
-            raise ValueError("glue_revision is of the hub's copy, and glue_path names a local one: give one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _no_repeats(self) -> Self:
+            yield "glue_revision is of the hub's copy, and glue_path names a local one: give one of them"
         lists: dict[str, list[Any]] = {"seeds": self.seeds, "tasks": [task.name for task in self.tasks]}
         for what, values in lists.items():
             repeated = sorted({value for value in values if values.count(value) > 1}, key=str)
             if repeated:
-                raise ValueError(f"{what} are given twice: {repeated}")
-        return self
+                yield f"{what} are given twice: {repeated}"

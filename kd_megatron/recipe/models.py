@@ -1,11 +1,10 @@
 """Student and teacher: sizes, first weights, where a teacher comes from and what is kept of it."""
 
-from typing import Annotated, Literal, Self
-
-from pydantic import model_validator
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 from kd_megatron.recipe.budget import Budget
-from kd_megatron.recipe.config import Strict
+from kd_megatron.recipe.config import Strict, given_or_trained
 from kd_megatron.recipe.paths import PathText, Revision
 from kd_megatron.recipe.policy import ACROSS, ALIKE, AT_RESUME, PLACE
 from kd_megatron.recipe.types import Count, Fraction, Positive, Seed
@@ -35,13 +34,10 @@ class EncoderRecipe(Strict):
     attention_dropout: Fraction = 0.0
     initialise: InitialiseRecipe = InitialiseRecipe()
 
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Heads that do not divide the width."""
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
-        return self
+            yield f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
 
 
 class TeacherTrainingRecipe(Strict):
@@ -52,11 +48,10 @@ class TeacherTrainingRecipe(Strict):
     seed: Seed = 0
     learning_rate: Positive | None = None  # None: the study's
 
-    @model_validator(mode="after")
-    def _is_not_calibrated(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """A calibrated budget."""
         if self.budget.calibrate is not None:
-            raise ValueError("calibrate belongs to the study's budget: there is one teacher, compared with nothing")
-        return self
+            yield "calibrate belongs to the study's budget: there is one teacher, compared with nothing"
 
 
 class TeacherCacheRecipe(Strict):
@@ -81,19 +76,11 @@ class TeacherRecipe(Strict):
     cost_flops: Annotated[Positive | None, ACROSS] = None  # what its own training cost, when it is given
     cost_source: Annotated[str, ACROSS] = ""
 
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if (self.path is None) == (self.train is None):
-            raise ValueError("give exactly one of 'path' and 'train'")
-        if self.train is not None and self.revision is not None:
-            raise ValueError("'revision' belongs to 'path'")
-        return self
-
-    @model_validator(mode="after")
-    def _pieces_are_not_float8(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """As `given_or_trained`; parts in float8."""
+        yield from given_or_trained(self, "path")
         if self.partition and self.precision == "fp8":
-            raise ValueError(
+            yield (
                 "partition does not go with precision 'fp8', whose weights ZeRO cannot partition; set precision to "
                 "'bf16', or partition to false"
             )
-        return self

@@ -1,8 +1,9 @@
 """A study: arms x seeds under one budget. A run is a study with one arm."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kd_megatron.recipe.budget import Budget
 from kd_megatron.recipe.config import Strict
@@ -53,13 +54,12 @@ class StudyGridRecipe(Strict):
     budgets: Annotated[list[Positive], Field(min_length=1), LONGER] = [1.0]  # multiples of the study's budget
     unique_tokens: Annotated[list[Count | None], Field(min_length=1), LONGER]  # null: all there is
 
-    @model_validator(mode="after")
-    def _no_repeats(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """A value that is given twice."""
         axes: dict[str, list[Any]] = {"budgets": self.budgets, "unique_tokens": self.unique_tokens}
         for what, values in axes.items():
             if len(set(values)) < len(values):
-                raise ValueError(f"{what} names a value twice: {values}")
-        return self
+                yield f"{what} names a value twice: {values}"
 
 
 class StudyRecipe(Strict):
@@ -85,82 +85,65 @@ class StudyRecipe(Strict):
     output: Annotated[PathText | None, WORDS] = None  # anywhere; None: studies/NAME
     notes: Annotated[list[str], WORDS] = []  # printed in the report, such as licences and caveats
 
-    @model_validator(mode="after")
-    def _pieces_are_not_compiled(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Sections that do not go together."""
         if self.teacher and self.teacher.partition and self.training.compile:
-            raise ValueError(
+            yield (
                 "teacher.partition does not go with training.compile: weights are gathered in hooks around modules, "
                 "which compiled code goes round; set one of them to false"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _branches_leave_after_the_warm_up(self) -> Self:
-        warmup = self.training.warmup_fraction
-        if self.markers is None:
-            return self
-        if self.training.schedule == "constant" and self.markers.decay > 0:
-            raise ValueError(
-                "with training.schedule constant the last student's learning rate never comes down, and that of "
-                "branches would. To fix: take another schedule, or markers.decay 0"
-            )
-        early = [at for at in self.markers.branches if self.markers.start(at) < warmup]
-        if early:
-            raise ValueError(
-                f"markers.at {early[0]:g}: its branch would leave at {self.markers.start(early[0]):g} of the budget, "
-                f"within the warm-up ({warmup:g}), where the learning rate has not come up. To fix: take larger "
-                "fractions, or a smaller markers.decay or training.warmup_fraction"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _a_grid_names_its_pools(self) -> Self:
+        if self.markers:
+            yield from self._problems_of_branches(self.markers)
         if self.grid and self.data.unique_tokens is not None:
-            raise ValueError("data.unique_tokens and grid.unique_tokens both say how much text there is: give one")
-        return self
-
-    @model_validator(mode="after")
-    def _masks_of_a_cache_are_fixed(self) -> Self:
-        if self.teacher and self.teacher.cache and self.data.mask_seed is None:
-            raise ValueError(
+            yield "data.unique_tokens and grid.unique_tokens both say how much text there is: give one"
+        cache = self.teacher.cache if self.teacher else None
+        if cache and self.data.mask_seed is None:
+            yield (
                 "teacher.cache needs data.mask_seed: what a teacher says of a window is kept for one mask of it. To "
                 "fix: write data.mask_seed: 1 (any whole number; all arms then see each window with one mask)"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _a_cache_is_not_calibrated(self) -> Self:
-        if self.teacher and self.teacher.cache and self.budget.calibrate is not None:
-            raise ValueError(
+        if cache and self.budget.calibrate is not None:
+            yield (
                 "budget.calibrate does not go with teacher.cache: a window's first visit costs more than its later "
                 "ones, and a few steps cannot tell how many there will be of each; remove one of them"
             )
-        return self
+        if self.tuning:
+            yield from self._problems_of_tuning(self.tuning)
 
-    @model_validator(mode="after")
-    def _arms_are_tuned_alike(self) -> Self:
-        tuning = self.tuning
-        if tuning is None:
-            return self
+    def _problems_of_branches(self, markers: MarkersRecipe) -> Iterator[str]:
+        """Branches of a rate that never comes down, or that has not come up."""
+        warmup = self.training.warmup_fraction
+        if self.training.schedule == "constant" and markers.decay > 0:
+            yield (
+                "with training.schedule constant the last student's learning rate never comes down, and that of "
+                "branches would. To fix: take another schedule, or markers.decay 0"
+            )
+        early = [at for at in markers.branches if markers.start(at) < warmup]
+        if early:
+            yield (
+                f"markers.at {early[0]:g}: its branch would leave at {markers.start(early[0]):g} of the budget, "
+                f"within the warm-up ({warmup:g}), where the learning rate has not come up. To fix: take larger "
+                "fractions, or a smaller markers.decay or training.warmup_fraction"
+            )
+
+    def _problems_of_tuning(self, tuning: TuningRecipe) -> Iterator[str]:
+        """Arms that are not tuned alike, on a seed of its own, within the budget."""
         if unknown := sorted(tuning.weights.keys() - self.arms.keys()):
-            raise ValueError(f"tuning.weights names {', '.join(unknown)}, which is no arm of {', '.join(self.arms)}")
+            yield f"tuning.weights names {', '.join(unknown)}, which is no arm of {', '.join(self.arms)}"
         numbers = {arm: tuning.num_trials(arm) for arm in self.arms}
         if len(set(numbers.values())) > 1:
             listed = ", ".join(f"{arm} {number}" for arm, number in numbers.items())
-            raise ValueError(
+            yield (
                 f"tuning gives arms unequal numbers of trials ({listed}). To fix: give every arm in tuning.weights as "
                 f"many values, and {max(numbers.values())} learning rates in tuning.learning_rates_alone to arms "
                 "without a weight; null in place of a value is a trial that an arm gives up"
             )
         if tuning.seed in self.seeds:
-            raise ValueError(
-                f"tuning.seed {tuning.seed} is one of seeds: what is chosen on a run must not be reported of it"
-            )
+            yield f"tuning.seed {tuning.seed} is one of seeds: what is chosen on a run must not be reported of it"
         if tuning.charged and (tuning.budget.unit, tuning.budget.charge) != (self.budget.unit, self.budget.charge):
-            raise ValueError(
+            yield (
                 "tuning.charged takes trials off the budget, so both have one unit and charge the same accounts; "
                 f"given: {tuning.budget.unit} {tuning.budget.charge} and {self.budget.unit} {self.budget.charge}"
             )
         if tuning.charged and tuning.budget.limit * max(numbers.values()) >= self.budget.limit:
-            raise ValueError("tuning.charged: the trials would use up the whole budget; make tuning.budget smaller")
-        return self
+            yield "tuning.charged: the trials would use up the whole budget; make tuning.budget smaller"

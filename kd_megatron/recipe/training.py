@@ -1,8 +1,9 @@
 """How students are trained, validated, tuned, and left on the way."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kd_megatron.recipe.budget import Budget
 from kd_megatron.recipe.config import Strict
@@ -72,26 +73,19 @@ class TuningRecipe(Strict):
             return len(self.learning_rates) * len(next(iter(self.weights[arm].values())))
         return len(self.learning_rates if self.learning_rates_alone is None else self.learning_rates_alone)
 
-    @model_validator(mode="after")
-    def _one_weight_each(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Several weights of an arm; a calibrated budget; values that are given twice, or lists that give all up."""
         for arm, options in self.weights.items():
             if len(options) != 1:
-                raise ValueError(
-                    f"weights.{arm} names {len(options)} options: one for each arm, so that effort is equal"
-                )
+                yield f"weights.{arm} names {len(options)} options: one for each arm, so that effort is equal"
         if self.budget.calibrate is not None:
-            raise ValueError("calibrate belongs to the study's budget, and then holds for the trials as well")
-        return self
-
-    @model_validator(mode="after")
-    def _no_repeats(self) -> Self:
+            yield "calibrate belongs to the study's budget, and then holds for the trials as well"
         lists: list[list[Any]] = [self.learning_rates, self.learning_rates_alone or []]
         lists += [values for options in self.weights.values() for values in options.values()]
         for values in lists:
             given = [value for value in values if value is not None]
             if len(set(given)) != len(given) or (values and not given):
-                raise ValueError(f"{values}: different values, at least one (null stands for a trial that is given up)")
-        return self
+                yield f"{values}: different values, at least one (null stands for a trial that is given up)"
 
 
 class MarkersRecipe(Strict):

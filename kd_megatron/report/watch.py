@@ -58,7 +58,7 @@ class Where:
             units.count(self.row.get("tokens")),
             units.NOTHING if share is None else f"{share:.0%}",
             units.NOTHING if loss is None else f"{loss:.4g}",
-            units.NOTHING if self.probe_loss is None else f"{self.probe_loss:.3f}",
+            units.thousandths(self.probe_loss),
             units.NOTHING if left is None else duration(left),
             units.NOTHING if silent is None else f"{duration(silent)} ago",
         ]

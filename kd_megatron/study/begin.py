@@ -52,7 +52,7 @@ def refuse_too_small(recipe: StudyRecipe, directory: Path) -> None:
         vocab_size = read_manifest(str(shards)).vocab_size
         prices = {arm: charged_flops_per_token(one, arm_cost(one, arm, vocab_size)) for arm, one in resolved.items()}
     for arm, one in resolved.items():
-        require_enough(one, {arm: prices[arm]})
+        require_enough(one, arm, prices[arm])
 
 
 def require_pools(recipe: StudyRecipe) -> None:

@@ -5,7 +5,6 @@ says how fast an arm is.
 """
 
 import math
-from collections.abc import Mapping
 
 from kd_megatron.errors import RecipeError
 from kd_megatron.recipe import BudgetRecipe, StudyRecipe
@@ -15,27 +14,26 @@ SLACK = 1e-9  # of a step: a fraction that falls on the end of a step, but for r
 
 def require_enough(
     recipe: StudyRecipe,
-    flops_per_token: Mapping[str, float],
-    tokens_per_second: Mapping[str, float] | None = None,
+    arm: str,
+    flops_per_token: float,
+    tokens_per_second: float | None = None,
     num_devices: int = 1,
 ) -> None:
-    """Refuse a budget below one optimizer step of some arm, or with fewer steps than ``validation.at`` has places.
+    """Refuse a budget below one optimizer step of ``arm``, or with fewer steps than ``validation.at`` has places.
 
     Args:
         recipe: the study; the budget of a teacher that it trains is not looked at.
-        flops_per_token: charged FLOPs per token of each arm to look at.
-        tokens_per_second: of arms whose speed is known, all devices together; without it, hours are not judged.
+        arm: the one to look at.
+        flops_per_token: charged FLOPs per token of it.
+        tokens_per_second: of it, all devices together; without it, hours are not judged.
         num_devices: that share the work, for budgets in GPU hours.
 
     Raises:
         RecipeError: the arm, what a step of it costs, and the least budget that will do.
     """
-    for arm, flops in flops_per_token.items():
-        speed = (tokens_per_second or {}).get(arm)
-        price = step_price(recipe, flops, speed, num_devices)
-        if price:
-            _require_a_step(recipe.budget, arm, price)
-            _require_the_validations(recipe, arm, price)
+    if price := step_price(recipe, flops_per_token, tokens_per_second, num_devices):
+        _require_a_step(recipe.budget, arm, price)
+        _require_the_validations(recipe, arm, price)
 
 
 def step_price(

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
-from kd_megatron.console.logs import say
+from kd_megatron.console.logs import new_table, say
 from kd_megatron.errors import EnvironmentFault, disk_full_is_clear
 from kd_megatron.files.records import write_json
 from kd_megatron.machine import facts as machine
@@ -61,8 +60,8 @@ def calibration_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
 def _require_enough(run: StudyRecipe, arm: str, calibration: dict[str, Any]) -> None:
     """Refuse a budget below one step at the measured speed, or with fewer steps than validations."""
     with_steps(run, arm, calibration)
-    speed = {arm: float(calibration["arms"][arm]["tokens_per_second"]["p50"])}
-    require_enough(run, {arm: 0.0}, speed, calibration["hardware"]["num_processes"])
+    speed = float(calibration["arms"][arm]["tokens_per_second"]["p50"])
+    require_enough(run, arm, 0.0, speed, calibration["hardware"]["num_processes"])
 
 
 def measure(recipe: StudyRecipe, calibrate: CalibrateRecipe, teacher: str | None) -> dict[str, Any]:
@@ -176,20 +175,16 @@ def _listed(facts: dict[str, Any]) -> str:
 
 def in_words(calibration: dict[str, Any]) -> list[str]:
     """One line for each arm: its speed and how far it scattered."""
-    lines = []
-    for arm, entry in calibration["arms"].items():
-        speed = entry["tokens_per_second"]
-        lines.append(f"{arm}: {speed['p50']:,.0f} tokens/s ({speed['p20']:,.0f} to {speed['p80']:,.0f})")
-    return lines
+    speeds = {arm: entry["tokens_per_second"] for arm, entry in calibration["arms"].items()}
+    return [
+        f"{arm}: {one['p50']:,.0f} tokens/s ({one['p20']:,.0f} to {one['p80']:,.0f})" for arm, one in speeds.items()
+    ]
 
 
 def table(recipe: StudyRecipe, calibration: dict[str, Any]) -> Table:
     """Speeds, relative to the first arm, and the steps that a budget in time is good for."""
     title = f"Speed of each arm: {calibration['rounds']} rounds of {calibration['steps']} steps, in turn"
-    shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("arm", no_wrap=True)
-    for heading in ("tokens/s", "p20 to p80", "relative", "steps of the budget"):
-        shown.add_column(heading, justify="right", no_wrap=True)
+    shown = new_table(title, "arm", "tokens/s", "p20 to p80", "relative", "steps of the budget")
     first = next(iter(calibration["arms"].values()))["tokens_per_second"]["p50"]
     for arm, entry in calibration["arms"].items():
         speed = entry["tokens_per_second"]

@@ -14,9 +14,8 @@ from kd_megatron.recipe import StudyRecipe, config, recipe_yaml
 from kd_megatron.recipe.paths import refuse_file_or_links_out
 from kd_megatron.study import layout
 from kd_megatron.study.cells import CELLS
-from kd_megatron.study.edits import FINETUNE, STALE, RecipeChange, compare
+from kd_megatron.study.edits import FINETUNE, STALE, RecipeChange, compare, move_aside
 from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, read
-from kd_megatron.study.stale import move_aside
 
 PARTS = ("arms", FINETUNE, "tuning")  # directories with one of each arm in them
 OF_EACH_ARM = ("arms", "chosen", "trials", "at_edge", "charged")  # parts of a calibration, and of a tuning

@@ -1,7 +1,10 @@
-"""What an edited recipe changes of a study that has begun."""
+"""What an edited recipe changes of a study that has begun; what it made stale is moved aside, nothing is removed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from kd_megatron.console import logs
 from kd_megatron.objectives.of_the_teacher import owes_the_teacher
 from kd_megatron.recipe import StudyRecipe, diff
 
@@ -44,3 +47,17 @@ def _stale(change: diff.KeyChange, recipe: StudyRecipe) -> set[str]:
     if change.policy.makes_stale("taught"):
         return {arm for arm in recipe.arms if owes_the_teacher(recipe, arm)}
     return {*recipe.arms} if change.policy.makes_stale("students") else set()
+
+
+def move_aside(sources: Sequence[Path], directory: Path) -> None:
+    """Move what there is of ``sources`` to a new directory of the study's ``stale``. Rank 0 alone."""
+    sources = [source for source in sources if source.exists()]
+    if not sources:
+        return
+    number = 1 + len(list((directory / STALE).glob("*")))
+    for source in sources:
+        if source.exists():  # not moved already, with a directory above it
+            target = directory / STALE / str(number) / source.relative_to(directory)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
+    logs.say(f"moved to {directory / STALE / str(number)}: {', '.join(str(s.relative_to(directory)) for s in sources)}")

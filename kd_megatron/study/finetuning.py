@@ -10,9 +10,9 @@ from kd_megatron.files.manifest import model_hash
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe, arms
 from kd_megatron.study import layout
+from kd_megatron.study.edits import move_aside
 from kd_megatron.study.effective import effective_recipe, read
 from kd_megatron.study.piece import Piece
-from kd_megatron.study.stale import move_aside
 
 
 def finetune_piece(

@@ -11,6 +11,7 @@ from kd_megatron.console import units
 from kd_megatron.report.page import drawing
 from kd_megatron.report.page.document import Bullets, TableBlock
 from kd_megatron.report.study import published, run_details, tables
+from kd_megatron.study.layout import arm_directory
 
 
 @pytest.fixture
@@ -115,7 +116,9 @@ def test_each_run_has_its_losses_ledger_and_fine_tuning(load):
 def test_a_run_that_recorded_something_else_says_so(load):
     study = load()
     run = study.runs["minilm"][1]
-    study_on_disk.edit_summary(run.directory, fingerprint=run.summary.fingerprint | {"data": "0badf00d"})
+    study_on_disk.edit_summary(
+        arm_directory(study.directory, "minilm", 1), fingerprint=run.summary.fingerprint | {"data": "0badf00d"}
+    )
     found = run_details.run_details(results.load(study.directory))
     said = {one.summary: one.blocks[0].items[1] for one in found}
     assert said["minilm, seed 1"] == "Recorded otherwise than in most runs: data is 0badf00d."
@@ -139,5 +142,5 @@ def test_every_validation_is_in_the_csv_of_losses(load):
 
 def test_a_run_without_metrics_has_its_details_still(load):
     study = load()
-    (study.runs["minilm"][0].directory / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n")
+    (arm_directory(study.directory, "minilm", 0) / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n")
     assert run_details.run_details(results.load(study.directory))[6].blocks[1].table.rows == []

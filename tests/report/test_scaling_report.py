@@ -13,6 +13,7 @@ from kd_megatron.analysis.laws import _price, load_beside
 from kd_megatron.errors import OutputError
 from kd_megatron.report.study import scaling_table, tables
 from kd_megatron.report.study.page import write_report
+from kd_megatron.study.layout import arm_directory
 
 ARMS = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
 LAWS = {"scratch": (2.0, 60.0, 0.28), "minilm": (1.9, 70.3189, 0.28)}  # cross at 1.5446e7 tokens: test_scaling.py
@@ -178,9 +179,10 @@ def test_a_calibrated_token_costs_what_its_budget_says(tmp_path):
     study = results.load(study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe()))
     before = _price(study, "scratch")
     for run in study.all_runs():
-        budget = json.loads((run.directory / "summary.json").read_text())["budget"]
+        where = arm_directory(study.directory, run.arm, run.seed)
+        budget = json.loads((where / "summary.json").read_text())["budget"]
         calibrated = {"spent": 2 * budget["limit"], "calibrated": {"steps": run.summary.steps}}
-        study_on_disk.edit_summary(run.directory, budget=budget | calibrated)
+        study_on_disk.edit_summary(where, budget=budget | calibrated)
     study = results.load(study.directory)
     run = study.runs["scratch"][0]
     assert _price(study, "scratch") == pytest.approx(before, rel=0.05)

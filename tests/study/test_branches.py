@@ -20,8 +20,8 @@ from kd_megatron.engine import checkpoint
 from kd_megatron.errors import OutputError
 from kd_megatron.files.records import read_metrics
 from kd_megatron.recipe import StudyRecipe
-from kd_megatron.report.study import branch_caveats
 from kd_megatron.report.study import curve_figures as figures
+from kd_megatron.report.study.caveats import caveats
 from kd_megatron.report.study.page import write_report
 from kd_megatron.study import layout
 from kd_megatron.study.edits import compare
@@ -75,7 +75,7 @@ def test_a_branch_spends_its_share_and_brings_the_rate_down(finished: Path) -> N
     trunk = {row["step"]: row["learning_rate"] for row in run.metrics if "learning_rate" in row}
     assert [marker.fraction for marker in run.branches] == [0.4, 0.7]
     for marker, steps in zip(run.branches, ([7, 8], [12, 13, 14]), strict=True):
-        assert marker.tokens == steps[-1] * STEP_TOKENS
+        assert marker.summary.tokens == steps[-1] * STEP_TOKENS
         assert marker.decay_tokens == len(steps) * STEP_TOKENS
         where = layout.branch_directory(finished, "scratch", 0, marker.fraction)
         rates = {row["step"]: row["learning_rate"] for row in read_metrics(where) if "learning_rate" in row}
@@ -97,7 +97,7 @@ def test_branches_are_validated_and_fine_tuned_like_the_last_student(finished: P
     assert len(tasks) == 2
     assert run.finetune is not None
     assert {task.num_dev for task in tasks} == {run.finetune.tasks["words"].num_dev}
-    assert [reading.is_decayed for reading in curves.score_readings(found, run)] == [True, True, True]
+    assert [reading.is_decayed for reading in curves.score_readings(run)] == [True, True, True]
     losses = curves.loss_readings(found, run)
     assert [(reading.fraction, reading.is_decayed) for reading in losses] == [
         (0.4, True), (0.5, False), (0.7, True), (1.0, True)
@@ -175,7 +175,7 @@ def test_without_decay_the_student_is_taken_as_it_is(inputs: Path, tmp_path: Pat
     run_study(recipe, tmp_path / "s", write_report)
     found = results.load(tmp_path / "s")
     (marker,) = found.runs["scratch"][0].branches
-    assert (marker.tokens, marker.decayed, marker.decay_tokens) == (10 * STEP_TOKENS, False, 0)
+    assert (marker.summary.tokens, marker.decayed, marker.decay_tokens) == (10 * STEP_TOKENS, False, 0)
     kept = layout.arm_directory(tmp_path / "s", "scratch", 0) / "checkpoints" / "step_00000010"
     was = load_file(kept / "weights.safetensors")  # stays: the recipe's own keep_at asks for it
     own = weights(layout.branch_directory(tmp_path / "s", "scratch", 0, 0.5))
@@ -213,7 +213,7 @@ def test_curves_laws_and_figures_are_of_branches(tmp_path: Path) -> None:
         (mean,) = [line for line in figure.axes[0].lines if line.get_label() == "minilm"]
         assert len(mean.get_xdata()) == 5
         pyplot.close(figure)
-    assert any("share what came before" in caveat for caveat in branch_caveats.caveats(found))
+    assert any("share what came before" in caveat for caveat in caveats(found, [], []))
     (layout.branch_directory(directory, "minilm", 1, 0.4) / "summary.json").unlink()
     assert results.load(directory).missing == ["branch at 40 % of minilm, seed 1"]
 

@@ -37,15 +37,15 @@ def test_a_step_is_priced_in_the_budgets_unit(inputs, budget, price):
 def test_hours_are_not_judged_without_a_speed(inputs):
     recipe = with_budget(inputs, hours=1e-12)
     assert step_price(recipe, 1000.0) is None
-    require_enough(recipe, {"scratch": 1000.0})
+    require_enough(recipe, "scratch", 1000.0)
 
 
 @pytest.mark.parametrize("unit", ["tokens", "flops", "hours", "gpu_hours"])
 def test_less_than_a_step_is_refused_and_the_advice_is_enough(inputs, unit):
     price = step_price(with_budget(inputs, **{unit: 1.0}), 1000.0, 64.0)
-    require_enough(with_budget(inputs, **{unit: 2 * price}), {"minilm": 1000.0}, {"minilm": 64.0})
+    require_enough(with_budget(inputs, **{unit: 2 * price}), "minilm", 1000.0, 64.0)
     with pytest.raises(RecipeError, match="one optimizer step of arm minilm costs") as caught:
-        require_enough(with_budget(inputs, **{unit: 0.99 * price}), {"minilm": 1000.0}, {"minilm": 64.0})
+        require_enough(with_budget(inputs, **{unit: 0.99 * price}), "minilm", 1000.0, 64.0)
     advised = float(caught.value.fix.split(" to ")[1].split()[0])
     assert price <= advised < 1.011 * price
 
@@ -54,9 +54,9 @@ def test_validations_need_steps_of_their_own(inputs):
     validation = {"at": [0.25, 0.5, 0.75, 1.0]}
     three = tiny_study(inputs, budget={"tokens": 3 * STEP_TOKENS}, validation=validation)
     with pytest.raises(RecipeError, match=r"3 optimizer steps.*after steps 1, 2, 3, 3") as caught:
-        require_enough(three, {"scratch": 1.0})
+        require_enough(three, "scratch", 1.0)
     advised = float(caught.value.fix.split(" to ")[1].split()[0])
-    require_enough(tiny_study(inputs, budget={"tokens": advised}, validation=validation), {"scratch": 1.0})
+    require_enough(tiny_study(inputs, budget={"tokens": advised}, validation=validation), "scratch", 1.0)
 
 
 def test_steps_are_those_of_the_training_loop():

@@ -10,9 +10,8 @@ from matplotlib.ticker import EngFormatter, NullLocator
 
 from kd_megatron.report.finetune import tables
 from kd_megatron.report.finetune.results import FinetuneResults, setting_of
-from kd_megatron.report.page.drawing import COLOURS, DASHES, MARKERS, interval_bars
+from kd_megatron.report.page import drawing
 
-PANEL_COLUMNS = 3
 OTHERS = "#9A9A9A"  # settings that were not chosen
 
 
@@ -23,14 +22,9 @@ def scores(results: FinetuneResults) -> Figure:
         found = results.scores(task, results.best(task))
         if found is None:
             continue
-        if found.has_interval:
-            axes.errorbar(100 * found.mean, row, xerr=interval_bars([found], 100), color=COLOURS[0], capsize=3.5)
-        axes.plot(100 * found.mean, row, "o", color=COLOURS[0], markersize=7)
-        seeds = [100 * value for value in results.tasks[task].scores.values()]
-        axes.plot(seeds, [row + 0.22] * len(seeds), "o", mfc="white", mec=COLOURS[0], markersize=4)
-    axes.set_yticks(range(len(results.tasks)), [tables.heading(results, task) for task in results.tasks])
-    axes.set_ylim(len(results.tasks) - 0.45, -0.55)
-    axes.grid(axis="y", visible=False)
+        marker = {"marker": "o", "color": drawing.COLOURS[0], "markersize": 7}
+        drawing.mean_and_seeds(axes, row, found, results.tasks[task].scores.values(), 100, marker)
+    drawing.rows_of(axes, [tables.heading(results, task) for task in results.tasks])
     axes.margins(x=0.08)
     axes.set_xlabel("score (points)")
     return figure
@@ -54,17 +48,17 @@ def has_curves(results: FinetuneResults, part: str) -> bool:
 def _curves(results: FinetuneResults, part: str, label: str, scale: float = 1.0) -> Figure | None:
     if not has_curves(results, part):
         return None
-    figure, panels = _panels(results, 1.9)
+    figure, panels = _panels(results)
     for axes, task in zip(panels, results.tasks, strict=True):
         curves = [(setting_of(cell), _curve(cell[part], scale)) for cell in results.cells[task] if cell.get(part)]
         best = [curve for setting, curve in curves if setting == results.best(task)]
         for setting, (x, y) in curves:
             chosen = setting == results.best(task)
-            axes.plot(x, y, color=COLOURS[0] if chosen else OTHERS, linewidth=0.6, alpha=0.6, zorder=1 + chosen)
+            axes.plot(x, y, color=drawing.COLOURS[0] if chosen else OTHERS, linewidth=0.6, alpha=0.6, zorder=1 + chosen)
         if best:
             num_points = min(len(x) for x, _ in best)
             mean = [sum(y[i] for _, y in best) / len(best) for i in range(num_points)]
-            axes.plot(best[0][0][:num_points], mean, color=COLOURS[0], zorder=3)
+            axes.plot(best[0][0][:num_points], mean, color=drawing.COLOURS[0], zorder=3)
         axes.set_title(tables.heading(results, task))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlim(left=0)
@@ -84,7 +78,7 @@ def grid(results: FinetuneResults) -> Figure | None:
     settings = {task: results.settings(task) for task in results.tasks}
     if all(len({rate for rate, _ in found}) < 2 for found in settings.values()):
         return None
-    figure, panels = _panels(results, 1.9)
+    figure, panels = _panels(results)
     batch_sizes = sorted({batch for found in settings.values() for _, batch in found})
     for axes, task in zip(panels, results.tasks, strict=True):
         for number, batch_size in enumerate(batch_sizes):
@@ -97,33 +91,17 @@ def grid(results: FinetuneResults) -> Figure | None:
         axes.tick_params(axis="x", labelsize=7)
     figure.supxlabel("peak learning rate", fontsize=9)
     figure.supylabel("score (points)", fontsize=9)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    drawing.legend_above(figure, panels[0])
     return figure
 
 
 def _line_of_grid(axes: Axes, results: FinetuneResults, task: str, batch_size: int, number: int) -> None:
     rates = sorted(rate for rate, batch in results.settings(task) if batch == batch_size)
     found = [(rate, score) for rate in rates if (score := results.scores(task, (rate, batch_size)))]
-    axes.errorbar(
-        [rate for rate, _ in found],
-        [100 * score.mean for _, score in found],
-        yerr=interval_bars([score for _, score in found], 100),
-        color=COLOURS[number % len(COLOURS)],
-        marker=MARKERS[number % len(MARKERS)],
-        linestyle=DASHES[number % len(DASHES)],
-        markersize=4.5,
-        capsize=2.5,
-        label=f"batch {batch_size}",
-    )
+    colour, marker, dash = drawing.look_of(number)
+    how = {"color": colour, "linestyle": dash, "marker": marker, "capsize": 2.5, "label": f"batch {batch_size}"}
+    drawing.line_of_means(axes, found, 100, **how)
 
 
-def _panels(results: FinetuneResults, height: float) -> tuple[Figure, list[Axes]]:
-    num_columns = min(len(results.tasks), PANEL_COLUMNS)
-    num_rows = -(-len(results.tasks) // num_columns)
-    size = (1.0 + 2.2 * num_columns, 0.6 + height * num_rows)
-    figure, grid = pyplot.subplots(num_rows, num_columns, figsize=size, squeeze=False)
-    panels = list(grid.flat)
-    for axes in panels[len(results.tasks) :]:
-        axes.set_visible(False)
-    return figure, panels[: len(results.tasks)]
+def _panels(results: FinetuneResults) -> tuple[Figure, list[Axes]]:
+    return drawing.panels(len(results.tasks), lambda columns, rows: (1.0 + 2.2 * columns, 0.6 + 1.9 * rows))

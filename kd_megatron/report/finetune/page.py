@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from kd_megatron.console.units import counted
 from kd_megatron.files import records
 from kd_megatron.finetune.places import MACHINES, SUMMARY
 from kd_megatron.report.finetune import figures, tables
@@ -85,9 +86,9 @@ def content(results: FinetuneResults, others: OthersScores | None, found: list[T
 
 def _lead(results: FinetuneResults) -> str:
     partial = [task for task, part in results.tasks.items() if part.partial_split]
-    text = f"Average over {_count(len(results.tasks), 'task')}: {words.score(results.average())} points"
+    text = f"Average over {counted(len(results.tasks), 'task')}: {words.score(results.average())} points"
     num_seeds = {len(part.scores) for part in results.tasks.values()}
-    text += f" ({_count(num_seeds.pop(), 'seed') if len(num_seeds) == 1 else 'seeds differ'})."
+    text += f" ({counted(num_seeds.pop(), 'seed') if len(num_seeds) == 1 else 'seeds differ'})."
     return text + (f" Not GLUE's rows: {', '.join(partial)}." if partial else "")
 
 
@@ -110,17 +111,13 @@ def _cost(results: FinetuneResults) -> str:
     num_cells = sum(len(cells) for cells in results.cells.values())
     seconds = results.seconds
     spent = f"{seconds:.0f} seconds" if seconds < 600 else f"{seconds / 3600:.2f} hours"
-    return f"{_count(num_cells, 'cell')} took {spent} of training and evaluation, summed over processes."
+    return f"{counted(num_cells, 'cell')} took {spent} of training and evaluation, summed over processes."
 
 
 def subtitle(results: FinetuneResults) -> str:
     """What was run, in one line."""
     num_cells = sum(len(part.cells) for part in results.tasks.values())
-    return f"{_count(len(results.tasks), 'task')}, {_count(num_cells, 'cell')}, {results.summary.precision}."
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
+    return f"{counted(len(results.tasks), 'task')}, {counted(num_cells, 'cell')}, {results.summary.precision}."
 
 
 def all_tables(results: FinetuneResults, others: OthersScores | None) -> list[Table]:

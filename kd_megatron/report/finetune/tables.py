@@ -8,7 +8,7 @@ from kd_megatron.recipe import TaskRecipe
 from kd_megatron.recipe.diff import flatten
 from kd_megatron.report.finetune.results import FinetuneResults, OthersScores
 from kd_megatron.report.page import words
-from kd_megatron.report.page.table import Column, Table, numbers, texts
+from kd_megatron.report.page.table import Column, Table, named, numbers, texts
 
 
 def heading(results: FinetuneResults, task: str) -> str:
@@ -18,27 +18,15 @@ def heading(results: FinetuneResults, task: str) -> str:
 
 def scores(results: FinetuneResults) -> Table:
     """Per task: its score, and what it was read from."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for task, part in results.tasks.items():
-        learning_rate, batch_size = results.best(task)
-        rows.append(
-            {
-                "task": heading(results, task),
-                "metric": part.metric,
-                "num_train": part.num_train,
-                "num_dev": part.num_dev,
-                "learning_rate": learning_rate,
-                "batch_size": batch_size,
-                "num_runs": part.num_runs,
-                "n": len(part.scores),
-                "score": estimate(list(part.scores.values())),
-                "partial_split": part.partial_split,
-                "note": part.note,
-            }
-        )
+        of_cells = dict(zip(("learning_rate", "batch_size"), results.best(task), strict=True))
+        row = {"task": heading(results, task), **named(part, "metric", "num_train", "num_dev"), **of_cells}
+        row |= {"num_runs": part.num_runs, "n": len(part.scores), "score": estimate(list(part.scores.values()))}
+        rows.append(row | named(part, "partial_split", "note"))
     rows.append({"task": "average", "metric": "plain mean over these tasks", "score": results.average()})
     columns = [
-        *texts(task="task", metric="metric"),
+        *texts("task", "metric"),
         *numbers(num_train="train", num_dev="dev"),
         Column("learning_rate", "learning rate", units.number),
         *numbers(batch_size="batch", num_runs="runs", n="seeds"),
@@ -77,7 +65,7 @@ def averages(results: FinetuneResults) -> Table | None:
         for part in found
     ]
     columns = [
-        Column("average", "average", is_text=True),
+        *texts("average"),
         Column("value", "points", words.score),
         Column("absent", "tasks it lacks", _or_dash, is_text=True),
         Column("partial", "not on GLUE's rows", _or_dash, is_text=True),
@@ -97,7 +85,7 @@ def metrics(results: FinetuneResults) -> Table:
         for name in cells[0]["metrics"]:
             values = [float(cell["metrics"][name]) for cell in cells]
             rows.append({"task": heading(results, task), "metric": name, "value": estimate(values)})
-    columns = [*texts(task="task", metric="metric"), Column("value", "mean", words.score)]
+    columns = [*texts("task", "metric"), Column("value", "mean", words.score)]
     return Table("metrics", "", columns, rows, "Points of 100, mean over seeds ± half of the 95 % interval.")
 
 
@@ -118,11 +106,11 @@ def grid(results: FinetuneResults) -> Table | None:
     if len(rows) == len(results.tasks):
         return None
     columns = [
-        Column("task", "task", is_text=True),
+        *texts("task"),
         Column("learning_rate", "learning rate", units.number),
         *numbers(batch_size="batch", n="seeds"),
         Column("score", "score", words.score),
-        Column("chosen", "chosen", is_text=True),
+        *texts("chosen"),
     ]
     return Table("grid", "", columns, rows)
 
@@ -136,7 +124,7 @@ def cells(results: FinetuneResults) -> Table:
         for cell in contents:
             row = {"task": task, **{key: cell[key] for key in (*keys, *timings) if key in cell}}
             rows.append(row | {f"metric_{name}": value for name, value in cell["metrics"].items()})
-    return Table("cells", "", [Column("task", "task", is_text=True)], rows)
+    return Table("cells", "", [*texts("task")], rows)
 
 
 def published(results: FinetuneResults, others: OthersScores) -> Table:
@@ -149,9 +137,9 @@ def published(results: FinetuneResults, others: OthersScores) -> Table:
         if shared:
             rows.append({"model": "this page minus it", **{task: mine[task] - row["scores"][task] for task in shared}})
 
-    columns = [Column("model", "model", is_text=True)]
+    columns = [*texts("model")]
     columns += [Column(task, heading(results, task), _points_as_given) for task in results.tasks]
-    return Table("published", "", [*columns, Column("source", "source", is_text=True)], rows, "Points of 100.")
+    return Table("published", "", [*columns, *texts("source")], rows, "Points of 100.")
 
 
 def _points_as_given(value: float | None) -> str:
@@ -181,4 +169,4 @@ def machines(results: FinetuneResults) -> list[Table]:
 
 
 def _two_columns(name: str) -> list[Column]:
-    return [Column("key", name, is_text=True), Column("value", "value", is_text=True)]
+    return [Column("key", name, is_text=True), *texts("value")]

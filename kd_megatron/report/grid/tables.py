@@ -64,7 +64,7 @@ def growth_table(grid: GridResults, axis: Axis) -> Table | None:
     if not rows:
         return None
     columns = [
-        *texts(arm="arm", level=FIXED[axis], measure="measured by", epochs="epochs of the reference"),
+        *texts("arm", level=FIXED[axis], measure="measured by", epochs="epochs of the reference"),
         *texts(shown="growth of the lead", corrected="corrected interval"),
         Column("p_holm", "p (Holm)", units.thousandths),
         Column("verdict", "the lead", is_text=True),
@@ -100,7 +100,7 @@ def _growth_row(growth: Growth, measure: Measure) -> dict[str, Any]:
 def cells_table(grid: GridResults) -> Table:
     """Each arm in each cell: what it read and what it scores."""
     columns = [
-        *texts(cell="cell", arm="arm"),
+        *texts("cell", "arm"),
         Column("seeds", "seeds"),
         *numbers(units.count, tokens="tokens seen", unique_tokens="unique tokens"),
         Column("score", "average score", words.score),

@@ -109,8 +109,8 @@ def _html_table(table: Table) -> str:
         for column, kind in zip(table.columns, classes, strict=True)
     )
     rows = "\n".join(
-        f"<tr>{_html_cells(row, classes, strong)}</tr>"
-        for row, strong in zip(table.shown(), _strong(table), strict=True)
+        "<tr>" + "".join(f'<td class="{kind}">{cell}</td>' for cell, kind in zip(row, classes, strict=True)) + "</tr>"
+        for row in table.shown(html.escape, "<strong>{}</strong>".format)
     )
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     title = f"<h3>{html.escape(table.title)}</h3>" if table.title else ""
@@ -118,19 +118,6 @@ def _html_table(table: Table) -> str:
         f'<section class="table">{title}<div class="scroll"><table>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>{note}</section>"
     )
-
-
-def _html_cells(row: list[str], classes: list[str], strong: list[bool]) -> str:
-    cells = (
-        f"<strong>{html.escape(cell)}</strong>" if bold else html.escape(cell)
-        for cell, bold in zip(row, strong, strict=True)
-    )
-    return "".join(f'<td class="{kind}">{cell}</td>' for cell, kind in zip(cells, classes, strict=True))
-
-
-def _strong(table: Table) -> list[list[bool]]:
-    """For each cell of each row, whether it is bold."""
-    return [[(row, column.key) in table.strong for column in table.columns] for row in range(len(table.rows))]
 
 
 def _figure(name: str) -> str:
@@ -164,10 +151,6 @@ def _markdown_table(table: Table) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     rule = "|" + "|".join(" :-- " if column.is_text else " --: " for column in table.columns) + "|"
-    rows = [
-        [f"**{cell}**" if bold else cell for cell, bold in zip(row, strong, strict=True)]
-        for row, strong in zip(table.shown(), _strong(table), strict=True)
-    ]
-    lines = [line([column.heading for column in table.columns]), rule, *map(line, rows)]
+    lines = [line([column.heading for column in table.columns]), rule, *map(line, table.shown(bold="**{}**".format))]
     title = f"**{table.title}**\n\n" if table.title else ""
     return title + "\n".join(lines) + (f"\n\n{table.note}" if table.note else "")

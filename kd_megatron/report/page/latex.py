@@ -5,13 +5,7 @@ from pathlib import Path
 
 from kd_megatron.report.page.table import Table
 
-FOR_PAPERS = (
-    "scores",
-    "differences",
-    "published",
-    "spending",
-    "teacher_cost",
-)  # of all tables: those of a page's width
+FOR_PAPERS = ("scores", "differences", "published", "spending", "teacher_cost")  # of all tables: of a page's width
 _SPELLED = {
     "\\": r"\textbackslash{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -38,8 +32,8 @@ def to_latex(table: Table) -> str:
     """The table as a float with caption, label and note; winners in bold."""
     places = "".join("l" if column.is_text else "r" for column in table.columns)
     head = _row([escape(column.heading) for column in table.columns])
-    body = "\n".join(_row(cells) for cells in _cells(table))
-    caption = escape(" ".join(part for part in (_sentence(table.title), table.note) if part))
+    body = "\n".join(map(_row, table.shown(escape, "\\textbf{{{}}}".format)))
+    caption = escape(" ".join(part for part in (table.title and f"{table.title}.", table.note) if part))
     return (
         "% needs \\usepackage{booktabs}\n\\begin{table}[t]\n\\centering\\footnotesize\n\\setlength{\\tabcolsep}{4pt}\n"
         f"\\begin{{tabular}}{{{places}}}\n\\toprule\n{head}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
@@ -53,20 +47,6 @@ def escape(text: str) -> str:
     return re.sub(r"\$\$", "", spelled)  # of two formulae side by side one is made
 
 
-def _cells(table: Table) -> list[list[str]]:
-    return [
-        [
-            f"\\textbf{{{escape(cell)}}}" if (number, column.key) in table.strong else escape(cell)
-            for column, cell in zip(table.columns, row, strict=True)
-        ]
-        for number, row in enumerate(table.shown())
-    ]
-
-
 def _row(cells: list[str]) -> str:
     """A cell that begins with a bracket is kept from being read as the ``[length]`` of the line break before it."""
     return " & ".join(f"{{}}{cell}" if cell.startswith("[") else cell for cell in cells) + r" \\"
-
-
-def _sentence(title: str) -> str:
-    return f"{title}." if title else ""

@@ -32,9 +32,16 @@ class Table:
     note: str = ""
     strong: frozenset[tuple[int, str]] = frozenset()  # (row, column's key) of cells in bold: winners beyond doubt
 
-    def shown(self) -> list[list[str]]:
-        """The cells as text."""
-        return [[column.show(row.get(column.key)) for column in self.columns] for row in self.rows]
+    def shown(self, escape: Callable[[str], str] = str, bold: Callable[[str], str] = str) -> list[list[str]]:
+        """The cells as text, each as ``escape`` writes it, strong ones then as ``bold`` does."""
+        return [
+            [
+                bold(cell) if (number, column.key) in self.strong else cell
+                for column in self.columns
+                for cell in [escape(column.show(row.get(column.key)))]
+            ]
+            for number, row in enumerate(self.rows)
+        ]
 
     def plain_rows(self) -> list[dict[str, Any]]:
         """The rows for JSON: estimates as mappings, and None for numbers that are not finite."""
@@ -50,14 +57,19 @@ class Table:
             writer.writerows(flat)
 
 
-def texts(**headings: str) -> list[Column]:
-    """Columns of text: key -> heading."""
-    return [Column(key, heading, is_text=True) for key, heading in headings.items()]
+def texts(*names: str, **headings: str) -> list[Column]:
+    """Columns of text: those headed by their key, then key -> heading."""
+    return [Column(key, heading, is_text=True) for key, heading in ({name: name for name in names} | headings).items()]
 
 
 def numbers(show: Callable[[Any], str] = units.plain, /, **headings: str) -> list[Column]:
     """Columns of numbers that are shown alike: key -> heading."""
     return [Column(key, heading, show) for key, heading in headings.items()]
+
+
+def named(one: object, *names: str) -> dict[str, Any]:
+    """The named ones of a value's attributes, as a part of a row."""
+    return {name: getattr(one, name) for name in names}
 
 
 def _plain(value: Any) -> Any:

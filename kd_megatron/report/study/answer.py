@@ -2,8 +2,7 @@
 
 from kd_megatron.analysis import comparisons
 from kd_megatron.analysis.comparisons import Comparison
-from kd_megatron.analysis.measure import Measure, measure_of
-from kd_megatron.analysis.ranking import _not_told_apart, ranking
+from kd_megatron.analysis.measure import Measure, measure_of, ranking
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
 from kd_megatron.analysis.statistics import Estimate
@@ -37,6 +36,12 @@ def answer(results: StudyResults) -> str:
     near = _not_told_apart(results, best, rest, measure) if found.verdict in ("better", "worse") else []
     doubt = f"; these seeds cannot tell {best} from {' or '.join(near)}" if near else ""
     return f"{opening}, {_gap_in_words(found, measure)}{doubt}."
+
+
+def _not_told_apart(results: StudyResults, best: str, rest: list[str], measure: Measure) -> list[str]:
+    """Those of ``rest`` that ``best`` was picked before, and is not ahead of beyond doubt."""
+    found = {arm: comparisons.best_against(results, best, arm, measure.quantity) for arm in rest}
+    return [arm for arm, one in found.items() if one is None or one.verdict != "better"]
 
 
 def _gap_in_words(found: Comparison, measure: Measure) -> str:

@@ -26,7 +26,7 @@ def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit]
         return None
     num_sharing = break_even.num_sharing(results)
     columns = [
-        *texts(arm="arm", quantity="measured by"),
+        *texts("arm", quantity="measured by"),
         Column("readings", "readings a run"),
         Column("saved", "FLOPs saved per student", _flops_with_interval),
         *texts(finding="teacher is paid back by", interval="95 % interval"),

@@ -10,7 +10,7 @@ from kd_megatron.analysis.summaries import CacheUse
 from kd_megatron.console import units
 from kd_megatron.console.units import num_seeds, seeds_of
 from kd_megatron.recipe.diff import Difference
-from kd_megatron.report.study import branch_caveats, own_heads, tables
+from kd_megatron.report.study import own_heads, tables
 from kd_megatron.report.study.certainty_tables import INTERVALS
 from kd_megatron.report.study.tuning_tables import calibration_caveats, tuning_caveats
 
@@ -32,7 +32,7 @@ def caveats(results: StudyResults, findings: list[Finding], allowed: list[Differ
         *own_heads.caveats(results),
         *_finetuning(results),
         *_repetition(results),
-        *branch_caveats.caveats(results),
+        *_branches(results),
         *_fixed_masks(results),
         *_untrained(results),
         *_untuned(results),
@@ -127,6 +127,30 @@ def _repetition(results: StudyResults) -> list[str]:
     return [f"Data is repeated: {', '.join(repeated)} on average."] if repeated else []
 
 
+def _branches(results: StudyResults) -> list[str]:
+    """Of the students on the way."""
+    markers = results.recipe.markers
+    found = [branch for run in results.all_runs() for branch in run.branches]
+    if markers is None or not found:
+        return []
+    places = ", ".join(f"{100 * at:g}" for at in markers.branches)
+    if markers.decay == 0:
+        return [
+            f"Scores at {places} % of the budget are of the run as it was there (markers.decay 0): its learning rate "
+            "had not come down, and a run with that budget would have ended better."
+        ]
+    said = [
+        f"Scores at {places} % of the budget are of branches: each leaves its run for the last "
+        f"{100 * markers.decay:g} % of its own budget and brings the learning rate down to zero. Branches of one run "
+        f"share what came before, so they are not independent of each other; their "
+        f"{sum(branch.decay_tokens for branch in found):,} tokens in all are charged to no arm."
+    ]
+    short = ", ".join(f"{one.arm} seed {one.seed} at {100 * one.fraction:g} %" for one in found if not one.decayed)
+    if short:
+        said.append(f"The budget left no step for the learning rate to come down in these branches: {short}.")
+    return said
+
+
 def _fixed_masks(results: StudyResults) -> list[str]:
     seed = results.recipe.data.mask_seed
     if seed is None:
@@ -161,7 +185,7 @@ def _untrained(results: StudyResults) -> list[str]:
         if names:
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             said.append(
-                f"{arm} gives no gradient to {len(names)} parameter tensor{'s' if len(names) > 1 else ''} ({shown}): "
+                f"{arm} gives no gradient to {units.counted(len(names), 'parameter tensor')} ({shown}): "
                 f"fine-tuning {TOPS[results.recipe.finetune.untrained_top if results.recipe.finetune else 'keep']}."
             )
     return said

@@ -8,7 +8,7 @@ from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.statistics import CONFIDENCE
 from kd_megatron.console import units
 from kd_megatron.report.page import words
-from kd_megatron.report.page.table import Column, Table, numbers, texts
+from kd_megatron.report.page.table import Column, Table, named, numbers, texts
 
 INTERVALS = {"t": "Student's t", "bootstrap": "BCa bootstrap over seeds"}
 
@@ -34,17 +34,15 @@ def differences(results: StudyResults) -> list[Table]:
 def _differences(results: StudyResults, name: str, title: str, found: list[Comparison]) -> Table:
     are_pairs = any(one.other != results.reference for one in found)
     columns = [
-        Column("arm", "arm", is_text=True),
+        *texts("arm"),
         *([Column("other", "minus", is_text=True)] if are_pairs else []),
         Column("quantity", "in", is_text=True),
         Column("seeds", "seeds"),
         Column("shown", "difference [95 %]" if are_pairs else f"difference to {results.reference} [95 %]", units.plain),
         *numbers(shown_corrected="corrected interval", comparisons="corrected for"),
         Column("p_holm", "p (Holm)", p_value),
-        Column(
-            "effect_size", "effect size g", lambda value: units.NOTHING if value is None else units.signed(value, 2)
-        ),
-        Column("verdict", "verdict", is_text=True),
+        Column("effect_size", "effect size g", _hundredths),
+        *texts("verdict"),
     ]
     note = (
         f"Scores in points, losses in nats (lower is better); paired by seed; intervals: {INTERVALS[results.interval]}"
@@ -66,22 +64,22 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def _hundredths(value: float | None) -> str:
+    return units.NOTHING if value is None else units.signed(value, 2)
+
+
 def _difference_row(one: Comparison) -> dict[str, Any]:
     scale, digits = (1, 3) if one.quantity == "probe_loss" else (100, 1)
     return {
-        "arm": one.arm,
-        "other": one.other,
+        **named(one, "arm", "other"),
         "quantity": one.title,
         "seeds": one.difference.n,
-        "difference": one.difference,
-        "corrected": one.corrected,
+        **named(one, "difference", "corrected"),
         "shown": words.difference(one.difference, scale, digits),
         "shown_corrected": words.ends(one.corrected, scale, digits),
         "comparisons": one.num_comparisons,
         "p": one.p_value,
-        "p_holm": one.p_holm,
-        "effect_size": one.effect_size,
-        "verdict": one.verdict,
+        **named(one, "p_holm", "effect_size", "verdict"),
     }
 
 
@@ -93,12 +91,12 @@ def variance(results: StudyResults) -> Table | None:
             found = comparisons.variance(results, arm, task)
             if found:
                 row = {"arm": arm, "quantity": task or comparisons.TITLES["score"], "students": found.num_students}
-                row |= {"pretraining": found.pretraining, "finetuning": found.finetuning, "scores": found.num_scores}
+                row |= {**named(found, "pretraining", "finetuning"), "scores": found.num_scores}
                 rows.append(row)
     if not rows:
         return None
     columns = [
-        *texts(arm="arm", quantity="in"),
+        *texts("arm", quantity="in"),
         *numbers(students="pretraining seeds", scores="scores"),
         *numbers(units.points, pretraining="deviation of pretraining", finetuning="deviation of fine-tuning"),
     ]

@@ -16,56 +16,57 @@ from kd_megatron.analysis import curves
 from kd_megatron.analysis.break_even import BreakEven, num_sharing
 from kd_megatron.analysis.curves import CurvePoint
 from kd_megatron.analysis.laws import Laws
-from kd_megatron.analysis.results import StudyResults
-from kd_megatron.report.page.drawing import legend_beside, look, power_unit, seeds_and_mean
+from kd_megatron.analysis.results import FinishedRun, StudyResults
+from kd_megatron.report.page import drawing
 
 COLA = "CoLA"
+LOSS = "held-out MLM loss, probe head (nats)"
 MOST_STUDENTS = 1e6  # at the top of the axis
 
 
 def score_against_budget(results: StudyResults) -> Figure | None:
     """Average score of the branches and of the last student, against the fraction of the budget."""
-    return _scores(results, None, lambda reading: reading.fraction, "fraction of the budget spent")
+    return _scores(results, None, "fraction")
 
 
 def cola_against_tokens(results: StudyResults) -> Figure | None:
     """CoLA, which gains most from text, against the tokens seen."""
-    if COLA not in results.tasks:
-        return None
-    return _scores(results, COLA, lambda reading: reading.tokens, "tokens seen")
+    return _scores(results, COLA, "tokens") if COLA in results.tasks else None
 
 
 def loss_against_budget(results: StudyResults) -> Figure | None:
     """Held-out loss of the branches and of the last student, against the fraction of the budget."""
     if not any(run.branches for run in results.all_runs()):
         return None
+    return _against(results, "fraction", lambda run: curves.readings(results, run, "probe_loss"), LOSS, 1.0)
+
+
+def _scores(results: StudyResults, task: str | None, against: str) -> Figure | None:
+    if not any(len(curves.score_readings(run, task)) > 1 for run in results.all_runs()):
+        return None
+
+    def read(run: FinishedRun) -> list[CurvePoint]:
+        found = curves.score_readings(run, task)
+        return found if len(found) > 1 else []
+
+    return _against(results, against, read, f"{task or 'average score'} (points)", 100.0)
+
+
+def _against(
+    results: StudyResults, against: str, read: Callable[[FinishedRun], list[CurvePoint]], label: str, scale: float
+) -> Figure:
+    """What is read of each run, against the ``"fraction"`` of the budget or the ``"tokens"``."""
     figure, axes = pyplot.subplots(figsize=(4.8, 3.2))
     for arm in results.arms:
-        found = [curves.readings(results, run, "probe_loss") for run in results.runs[arm].values()]
-        seeds_and_mean(axes, results, arm, [([r.fraction for r in one], [r.value for r in one]) for one in found])
-    axes.set_xlabel("fraction of the budget spent")
-    axes.set_ylabel("held-out MLM loss, probe head (nats)")
-    axes.set_xlim(left=0)
-    legend_beside(axes, handlelength=3)
-    return figure
-
-
-def _scores(results: StudyResults, task: str | None, place: Callable[[CurvePoint], float], label: str) -> Figure | None:
-    by_arm = {
-        arm: [curves.score_readings(results, run, task) for run in results.runs[arm].values()] for arm in results.arms
-    }
-    by_arm = {arm: [readings for readings in found if len(readings) > 1] for arm, found in by_arm.items()}
-    if not any(by_arm.values()):
-        return None
-    figure, axes = pyplot.subplots(figsize=(4.8, 3.2))
-    for arm, found in by_arm.items():
-        seeds_and_mean(axes, results, arm, [([place(r) for r in one], [100 * r.value for r in one]) for one in found])
-    axes.set_xlabel(label)
-    axes.set_ylabel(f"{task or 'average score'} (points)")
-    if label.startswith("tokens"):
+        found = [points for run in results.runs[arm].values() if (points := read(run))]
+        lines = [([getattr(one, against) for one in points], [scale * one.value for one in points]) for points in found]
+        drawing.seeds_and_mean(axes, results, arm, lines)
+    axes.set_xlabel("tokens seen" if against == "tokens" else "fraction of the budget spent")
+    if against == "tokens":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_ylabel(label)
     axes.set_xlim(left=0)
-    legend_beside(axes, handlelength=3)
+    drawing.legend_beside(axes, handlelength=3)
     return figure
 
 
@@ -78,7 +79,7 @@ def scaling(results: StudyResults, laws: Laws) -> Figure | None:
         return None
     figure, axes = pyplot.subplots(figsize=(5.4, 3.4))
     for arm, law in laws.of_own_size.items():
-        colour, marker, dash = look(results, arm)
+        colour, marker, dash = drawing.look(results, arm)
         fewest, most = law.token_range
         tokens = numpy.geomspace(fewest, 10 * most, 120)
         low, high = numpy.percentile(law.predict(tokens, draws=True), [2.5, 97.5], axis=0)
@@ -94,8 +95,8 @@ def scaling(results: StudyResults, laws: Laws) -> Figure | None:
     axes.yaxis.set_minor_formatter("{x:.3g}")
     axes.yaxis.set_major_formatter("{x:.3g}")
     axes.set_xlabel("tokens seen (beyond the grey line: extrapolated)")
-    axes.set_ylabel("held-out MLM loss, probe head (nats)")
-    legend_beside(axes, handlelength=3)
+    axes.set_ylabel(LOSS)
+    drawing.legend_beside(axes, handlelength=3)
     return figure
 
 
@@ -105,7 +106,8 @@ def _intervals(axes: Axes, results: StudyResults, found: Sequence[BreakEven], sc
     for place, (one, (low, high)) in enumerate(known, start=1):
         if math.isfinite(low):
             where = one.budget * (1 + 0.02 * place) / scale
-            axes.vlines(where, low, min(high, 10 * MOST_STUDENTS), color=look(results, one.arm)[0], linewidth=1.4)
+            colour, _, _ = drawing.look(results, one.arm)
+            axes.vlines(where, low, min(high, 10 * MOST_STUDENTS), color=colour, linewidth=1.4)
 
 
 def break_even(results: StudyResults, found: Sequence[BreakEven]) -> Figure | None:
@@ -119,9 +121,9 @@ def break_even(results: StudyResults, found: Sequence[BreakEven]) -> Figure | No
     if not shown:
         return None
     figure, axes = pyplot.subplots(figsize=(5.2, 3.2))
-    scale, unit = power_unit(max(budget for _, curve in shown for budget, _ in curve))
+    scale, unit = drawing.power_unit(max(budget for _, curve in shown for budget, _ in curve))
     for one, curve in shown:
-        colour, marker, dash = look(results, one.arm)
+        colour, marker, dash = drawing.look(results, one.arm)
         quality = "score" if one.quantity == "score" else "held-out loss"
         axes.plot(
             [budget / scale for budget, _ in curve],
@@ -133,12 +135,12 @@ def break_even(results: StudyResults, found: Sequence[BreakEven]) -> Figure | No
             markersize=4.5,
             label=f"{one.arm}, by {quality}" + ("" if one.is_ahead else "\n(lead undecided)"),
         )
-    axes.axhline(num_sharing(results), color="#777777", linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.axhline(num_sharing(results), **drawing.REFERENCE)
     axes.set_yscale("log")
     ends = [end for one, _ in shown for end in one.interval or () if math.isfinite(end)]
     axes.set_ylim(top=min(max([axes.get_ylim()[1], *(1.5 * end for end in ends)]), MOST_STUDENTS))
     _intervals(axes, results, [one for one, _ in shown], scale)
     axes.set_xlabel(f"budget of {results.reference} for each student ({unit})")
     axes.set_ylabel("students that must share the teacher")
-    legend_beside(axes, handlelength=3)
+    drawing.legend_beside(axes, handlelength=3)
     return figure

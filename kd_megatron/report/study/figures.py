@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from kd_megatron.analysis.curves import PROBE_METRIC
 from kd_megatron.analysis.measure import Measure, measure_of
 from kd_megatron.analysis.results import StudyResults
-from kd_megatron.report.page.drawing import interval_bars, legend_beside, look, power_unit, seeds_and_mean
+from kd_megatron.report.page import drawing
 from kd_megatron.report.study import tables
 from kd_megatron.report.study.tables import activity_in_words
 
@@ -46,15 +47,11 @@ def scores_by_task(results: StudyResults) -> Figure | None:
     tasks = [task for task in results.tasks if any(results.by_seed(arm, "task", task) for arm in results.arms)]
     if len(tasks) < 2:
         return None
-    num_columns = min(len(tasks), 3)
-    num_rows = -(-len(tasks) // num_columns)
-    size = (2.2 + 1.9 * (num_columns - 1) + 0.6, num_rows * (0.85 + 0.36 * len(results.arms)))
-    figure, grid = pyplot.subplots(num_rows, num_columns, figsize=size, sharey=True, squeeze=False)
-    for axes, task in zip(grid.flat, tasks, strict=False):
+    height = 0.85 + 0.36 * len(results.arms)
+    figure, grid = drawing.panels(len(tasks), lambda columns, rows: (0.9 + 1.9 * columns, height * rows), sharey=True)
+    for axes, task in zip(grid, tasks, strict=True):
         _dots(axes, results, results.arms, Measure("task", task, "points", 100, 1, True), task)
         axes.set_title(tables.task_heading(results, task))
-    for axes in list(grid.flat)[len(tasks) :]:
-        axes.set_visible(False)
     figure.supxlabel("score (points)", fontsize=9)
     return figure
 
@@ -62,42 +59,26 @@ def scores_by_task(results: StudyResults) -> Figure | None:
 def _dots(axes: Axes, results: StudyResults, arms: list[str], measure: Measure, task: str | None) -> None:
     reference = results.mean(results.reference, measure.quantity, task)
     if reference:
-        axes.axvline(measure.scale * reference.mean, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        axes.axvline(measure.scale * reference.mean, **drawing.REFERENCE, zorder=1)
     for row, arm in enumerate(arms):
-        values = list(results.by_seed(arm, measure.quantity, task).values())
-        mean = results.mean(arm, measure.quantity, task)
-        if mean is None:
-            continue
-        colour, marker, _ = look(results, arm)
-        if mean.has_interval:
-            axes.errorbar(
-                measure.scale * mean.mean,
-                row,
-                xerr=interval_bars([mean], measure.scale),
-                color=colour,
-                capsize=3.5,
-                linewidth=1.8,
-                zorder=2,
-            )
-        axes.plot(measure.scale * mean.mean, row, marker=marker, color=colour, markersize=7.5, zorder=4)
-        seeds = [measure.scale * value for value in values]
-        axes.plot(seeds, [row + 0.22] * len(seeds), "o", mfc="white", mec=colour, markersize=4, zorder=3)
-    axes.set_yticks(range(len(arms)), arms)
-    axes.set_ylim(len(arms) - 0.45, -0.55)
-    axes.grid(axis="y", visible=False)
+        if mean := results.mean(arm, measure.quantity, task):
+            seeds = results.by_seed(arm, measure.quantity, task).values()
+            colour, marker, _ = drawing.look(results, arm)
+            how = {"marker": marker, "color": colour, "markersize": 7.5}
+            drawing.mean_and_seeds(axes, row, mean, seeds, measure.scale, how, linewidth=1.8)
+    drawing.rows_of(axes, arms)
     axes.margins(x=0.08)
 
 
 def loss(results: StudyResults) -> Figure | None:
     """Probe MLM loss against tokens and against the budget: thin lines are seeds, thick ones their mean."""
-    metric = "validation/probe_mlm_loss"
-    if not any(run.curve(metric, "tokens")[0] for run in results.all_runs()):
+    if not any(run.curve(PROBE_METRIC, "tokens")[0] for run in results.all_runs()):
         return None
     figure, panels = pyplot.subplots(1, 2, figsize=(7.2, 3.0), sharey=True)
     for axes, against in zip(panels, ("tokens", "budget_fraction"), strict=True):
         for arm in results.arms:
-            curves = [run.curve(metric, against) for run in results.runs[arm].values()]
-            seeds_and_mean(axes, results, arm, [curve for curve in curves if curve[0]])
+            curves = [run.curve(PROBE_METRIC, against) for run in results.runs[arm].values()]
+            drawing.seeds_and_mean(axes, results, arm, [curve for curve in curves if curve[0]])
     panels[0].set_ylabel("held-out MLM loss, probe head (nats)")
     panels[0].set_xlabel("tokens seen")
     panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -118,17 +99,17 @@ def score_against_tokens(results: StudyResults) -> Figure | None:
         mean = results.mean(arm, "score")
         if mean is None:
             continue
-        colour, marker, _ = look(results, arm)
+        colour, marker, _ = drawing.look(results, arm)
         tokens = [float(run.summary.tokens) for run in scored]
         values = [100 * run.score for run in scored if run.score is not None]
         axes.plot(tokens, values, marker, mfc="none", mec=colour, markersize=4.5, linestyle="none")
         centre = sum(tokens) / len(tokens)
         axes.plot(centre, 100 * mean.mean, marker, color=colour, markersize=8, label=arm)
     axes.set_xlabel("tokens seen within the budget")
-    axes.set_ylabel("average score (points)")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_ylabel("average score (points)")
     axes.margins(x=0.12)
-    legend_beside(axes)
+    drawing.legend_beside(axes)
     return figure
 
 
@@ -140,7 +121,7 @@ def ledger(results: StudyResults) -> Figure | None:
     for axes, unit in zip(panels, ("seconds", "flops"), strict=True):
         spent = {arm: tables.activities(list(results.runs[arm].values()), unit) for arm in results.arms}
         longest = max(sum(parts.values()) for parts in spent.values())
-        scale, name = _clock_unit(longest) if unit == "seconds" else power_unit(longest)
+        scale, name = _clock_unit(longest) if unit == "seconds" else drawing.power_unit(longest)
         left = [0.0] * len(results.arms)
         for activity, (colour, hatch) in ACTIVITY_STYLE.items():
             widths = [spent[arm][activity] / scale for arm in results.arms]
@@ -151,11 +132,8 @@ def ledger(results: StudyResults) -> Figure | None:
             )
             left = [start + width for start, width in zip(left, widths, strict=True)]
         axes.set_xlabel(name)
-        axes.grid(axis="y", visible=False)
-    panels[0].set_yticks(range(len(results.arms)), results.arms)
-    panels[0].set_ylim(len(results.arms) - 0.5, -0.5)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        drawing.rows_of(axes, results.arms, edge=0.5)
+    drawing.legend_above(figure, panels[0])
     return figure
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.console import units
-from kd_megatron.console.units import budget_in_words
+from kd_megatron.console.units import budget_in_words, num_seeds
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.recipe.arms import split_arm
 from kd_megatron.report.page import words
@@ -79,7 +79,7 @@ def rows(study: StudyResults) -> Table | None:
             }
         )
     columns = [
-        *texts(arm="arm", published_name="its name there"),
+        *texts("arm", published_name="its name there"),
         Column("published_tokens", "their tokens", units.count),
         Column("published_ratio", "to No-KD's", units.ratio),
         Column("published_difference", "their GLUE to No-KD", is_text=True),
@@ -107,10 +107,7 @@ def setup(study: StudyResults) -> Table:
     differing = [
         {"what": what, "theirs": theirs[what], "ours": ours[what]} for what in theirs if theirs[what] != ours[what]
     ]
-    columns = [
-        Column(key, heading, is_text=True) for key, heading in (("what", ""), ("theirs", "there"), ("ours", "here"))
-    ]
-    return Table("published_setup", "What differs", columns, differing)
+    return Table("published_setup", "What differs", texts(what="", theirs="there", ours="here"), differing)
 
 
 def _ours(study: StudyResults) -> dict[str, str]:
@@ -185,6 +182,6 @@ def _finetuning(study: StudyResults) -> str:
         return "none"
     rates = " or ".join(f"{rate:g}" for rate in recipe.grid.learning_rates)
     batches = " or ".join(map(str, recipe.grid.batch_sizes))
-    seeds = f"{len(recipe.seeds)} seed{'' if len(recipe.seeds) == 1 else 's'}"
+    seeds = num_seeds(len(recipe.seeds))
     selected = "" if recipe.grid.num_settings == 1 else f", selected on {recipe.selection.on.replace('_', ' ')}"
     return f"{recipe.epochs:g} epochs, learning rate {rates}, batch {batches}, {seeds}{selected}"

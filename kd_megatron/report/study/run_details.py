@@ -2,14 +2,14 @@
 
 from typing import Any
 
+from kd_megatron.analysis.curves import PROBE_METRIC
 from kd_megatron.analysis.results import FinishedRun, StudyResults
 from kd_megatron.analysis.run_checks import fingerprint_differences
 from kd_megatron.console import units
 from kd_megatron.ledger import ACCOUNTS
 from kd_megatron.report.page.document import Block, Bullets, Details, TableBlock
-from kd_megatron.report.page.table import Column, Table
+from kd_megatron.report.page.table import Column, Table, texts
 
-PROBE = "validation/probe_mlm_loss"
 MOST_ROWS = 8  # of a run's own loss, beside its validations
 
 
@@ -23,17 +23,16 @@ def losses(study: StudyResults) -> Table:
     """Every validation of every run, for csv: what the curves are drawn from."""
     keys = ("step", "tokens", "flops", "hours", "budget_fraction")
     rows = [
-        {"arm": run.arm, "seed": run.seed, **{key: row.get(key) for key in keys}, "probe_loss": row[PROBE]}
+        {"arm": run.arm, "seed": run.seed, **{key: row.get(key) for key in keys}, "probe_loss": row[PROBE_METRIC]}
         for run in study.all_runs()
         for row in run.metrics
-        if row.get(PROBE) is not None
+        if row.get(PROBE_METRIC) is not None
     ]
     return Table("losses", "", [], rows)
 
 
 def _blocks(study: StudyResults, run: FinishedRun, differing: dict[str, dict[str, Any]]) -> list[Block]:
-    where = f"{run.arm}/{run.seed}"
-    own = [f"{key} is {values[where]}" for key, values in differing.items() if where in values]
+    own = [f"{key} is {values[run.name]}" for key, values in differing.items() if run.name in values]
     recorded = f"Recorded otherwise than in most runs: {'; '.join(own)}." if own else "Recorded as in most other runs."
     blocks: list[Block] = [Bullets([_in_words(run), recorded]), TableBlock(_on_the_way(run)), TableBlock(_ledger(run))]
     return blocks + ([TableBlock(_finetuning(study, run))] if run.finetune else [])
@@ -54,8 +53,8 @@ def _on_the_way(run: FinishedRun) -> Table:
     step = max(1.0, (len(own) - 1) / (MOST_ROWS - 1))
     chosen = {round(place * step) for place in range(MOST_ROWS)}
     rows = [row for number, row in enumerate(own) if number in chosen]
-    rows += [row for row in run.metrics if row.get(PROBE) is not None]
-    shown = [{**row, "probe_loss": row.get(PROBE)} for row in sorted(rows, key=lambda row: row.get("tokens", 0))]
+    rows += [row for row in run.metrics if row.get(PROBE_METRIC) is not None]
+    shown = [{**row, "probe_loss": row.get(PROBE_METRIC)} for row in sorted(rows, key=lambda row: row.get("tokens", 0))]
     columns = [
         Column("budget_fraction", "budget", lambda value: units.percent(None if value is None else min(value, 1.0))),
         Column("tokens", "tokens", units.count),
@@ -74,7 +73,7 @@ def _ledger(run: FinishedRun) -> Table:
         if seconds or flops
     ]
     columns = [
-        Column("account", "account", is_text=True),
+        *texts("account"),
         Column("seconds", "seconds", lambda value: f"{value:.1f}"),
         Column("flops", "FLOPs", units.flops),
         Column("charged", "charged", lambda value: "yes" if value else "no", is_text=True),
@@ -94,7 +93,7 @@ def _finetuning(study: StudyResults, run: FinishedRun) -> Table:
         if task in study.tasks
     ]
     columns = [
-        Column("task", "task", is_text=True),
+        *texts("task"),
         Column("score", "score (points)", units.points),
         Column("seeds", "fine-tuning seeds"),
         Column("learning_rate", "learning rate", units.number),

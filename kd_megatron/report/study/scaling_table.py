@@ -9,7 +9,7 @@ from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.scaling import Fit, num_amounts
 from kd_megatron.analysis.statistics import UNFAIR, Estimate
 from kd_megatron.console.units import NOTHING, by_arm, count, flops, percent
-from kd_megatron.report.page.table import Column, Table, numbers
+from kd_megatron.report.page.table import Column, Table, numbers, texts
 
 
 def table(study: StudyResults, found: Laws) -> Table | None:
@@ -18,7 +18,7 @@ def table(study: StudyResults, found: Laws) -> Table | None:
         return None
     unit = study.recipe.budget.unit.replace("flops", "FLOPs").replace("_", " ")
     columns = [
-        Column("arm", "arm", is_text=True),
+        *texts("arm"),
         *numbers(num_points="points", amounts="amounts of text"),
         *numbers(_with_interval, floor="floor E (nats)", exponent="exponent alpha"),
         Column("deviation", "scatter", percent),

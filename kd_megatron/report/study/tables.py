@@ -11,7 +11,7 @@ from kd_megatron.ledger import ACCOUNTS
 from kd_megatron.objectives.words import of_arm_in_words
 from kd_megatron.recipe.diff import Difference
 from kd_megatron.report.page import words
-from kd_megatron.report.page.table import Column, Table, numbers, texts
+from kd_megatron.report.page.table import Column, Table, named, numbers, texts
 
 ACTIVITIES = ("student", "teacher", "loss", "data_wait", "other")
 
@@ -26,7 +26,7 @@ def mean_over(runs: list[FinishedRun], read: Callable[[FinishedRun], float | Non
 def scores(results: StudyResults) -> Table:
     """Per arm: average score and probe loss with their differences to the reference, then each task's score."""
     reference = results.reference
-    columns = [Column("arm", "arm", is_text=True), Column("seeds", "seeds")]
+    columns = [*texts("arm"), Column("seeds", "seeds")]
     if results.tasks:
         columns += [
             Column("score", "average", words.score),
@@ -103,7 +103,7 @@ def spending(results: StudyResults) -> Table:
     reference = mean_over(_runs(results, results.reference), lambda run: run.summary.tokens_per_second)
     rows = [_spending_row(results, arm, reference) for arm in results.arms]
     columns = [
-        *texts(arm="arm", objective="objective"),
+        *texts("arm", "objective"),
         *numbers(units.count, tokens="tokens seen", unique_tokens="unique tokens", steps="steps"),
         Column("flops", "FLOPs charged", units.flops),
         Column("hours", "hours charged", units.hours),
@@ -142,7 +142,7 @@ def ledger(results: StudyResults, unit: str) -> Table:
     """Per arm: where ``"seconds"`` or ``"flops"`` went, mean over seeds."""
     rows = [{"arm": arm, **activities(_runs(results, arm), unit)} for arm in results.arms]
     show = units.flops if unit == "flops" else lambda value: f"{value:.1f}"
-    columns = [Column("arm", "arm", is_text=True)]
+    columns = [*texts("arm")]
     columns += [Column(name, activity_in_words(results, name), show) for name in ACTIVITIES]
     title = "Where the FLOPs went" if unit == "flops" else "Where the seconds went"
     charged = results.recipe.budget.charge
@@ -185,7 +185,7 @@ def teacher_cost(results: StudyResults) -> Table | None:
             }
         )
     columns = [
-        Column("arm", "arm", is_text=True),
+        *texts("arm"),
         *numbers(units.flops, excluded="excluded", included="included", amortised=f"shared by {num_sharing} students"),
     ]
     note = f"FLOPs per student. The teacher's own training: {units.flops(cost)} FLOPs ({source})."
@@ -198,7 +198,7 @@ def runs(results: StudyResults) -> Table:
     """Every single run: the raw material of all means."""
     rows = [_run_row(run) for run in results.all_runs()]
     columns = [
-        Column("arm", "arm", is_text=True),
+        *texts("arm"),
         *numbers(seed="seed", steps="steps"),
         Column("tokens", "tokens", units.count),
         Column("flops", "FLOPs", units.flops),
@@ -210,29 +210,21 @@ def runs(results: StudyResults) -> Table:
 
 
 def _run_row(run: FinishedRun) -> dict[str, Any]:
-    keys = ("steps", "tokens", "unique_tokens", "flops", "hours", "tokens_per_second")
-    row = {
-        "arm": run.arm,
-        "seed": run.seed,
-        **{key: getattr(run.summary, key) for key in keys},
-        "probe_loss": run.probe_loss,
-    }
-    row["score"] = run.score
+    spent = named(run.summary, "steps", "tokens", "unique_tokens", "flops", "hours", "tokens_per_second")
+    row = {**named(run, "arm", "seed"), **spent, **named(run, "probe_loss", "score")}
     return row | {f"score_{task}": run.task_score(task) for task in run.tasks}
 
 
 def fairness_checks(findings: list[Finding]) -> Table:
     """What the runs recorded, compared."""
     rows = [{"check": f.check, "result": "agrees" if f.passed else "DIFFERS", "detail": f.detail} for f in findings]
-    columns = [Column("check", "check", is_text=True), Column("result", "result", is_text=True)]
-    return Table("fairness", "Fairness check", [*columns, Column("detail", "detail", is_text=True)], rows)
+    return Table("fairness", "Fairness check", texts("check", "result", "detail"), rows)
 
 
 def allowed_differences(differences: list[Difference], arms: list[str]) -> Table:
     """What the recipe lets arms differ in, beside the objective."""
     rows = [{"key": difference.key, **difference.values} for difference in differences]
-    columns = [Column("key", "key", is_text=True), *(Column(arm, arm, is_text=True) for arm in arms)]
-    return Table("allowed_differences", "Allowed differences between arms", columns, rows)
+    return Table("allowed_differences", "Allowed differences between arms", texts("key", *arms), rows)
 
 
 def _runs(results: StudyResults, arm: str) -> list[FinishedRun]:

@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table as RichTable
 
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.console import units
-from kd_megatron.report.page.table import Column, Table, numbers
+from kd_megatron.console.logs import new_table
+from kd_megatron.report.page.table import Column, Table, numbers, texts
 from kd_megatron.study.effective import LEARNING_RATE, setting_in_words
+
+TITLE = "What was tried before training"
 
 
 def tuning(results: StudyResults) -> Table | None:
@@ -34,16 +35,16 @@ def tuning(results: StudyResults) -> Table | None:
                 }
             )
     columns = [
-        Column("arm", "arm", is_text=True),
+        *texts("arm"),
         Column("trial", "trial"),
         Column("learning_rate", "learning rate", units.number),
-        Column("weight", "weight", is_text=True),
+        *texts("weight"),
         Column("weight_value", "its value", units.number),
         Column("probe_mlm_loss", "held-out loss (probe), nats", units.thousandths),
         Column("tokens", "tokens seen", units.count),
-        Column("outcome", "outcome", is_text=True),
+        *texts("outcome"),
     ]
-    return Table("tuning", "What was tried before training", columns, rows, _note(found))
+    return Table("tuning", TITLE, columns, rows, _note(found))
 
 
 def _outcome(found: dict[str, Any], arm: str, trial: dict[str, Any]) -> str:
@@ -66,20 +67,15 @@ def show(results: StudyResults) -> None:
     found = results.tuning
     if found is None:
         return
-    title = "What was tried before training"
-    shown = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = new_table(TITLE)
     for heading in ("arm", "setting"):
         shown.add_column(heading)
     shown.add_column("held-out loss", justify="right", no_wrap=True)
     shown.add_column("outcome")
     for arm, trials in found["trials"].items():
         for trial in trials:
-            cells = (
-                setting_in_words(trial["setting"]),
-                units.thousandths(trial["probe_mlm_loss"]),
-                _outcome(found, arm, trial),
-            )
-            shown.add_row(arm, *cells)
+            loss, outcome = units.thousandths(trial["probe_mlm_loss"]), _outcome(found, arm, trial)
+            shown.add_row(arm, setting_in_words(trial["setting"]), loss, outcome)
     console = Console(soft_wrap=False)
     console.print(shown)
     console.print(_note(found), style="dim")
@@ -135,7 +131,7 @@ def calibration(results: StudyResults) -> Table | None:
             }
         )
     columns = [
-        Column("arm", "arm", is_text=True),
+        *texts("arm"),
         *numbers(units.count, p50="tokens/s", p20="p20", p80="p80"),
         Column("steps", "steps fixed", units.plain),
         *numbers(units.hours, least_hours="hours taken, least", most_hours="most"),
