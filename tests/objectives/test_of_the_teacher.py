@@ -17,6 +17,7 @@ from kd_megatron.objectives.base import Objective, ObjectiveOptions
 from kd_megatron.objectives.of_the_teacher import begins_from_teacher, learns_from_teacher, owes_the_teacher
 from kd_megatron.report.study import tables
 from kd_megatron.study.edits import compare
+from kd_megatron.study.layout import arm_directory
 from kd_megatron.tensors import Needs
 from kd_megatron.training import run
 
@@ -142,7 +143,8 @@ def test_runs_may_differ_in_a_teacher_that_they_have_nothing_of(finished):
         return [one.check for one in run_findings(results.load(finished.directory)) if not one.passed]
 
     def record(one, teacher):
-        study_on_disk.edit_summary(one.directory, fingerprint=one.summary.fingerprint | {"teacher": teacher})
+        where = arm_directory(finished.directory, one.arm, one.seed)
+        study_on_disk.edit_summary(where, fingerprint=one.summary.fingerprint | {"teacher": teacher})
 
     for one in finished.all_runs():
         record(one, "another" if one.arm in ("toy", "twice") else "one")

@@ -165,7 +165,7 @@ def test_a_calibrated_run_takes_its_fixed_steps_whatever_the_clock_says(finished
         assert speed["p20"] <= speed["p50"] <= speed["p80"]
         assert len(speed["rounds"]) == 2
         steps = math.floor(HOURS * 3600.0 * speed["p50"] / (8 * 16))
-        recorded = layout.finished_run(run.directory)["budget"]["calibrated"]
+        recorded = layout.finished_run(layout.arm_directory(directory, run.arm, run.seed))["budget"]["calibrated"]
         assert recorded == {"steps": steps, "tokens_per_second": speed["p50"]}
         assert run.summary.steps == steps
         fractions = [row["budget_fraction"] for row in run.metrics if "loss" in row]
