@@ -85,8 +85,8 @@ def watch(
     page, seen = directory / "report" / "index.html", None
     with contextlib.suppress(KeyboardInterrupt), Live(console=logs.console, auto_refresh=False) as live:
         while True:
-            now = pieces(directory)
             studies, missing = load(directory, interval)
+            now = pieces(directory)  # after it: what was not missing then is among these, so the report has it too
             live.update(Group(*map(table, studies)), refresh=logs.console.is_terminal)
             if now != seen:
                 page, seen = write_report(directory, interval, beside), now

@@ -119,7 +119,7 @@ def test_a_lever_that_differs_is_red_and_not_timed(tmp_path: Path, monkeypatch: 
 
 def test_faults_and_full_memory_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """minilm fails; tinybert fits into memory in two micro-batches, vanilla_kd in none."""
-    true, sizes = device_place.TimedRun, []
+    true, sizes = device_place.TimedVariant, []
 
     def planted(asked, directory: Path, teacher: str | None) -> TimedVariant:
         size = asked.study.training.micro_batch_size
