@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
     if not names:
         print("These recipes need nothing from elsewhere.")
         return 0
-    if args.fetch:
-        _fetch([name for name in names if name in known])
     found = [find(name, known.get(name)) for name in names]
+    if args.fetch:
+        found = [_fetched(one, known.get(one.name)) for one in found]
     _print_table(found, known)
     absent = [one for one in found if one.state != "here"]
     for path in args.recipes:
@@ -61,22 +61,24 @@ def run(args: argparse.Namespace) -> int:
     return DataError.exit_code if absent else 0
 
 
-def _fetch(names: list[str]) -> None:
-    """Fetch what can be fetched; what cannot is said, and the rest goes on."""
+def _fetched(one: "Found", known: "Input | None") -> "Found":
+    """``one`` as it is after fetching it, where that can be done; what cannot be had is said, and the rest goes on."""
+    from dataclasses import replace
+
     from kd_megatron.console import logs
     from kd_megatron.errors import KdError
-    from kd_megatron.inputs.catalogue import Made, catalogue
+    from kd_megatron.inputs.catalogue import Made
     from kd_megatron.inputs.fetch import fetch
 
-    for name in names:
-        known = catalogue().inputs[name]
-        if all(isinstance(way, Made) for way in known.ways):
-            continue  # also where there is no way at all
-        logs.say(f"{name} ({known.bytes / 1e6:,.1f} MB)")
-        try:
-            fetch(name, known)
-        except KdError as error:
-            logs.warn(str(error))
+    if one.state == "here" or known is None or all(isinstance(way, Made) for way in known.ways):
+        return one  # also where there is no way at all
+    logs.say(f"{one.name} ({known.bytes / 1e6:,.1f} MB)")
+    try:
+        fetch(one.name, known)
+    except KdError as error:
+        logs.warn(str(error))
+        return one
+    return replace(one, state="here")  # every byte was compared before it was put there
 
 
 def _print_table(found: "list[Found]", known: "dict[str, Input]") -> None:
