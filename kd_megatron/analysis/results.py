@@ -14,6 +14,7 @@ from kd_megatron.analysis.once import once
 from kd_megatron.analysis.statistics import Estimate, Method, estimate, paired_difference
 from kd_megatron.analysis.summaries import FinetuneSummary, RunSummary, TaskSummary
 from kd_megatron.files import records
+from kd_megatron.objectives import of_the_teacher
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.recipe.arms import resolve_arm
 from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, read, with_tuning
@@ -127,13 +128,11 @@ class StudyResults:
         """Whether an arm learns from the teacher: as its runs recorded; before there is one, as its objective is."""
         if runs := self.runs.get(arm):
             return any(run.summary.teacher is not None for run in runs.values())
-        from kd_megatron.objectives.of_the_teacher import learns_from_teacher
-
-        return learns_from_teacher(self.recipe.arms[arm])
+        return of_the_teacher.learns_from_teacher(self.recipe.arms[arm])
 
     def begins_from_teacher(self, arm: str) -> bool:
-        """Whether the first weights of its students are layers of the teacher; without one they could not exist."""
-        return self.resolved[arm].student.initialise.method == "teacher_layers"
+        """Whether the first weights of its students are layers of the teacher."""
+        return self.resolved[arm].student.initialise.from_teacher
 
     def owes_the_teacher(self, arm: str) -> bool:
         """Whether its students learn from the teacher or begin from it."""

@@ -31,7 +31,7 @@ def initialise(student: PreTrainedModel, recipe: InitialiseRecipe, teacher_path:
     if recipe.method == "random":
         return None
     begins_from = checkpoint_path(recipe)
-    path = teacher_path if recipe.method == "teacher_layers" else begins_from
+    path = teacher_path if recipe.from_teacher else begins_from
     if path is None:
         raise ModelError(given="student.initialise.method is 'teacher_layers' without a teacher", fix="add one")
     source, missing = load_with_missing(path, torch.float32)

@@ -28,5 +28,5 @@ def learns_from_teacher(options: Mapping[str, Any]) -> bool:
 
 
 def begins_from_teacher(study: StudyRecipe, arm: str) -> bool:
-    """Whether the first weights of an arm's students are layers of the teacher; without one they could not exist."""
-    return resolve_arm(study, arm).student.initialise.method == "teacher_layers"
+    """Whether the first weights of an arm's students are layers of the teacher."""
+    return resolve_arm(study, arm).student.initialise.from_teacher

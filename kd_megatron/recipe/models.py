@@ -20,6 +20,11 @@ class InitialiseRecipe(Strict):
     path: Annotated[str | None, PLACE] = None
     revision: Annotated[Revision | None, PLACE] = None  # of a hub id, best a full commit
 
+    @property
+    def from_teacher(self) -> bool:
+        """Whether they are layers of the teacher; without one they could not exist."""
+        return self.method == "teacher_layers"
+
 
 class EncoderRecipe(Strict):
     """A Hugging Face encoder by its size. The vocabulary size comes from the shards' tokenizer."""
