@@ -26,11 +26,6 @@ class Budget:
     charge: list[str]  # accounts of the ledger
     calibrated_steps: int | None  # that were fixed before training; None: the budget ended the run
 
-    @property
-    def in_words(self) -> str:
-        """The unit as it is written: ``"FLOPs"``, ``"gpu hours"``."""
-        return self.unit.replace("flops", "FLOPs").replace("_", " ")
-
 
 @dataclass(frozen=True)
 class CacheUse:

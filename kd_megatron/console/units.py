@@ -99,6 +99,11 @@ def by_arm(values: dict[str, str]) -> str:
     return ", ".join(f"{value} ({', '.join(names)})" for value, names in arms.items())
 
 
+def unit_in_words(unit: str) -> str:
+    """A budget's unit as it is written: ``"FLOPs"``, ``"gpu hours"``."""
+    return unit.replace("flops", "FLOPs").replace("_", " ")
+
+
 def budget_in_words(budget: BudgetRecipe) -> str:
     """``"2.00e13 FLOPs"``, ``"1.5 hours"``."""
     if budget.unit == "flops":

@@ -44,7 +44,7 @@ def _in_words(run: FinishedRun) -> str:
     return (
         f"{units.count(run.summary.steps)} steps, {units.count(run.summary.tokens)} tokens, of them "
         f"{units.count(run.summary.unique_tokens)} different ones; spent {spent(budget.spent)} of "
-        f"{spent(budget.limit)} {budget.in_words}."
+        f"{spent(budget.limit)} {units.unit_in_words(budget.unit)}."
     )
 
 

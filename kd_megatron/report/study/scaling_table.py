@@ -8,7 +8,7 @@ from kd_megatron.analysis.laws import Laws
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.scaling import Fit, num_amounts
 from kd_megatron.analysis.statistics import UNFAIR, Estimate
-from kd_megatron.console.units import NOTHING, by_arm, count, flops, percent
+from kd_megatron.console.units import NOTHING, by_arm, count, flops, percent, unit_in_words
 from kd_megatron.report.page.table import Column, Table, numbers, texts
 
 
@@ -16,7 +16,7 @@ def table(study: StudyResults, found: Laws) -> Table | None:
     """Per arm: floor, exponent and the crossover with the reference; None when no arm has a law."""
     if not found.fitted:
         return None
-    unit = study.recipe.budget.unit.replace("flops", "FLOPs").replace("_", " ")
+    unit = unit_in_words(study.recipe.budget.unit)
     columns = [
         *texts("arm"),
         *numbers(num_points="points", amounts="amounts of text"),
