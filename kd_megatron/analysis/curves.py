@@ -1,6 +1,6 @@
 """Quality on the way: losses and scores of one run at several points of its budget.
 
-Scores on the way are of branches (`study.markers`), fine-tuned like the last student; a run without them has its last
+Scores on the way are of branches (`study.students`), fine-tuned like the last student; a run without them has its last
 score alone. Losses on the way are of the run as it was validated (`validation.at`), and of its branches.
 """
 

@@ -42,7 +42,7 @@ def run_recipe(recipe: StudyRecipe, arm: str, seed: int) -> StudyRecipe:
 
 
 def keep_starts(recipe: StudyRecipe) -> StudyRecipe:
-    """With a checkpoint kept where each branch leaves (`study.markers`), which is all that a run knows of branches."""
+    """With a checkpoint kept where each branch leaves (`study.students`), which is all that a run knows of branches."""
     if recipe.markers is None:
         return recipe
     starts = [recipe.markers.start(fraction) for fraction in recipe.markers.branches]

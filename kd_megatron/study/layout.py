@@ -22,7 +22,7 @@ def arm_directory(study: Path, arm: str, seed: int) -> Path:
 
 
 def branch_directory(study: Path, arm: str, seed: int, fraction: float) -> Path:
-    """Where the branch of one student that ends at ``fraction`` of the budget is trained (`study.markers`)."""
+    """Where the branch of one student that ends at ``fraction`` of the budget is trained (`study.students`)."""
     return arm_directory(study, arm, seed) / "markers" / f"{fraction:g}"
 
 
@@ -48,7 +48,7 @@ def finished_run(directory: Path) -> dict[str, Any] | None:
 
 
 def is_grid(directory: Path) -> bool:
-    """Whether the study in ``directory`` is a grid of studies (`study.study_grid`)."""
+    """Whether the study in ``directory`` is a grid of studies (`study.cells`)."""
     path = directory / RECIPE_FILE
     return path.is_file() and config.load(path, StudyRecipe).grid is not None
 

@@ -190,7 +190,7 @@ def test_the_inputs_of_a_branch_count_as_well(tmp_path):
 
 
 def test_another_teacher_is_flagged_where_it_taught(study):
-    """`claim` lets scratch stand when the teacher changes; what it recorded of the one before does not count."""
+    """`claim_study` lets scratch stand when the teacher changes; what it recorded of the one before does not count."""
     recipe = results.load(study).recipe
     for arm in recipe.arms:
         given = run_recipe(recipe, arm, 1).model_dump(mode="json", include={"arms", "teacher"})

@@ -1,6 +1,6 @@
 """The report over a grid of studies: does an arm's lead over the reference grow when text repeats, or with the budget?
 
-Each cell has a report of its own; this one compares leads across cells (`study.leads`), no stronger than the seeds
+Each cell has a report of its own; this one compares leads across cells (`analysis.leads`), no stronger than the seeds
 allow.
 """
 
