@@ -10,6 +10,10 @@ More seeds or arms may be added to the recipe later; what was finished is kept. 
 """
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HELP = "every arm x seed -> fine-tuning -> report; resumes where it stopped"
 
@@ -40,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.machine.precision import resolve_precision
     from kd_megatron.ranks import dist
     from kd_megatron.recipe import StudyRecipe, config
-    from kd_megatron.report.study.page import write_report
     from kd_megatron.study.claim import recalibrate
     from kd_megatron.study.runner import run_study
 
@@ -50,7 +53,14 @@ def run(args: argparse.Namespace) -> int:
         compare_nodes([args.recipe, *args.overrides])
         if args.recalibrate:
             recalibrate(directory)
-        run_study(resolve_precision(recipe), directory, write_report, args.redo.split(",") if args.redo else ())
+        run_study(resolve_precision(recipe), directory, _report, args.redo.split(",") if args.redo else ())
         if dist.is_main():
             print(directory / "report" / "index.html")
     return 0
+
+
+def _report(directory: "Path") -> None:
+    """Write the report; its libraries are imported here, on the rank that writes it and when there is one to write."""
+    from kd_megatron.report.study.page import write_report
+
+    write_report(directory)
