@@ -8,9 +8,9 @@ clause 13).
 from dataclasses import dataclass
 from itertools import combinations
 
+from kd_megatron.analysis.fitness import objection
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import FinishedRun, StudyResults
-from kd_megatron.analysis.run_checks import unfair_checks
 from kd_megatron.analysis.statistics import (
     Estimate,
     VarianceComponents,
@@ -43,7 +43,7 @@ class Comparison:
     p_value: float | None
     p_holm: float | None
     effect_size: float | None  # Hedges' g of the paired differences
-    is_fair: bool = True  # whether arms differ in their objective alone, as far as their runs recorded
+    objection: str | None = None  # what takes the verdict away (`analysis.fitness`), in a word or two
 
     @property
     def title(self) -> str:
@@ -58,7 +58,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """``"better"`` or ``"worse"`` when the corrected interval excludes zero, else why nothing can be said."""
-        return verdict(self.difference, self.corrected, self.is_fair, "better" if self.is_better else "worse")
+        return verdict(self.difference, self.corrected, self.objection, "better" if self.is_better else "worse")
 
 
 @once
@@ -127,9 +127,8 @@ def _family(results: StudyResults, pairs: list[Pair], num_comparisons: int | Non
     ]
     known = [(pair, differences) for pair, differences in zip(pairs, values, strict=True) if differences]
     found = judged([differences for _, differences in known], results.interval, num_comparisons)
-    is_fair = not unfair_checks(results)
     return [
-        Comparison(arm, other, quantity, task, *sure, hedges_g(differences), is_fair)
+        Comparison(arm, other, quantity, task, *sure, hedges_g(differences), objection(results, quantity, task))
         for ((arm, other, quantity, task), differences), sure in zip(known, found, strict=True)
         if sure
     ]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from kd_megatron.analysis import curves, results
 from kd_megatron.analysis.crossover import Crossover, crossover
+from kd_megatron.analysis.fitness import objection
+from kd_megatron.analysis.measure import PROBE
 from kd_megatron.analysis.results import StudyResults
-from kd_megatron.analysis.run_checks import unfair_checks
 from kd_megatron.analysis.scaling import FEWEST_AMOUNTS, FEWEST_SEEDS, Fit, Point, Refusal, fit, num_amounts
 from kd_megatron.errors import OutputError
 from kd_megatron.recipe import StudyRecipe, diff
@@ -27,7 +28,7 @@ class Laws:
     crossovers: dict[str, Crossover]  # arm -> with the reference
     warnings: list[str]
     sizes: dict[str, float]  # arm -> parameters of the reported study's own students
-    is_fair: bool = True  # whether in no study arms differ in more than their objective, as far as runs recorded
+    objection: str | None = None  # what takes claims away in some study (`analysis.fitness`), in a word or two
 
     @property
     def fitted(self) -> dict[str, Fit]:
@@ -51,7 +52,8 @@ def laws(studies: Sequence[StudyResults]) -> Laws:
         arm: _fit(found, _shares_runs(studies, arm, found)) for arm in study.arms for found in [points(studies, arm)]
     }
     sizes = {arm: float(next(iter(study.runs[arm].values())).summary.parameters) for arm in study.arms}
-    found = Laws(fits, {}, [], sizes, not any(unfair_checks(one) for one in studies))
+    doubts = (objection(one, PROBE.quantity) for one in studies)
+    found = Laws(fits, {}, [], sizes, next((word for word in doubts if word), None))
     crossovers = _crossovers(study, found.of_own_size)
     return replace(found, crossovers=crossovers, warnings=_warnings(studies, found.fitted, crossovers))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kd_megatron.analysis import results
+from kd_megatron.analysis.fitness import objection
 from kd_megatron.analysis.measure import PROBE, SCORE, Measure
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
@@ -112,6 +113,10 @@ class GridResults:
         """The checks that failed in some cell, with its name."""
         return [f"{cell.place.name}: {'; '.join(found)}" for cell in self.cells if (found := unfair_checks(cell.study))]
 
+    def objection(self, measure: Measure) -> str | None:
+        """What takes verdicts away in some cell, in a word or two."""
+        return next((word for cell in self.cells if (word := objection(cell.study, measure.quantity))), None)
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -128,12 +133,12 @@ class Growth:
     num_comparisons: int
     p_value: float | None
     p_holm: float | None
-    is_fair: bool = True  # whether arms differ in their objective alone in every cell
+    objection: str | None = None  # what takes the verdict away in some cell, in a word or two
 
     @property
     def verdict(self) -> str:
         """``"grows"`` or ``"shrinks"`` when the corrected interval excludes zero, else why nothing can be said."""
-        return verdict(self.growth, self.corrected, self.is_fair, "grows" if self.growth.mean > 0 else "shrinks")
+        return verdict(self.growth, self.corrected, self.objection, "grows" if self.growth.mean > 0 else "shrinks")
 
 
 @dataclass(frozen=True)
@@ -208,7 +213,7 @@ def _family(
     ends = [_ends(arms, found, measure) for arms, found in pairs]
     known = [(pair, both) for pair, both in zip(pairs, ends, strict=True) if both[0]]
     values = [[high[seed] - low[seed] for seed in low] for _, (low, high) in known]
-    found, is_fair = [], not grid.unfair
+    found, doubt = [], grid.objection(measure)
     for ((arms, compared), both), sure in zip(known, judged(values, grid.interval, num_comparisons), strict=True):
         low, high = (estimate(list(one.values()), method=grid.interval) for one in both)
         if sure and low and high:  # None: a value that is not finite
@@ -217,7 +222,7 @@ def _family(
             growth, corrected, num, p, p_holm = sure
             p_holm = None if p_holm is None else min(1.0, p_holm * num / len(known))  # num: more than are known
             sizes = (growth, corrected, num, p, p_holm)
-            found.append(Growth(axis, arms, level, low, high, (read[0], read[1]), *sizes, is_fair))
+            found.append(Growth(axis, arms, level, low, high, (read[0], read[1]), *sizes, doubt))
     return found
 
 

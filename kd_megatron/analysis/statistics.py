@@ -13,7 +13,6 @@ from kd_megatron.console.units import counted
 from kd_megatron.errors import RecipeError
 
 CONFIDENCE = 0.95
-UNFAIR = "unfair: none"  # the verdict where arms differ in more than their objective
 Method = Literal["t", "bootstrap"]
 FEWEST_FOR_BOOTSTRAP = 10  # below it, resampled means take few values and the interval is much too narrow
 NUM_RESAMPLES = 9_999
@@ -95,10 +94,14 @@ def _bootstrap_interval(values: Sequence[float], confidence: float) -> tuple[flo
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def verdict(plain: Estimate, corrected: Estimate, is_fair: bool, in_words: str) -> str:
-    """``in_words`` where the interval that holds together with its family's excludes zero, else why nothing is said."""
-    if not is_fair:
-        return UNFAIR
+def verdict(plain: Estimate, corrected: Estimate, objection: str | None, in_words: str) -> str:
+    """``in_words`` where the interval that holds together with its family's excludes zero, else why nothing is said.
+
+    Args:
+        objection: what takes the verdict away (`analysis.fitness`), in a word or two; None: nothing does.
+    """
+    if objection:
+        return f"{objection}: none"
     if not plain.has_interval:
         return "one seed: no evidence"
     if plain.low == plain.high:

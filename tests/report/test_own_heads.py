@@ -5,6 +5,7 @@ import study_on_disk
 from tolerances import HAND_WORKED_STATISTIC_RELATIVE
 
 from kd_megatron.analysis import results
+from kd_megatron.analysis.fitness import objections
 from kd_megatron.report.study import own_heads
 from kd_megatron.report.study.page import write_report
 
@@ -35,13 +36,13 @@ def test_arms_with_a_trained_head_have_a_row_and_the_difference_is_paired(tmp_pa
 
 def test_a_probe_far_from_the_heads_is_named(tmp_path):
     page = write_report(study(tmp_path, GAP)).with_name("report.md").read_text(encoding="utf-8")
-    assert "The probe has not converged: where students have trained heads, its loss is 0.40 to 0.50 nats" in page
+    assert "The probe is unfit: where students have trained heads, its loss is 0.40 to 0.50 nats" in page
     assert "By the students' own heads" in page
 
 
 def test_a_probe_near_the_heads_is_not(tmp_path):
     found = results.load(study(tmp_path, {"scratch": 0.04, "vanilla_kd": 0.01}))
-    assert own_heads.caveats(found) == []
+    assert objections(found, "probe_loss") == []
 
 
 def test_without_trained_heads_there_is_no_table(tmp_path):

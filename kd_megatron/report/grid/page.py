@@ -63,6 +63,8 @@ def answer(grid: GridResults) -> str:
         return "No cell has begun: there is no answer."
     if grid.unfair:
         return f"Nothing is concluded: arms with the same seed differ in more than their objective ({grid.unfair[0]})."
+    if word := grid.objection(grid.measures[0]):
+        return f"Nothing is concluded by the {grid.measures[0].name}: {word} (see the cells' own pages)."
     if not grid.distilled:
         return f"No arm with a teacher has a result beside {grid.reference}: there is no answer yet."
     said = [_axis_answer(grid, axis) for axis in AXES]

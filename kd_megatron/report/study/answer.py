@@ -2,6 +2,7 @@
 
 from kd_megatron.analysis import comparisons
 from kd_megatron.analysis.comparisons import Comparison
+from kd_megatron.analysis.fitness import objections
 from kd_megatron.analysis.measure import Measure, measure_of, ranking
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
@@ -28,14 +29,16 @@ def answer(results: StudyResults) -> str:
             f"No winner is named: arms with the same seed differ in more than their objective ({checks}), as the "
             "fairness check below has it."
         )
+    if found := objections(results, measure.quantity):
+        return f"No winner is named by the {measure.name}. {found[0].sentence}"
     other = results.reference if best != results.reference else ranked[1][0]
-    found = comparisons.best_against(results, best, other, measure.quantity)
-    if found is None:
+    gap = comparisons.best_against(results, best, other, measure.quantity)
+    if gap is None:
         return f"{opening}; {other} shares no seed with it, so no difference can be given."
     rest = [arm for arm, _, _ in ranked if arm not in (best, other)]
-    near = _not_told_apart(results, best, rest, measure) if found.verdict in ("better", "worse") else []
+    near = _not_told_apart(results, best, rest, measure) if gap.verdict in ("better", "worse") else []
     doubt = f"; these seeds cannot tell {best} from {' or '.join(near)}" if near else ""
-    return f"{opening}, {_gap_in_words(found, measure)}{doubt}."
+    return f"{opening}, {_gap_in_words(gap, measure)}{doubt}."
 
 
 def _not_told_apart(results: StudyResults, best: str, rest: list[str], measure: Measure) -> list[str]:

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 from kd_megatron.analysis import break_even
+from kd_megatron.analysis.comparisons import OVERALL
+from kd_megatron.analysis.fitness import UNFAIR, objections
 from kd_megatron.analysis.measure import PROBE, measure_of
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import Finding
@@ -10,7 +12,7 @@ from kd_megatron.analysis.summaries import CacheUse
 from kd_megatron.console import units
 from kd_megatron.console.units import num_seeds, seeds_of
 from kd_megatron.recipe.diff import Difference
-from kd_megatron.report.study import own_heads, tables
+from kd_megatron.report.study import tables
 from kd_megatron.report.study.certainty_tables import INTERVALS
 from kd_megatron.report.study.tuning_tables import calibration_caveats, tuning_caveats
 
@@ -29,7 +31,7 @@ def caveats(results: StudyResults, findings: list[Finding], allowed: list[Differ
         *_unfair(findings, allowed),
         *_seeds(results),
         *_what_seeds_vary(results),
-        *own_heads.caveats(results),
+        *_objections(results),
         *_finetuning(results),
         *_repetition(results),
         *_branches(results),
@@ -56,6 +58,12 @@ def _unfair(findings: list[Finding], allowed: list[Difference]) -> list[str]:
         keys = ", ".join(difference.key for difference in allowed)
         said.append(f"The recipe lets arms differ in {keys} beside their objective (see the table of differences).")
     return said
+
+
+def _objections(results: StudyResults) -> list[str]:
+    """What takes verdicts away beside unfairness, which the fairness check tells in full."""
+    found = (one for quantity in OVERALL for one in objections(results, quantity) if one.word != UNFAIR)
+    return list(dict.fromkeys(one.sentence for one in found))
 
 
 def _seeds(results: StudyResults) -> list[str]:

@@ -7,7 +7,7 @@ from kd_megatron.analysis.crossover import Crossover
 from kd_megatron.analysis.laws import Laws
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.scaling import Fit, num_amounts
-from kd_megatron.analysis.statistics import UNFAIR, Estimate
+from kd_megatron.analysis.statistics import Estimate
 from kd_megatron.console.units import NOTHING, by_arm, count, flops, percent, unit_in_words
 from kd_megatron.report.page.table import Column, Table, numbers, texts
 
@@ -69,8 +69,8 @@ def _change_in_words(found: Laws, arm: str, reference: str) -> str:
     change = found.crossovers.get(arm)
     if change is None:
         return NOTHING
-    if not found.is_fair:
-        return UNFAIR
+    if found.objection:
+        return f"{found.objection}: none"
     other = reference if change.better_after == arm else arm
     if change.at is None:
         share = change.share_throughout
