@@ -24,6 +24,7 @@ from kd_megatron.recipe.policy import (
     PLACE,
     WORDS,
 )
+from kd_megatron.recipe.protocol import ProtocolRecipe
 from kd_megatron.recipe.training import MarkersRecipe, TrainingRecipe, TuningRecipe, ValidationRecipe
 from kd_megatron.recipe.types import Count, Positive, Seed
 
@@ -80,6 +81,7 @@ class StudyRecipe(Strict):
     finetune: Annotated[FinetuneRecipe | None, OF_FINETUNING, ACROSS] = None
     markers: Annotated[MarkersRecipe | None, OF_STUDENTS, OF_STUDY] = None
     grid: Annotated[StudyGridRecipe | None, OF_STUDY] = None  # None: one study
+    protocol: Annotated[ProtocolRecipe | None, WORDS] = None  # no weight hangs on it; the report shows departures
     # dotted keys that arms may override beside their objective's options; a run is given its own overrides applied
     allow_difference: Annotated[list[str], OF_STUDY, LONGER, AT_RESUME] = []
     output: Annotated[PathText | None, WORDS] = None  # anywhere; None: studies/NAME
@@ -109,6 +111,8 @@ class StudyRecipe(Strict):
             )
         if self.tuning:
             yield from self._problems_of_tuning(self.tuning)
+        if self.protocol and (unknown := sorted({*(self.protocol.arms or [])} - self.arms.keys())):
+            yield f"protocol.arms names {', '.join(unknown)}, which is no arm of {', '.join(self.arms)}"
 
     def _problems_of_branches(self, markers: MarkersRecipe) -> Iterator[str]:
         """Branches of a rate that never comes down, or that has not come up."""
