@@ -25,6 +25,16 @@ HEADS = {
 }  # model type -> MLM head
 
 
+def transform(head: nn.Module, states: Tensor) -> Tensor:
+    """What an MLM head makes of hidden states [..., D] before its decoder."""
+    of: Any = head
+    if hasattr(of, "predictions"):  # BERT
+        transformed: Tensor = of.predictions.transform(states)
+    else:  # RoBERTa and its kin
+        transformed = of.layer_norm(functional.gelu(of.dense(states)))
+    return transformed
+
+
 @dataclass(frozen=True)
 class Execution:
     """How layers run: the same for all arms, and for teacher and student."""
@@ -69,11 +79,7 @@ class TappedEncoder(nn.Module):
 
     def head(self, states: Tensor) -> FactoredLogits:
         """The MLM head: hidden states [..., D] -> logits [..., V], all but the decoder's product made."""
-        head: Any = getattr(self.model, HEADS[self.model.config.model_type])
-        if hasattr(head, "predictions"):  # BERT
-            transformed = head.predictions.transform(states)
-        else:  # RoBERTa and its kin
-            transformed = head.layer_norm(functional.gelu(head.dense(states)))
+        transformed = transform(getattr(self.model, HEADS[self.model.config.model_type]), states)
         return FactoredLogits(transformed, self.decoder.weight, self.decoder.bias)
 
     def read_directly(self) -> list[nn.Parameter]:

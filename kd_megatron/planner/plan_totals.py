@@ -19,7 +19,9 @@ from kd_megatron.planner.plan_arms import ArmPlan, Means, plan_arm
 from kd_megatron.recipe import FinetuneRecipe, StudyRecipe, TaskRecipe, TuningRecipe
 from kd_megatron.tensors import Needs
 from kd_megatron.training.run import TEACHER_ARM, teacher_study
-from kd_megatron.training.validate import PROBE_BATCH_SIZE
+from kd_megatron.training.validate import SLICE
+
+USUAL_PASSES = 5  # of a probe over its states before it has converged; how many it takes is not known before
 
 
 @dataclass(frozen=True)
@@ -134,12 +136,13 @@ def _num_validations(recipe: StudyRecipe) -> int:
 
 
 def _validation_flops(recipe: StudyRecipe, cost: ArmCost, vocab_size: int) -> float:
-    """One validation: the probe's training on the frozen student, then the held-out samples."""
+    """One validation: the probe's frozen states and its usual passes over them, then the held-out samples."""
     config, trains_head = student_config(recipe.student, vocab_size), cost.student_head_flops_per_token > 0
     length, num_masked = recipe.data.sequence_length, num_masked_positions(recipe)
     forward = _whole(config, length)
     head = head_flops(config, num_masked)
-    probe = recipe.validation.probe_steps * PROBE_BATCH_SIZE * (forward + 3.0 * head)
+    share = 1.0 / SLICE  # more windows, which say when it has converged
+    probe = recipe.validation.probe_windows * ((1.0 + share) * forward + USUAL_PASSES * (3.0 + share) * head)
     return probe + recipe.validation.num_samples * (forward + head * (2 if trains_head else 1))
 
 

@@ -47,7 +47,8 @@ class ValidationRecipe(Strict):
     at: Annotated[list[Fraction], ACROSS] = [0.25, 0.5, 0.75, 1.0]  # fractions of the budget
     num_samples: Count = 256
     skip_samples: Annotated[int, Field(ge=0, le=10**15)] = 0  # held-out windows before them that are left out
-    probe_steps: Annotated[int, Field(ge=0, le=10**9)] = 100  # steps of the probe head on the frozen student
+    probe_windows: Count = 2048  # of training text, whose frozen states the probe learns from; an eighth more says when
+    probe_steps: Annotated[int, Field(ge=0, le=10**9)] = 20_000  # at most; it ends when it has converged
     probe_learning_rate: Positive = 1e-3
 
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import torch
 
@@ -187,7 +188,7 @@ def pass_markers(run: Run, fraction: float, stop: StopRequest) -> bool:
     return False
 
 
-def validate(run: Run, fraction: float, stop: StopRequest | None = None) -> dict[str, float] | None:
+def validate(run: Run, fraction: float, stop: StopRequest | None = None) -> dict[str, Any] | None:
     """Measure the student on the held-out split and write the row; None when ``stop`` on some rank cut it short.
 
     The phase that is measured is that of the newest step: a stop at a boundary may put its validation off until the run
@@ -199,7 +200,8 @@ def validate(run: Run, fraction: float, stop: StopRequest | None = None) -> dict
     with run.ledger.clock("validation"), stages.stage("validation"):
         embeddings = run.engine.full_weight(run.module.student.embeddings)
         scores = run.validation.measure(
-            run.module.student, embeddings, run.has_trained_head, lambda: stop is not None and bool(stop)
+            *(run.module.student, embeddings, run.has_trained_head, run.first_head),
+            lambda: stop is not None and bool(stop),
         )
     if scores is None:
         return None

@@ -223,7 +223,7 @@ def _export(run: Run, weights: dict[str, Tensor], summary: dict[str, Any]) -> st
     return model_hash(where)
 
 
-def summarise(run: Run, teacher_path: str | None, scores: dict[str, float], facts: dict[str, Any]) -> dict[str, Any]:
+def summarise(run: Run, teacher_path: str | None, scores: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """The summary of a finished run, as plain data."""
     budget, ledger = run.study.budget, run.ledger
     length, branch = run.study.data.sequence_length, None

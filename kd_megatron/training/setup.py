@@ -37,6 +37,7 @@ from kd_megatron.recipe import StudyRecipe
 from kd_megatron.tensors import Batch
 from kd_megatron.training.cached_teacher import CachedTeacher, open_cached_teacher
 from kd_megatron.training.phases import PhasePosition
+from kd_megatron.training.probe import FirstHead
 from kd_megatron.training.schedule import Branch
 from kd_megatron.training.step import Step, StudentWithObjective
 from kd_megatron.training.teacher import Teacher
@@ -70,6 +71,7 @@ class Run:
     step: Step
     ledger: Ledger
     validation: Validation
+    first_head: FirstHead  # of the first weights, where every probe begins
     metrics: MetricsWriter
     cost: SequenceCost
     num_parameters: int
@@ -159,6 +161,7 @@ def prepare_run(
     if begins_from is not None:
         check_same_vocabulary(begins_from, loader.tokenizer_sha256, ", ".join(s.path for s in study.data.shards))
 
+    first_head = FirstHead.of(student)
     teacher_config = model_config(teacher_path) if teacher_path is not None else None
     shapes = shape_of(student.config), None if teacher_config is None else shape_of(teacher_config)
     each = [of_arm.build(phase.options, *shapes) for phase in phases]
@@ -199,6 +202,7 @@ def prepare_run(
         step=Step(engine, objective, kept, ledger),
         ledger=ledger,
         validation=Validation(study.data, study.validation, device, study.training.precision == "bf16"),
+        first_head=first_head,
         metrics=metrics,
         place=place,
         cost=costs[place.number],

@@ -1,51 +1,46 @@
 """One validation for all arms: held-out masked-language-model loss at fixed masks (docs/fairness.md, clause 8).
 
-Objectives that train an MLM head are measured with it. All objectives are measured with a probe: a fresh head of the
-same form, its decoder starting from the student's own embeddings, trained on the frozen student for a fixed number
-of steps on the same batches. The probe alone is comparable between arms, and between pools: its text is drawn from all
-of the training split, whatever the student's pool is capped at. On a small pool a probe would learn from states of text
-that its student knows by heart, and then read them on text that it does not know.
+Objectives that train an MLM head are measured with it. All objectives are measured with a probe (`training.probe`): a
+head that is trained on the frozen student until it has converged. The probe alone is comparable between arms, and
+between pools: its text is drawn from all of the training split, whatever the student's pool is capped at. On a small
+pool a probe would learn from states of text that its student knows by heart, and then read them on text that it does
+not know.
+
+An objective that reads no state above some layer never trains the layers above it. Such a student is probed at the
+highest layer that was trained as well as at the top.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
 from kd_megatron.data.loader import Loader
 from kd_megatron.errors import DataError
 from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.ranks import dist, stages
 from kd_megatron.recipe import DataRecipe, ValidationRecipe
-from kd_megatron.tensors import IGNORED, Batch, Needs, Taps
+from kd_megatron.tensors import IGNORED, Batch, Needs
+from kd_megatron.training.probe import (
+    PROBE_SEED,
+    FirstHead,
+    ProbeHead,
+    States,
+    Trained,
+    loss_and_hits,
+    score,
+    train_probe,
+)
 
-PROBE_SEED = 20_240_619  # of the probe's head and batches: the same in every run of every study
-PROBE_BATCH_SIZE = 32
 EVALUATION_BATCH_SIZE = 32
 BATCHES_BETWEEN_LOOKS = 8  # after so many, the ranks agree on whether to stop
+SLICE = 8  # windows that a probe learns from, for each one of the slice that says when it has converged
 
 
 class _Stopping(Exception):
     """Some rank was asked to stop."""
-
-
-class ProbeHead(nn.Module):
-    """A BERT-style MLM head: dense, GELU, layer norm, decoder. [N, D] -> [N, V]."""
-
-    def __init__(self, embeddings: Tensor) -> None:
-        super().__init__()
-        vocab_size, width = embeddings.shape
-        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
-        self.decoder = nn.Linear(width, vocab_size)
-        self.decoder.weight.data.copy_(embeddings)
-        nn.init.zeros_(self.decoder.bias)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states."""
-        logits: Tensor = self.decoder(self.transform(hidden))
-        return logits
 
 
 class Validation:
@@ -53,7 +48,7 @@ class Validation:
 
     Args:
         data: the study's data; its ``valid`` split is read with fixed masks, the probe's text not capped.
-        recipe: how many samples, and the probe's steps and learning rate.
+        recipe: how many samples, and the probe's windows, most steps and learning rate.
         bf16: whether the probe computes in bfloat16 (autocast), as the student does.
     """
 
@@ -75,80 +70,104 @@ class Validation:
         student: TappedEncoder,
         embeddings: Tensor,
         has_trained_head: bool,
+        start: FirstHead | None = None,
         stops: Callable[[], bool] = lambda: False,
-    ) -> dict[str, float] | None:
+    ) -> dict[str, Any] | None:
         """Loss (nats per masked token) and accuracy, by probe and, where it is trained, by the student's own head.
 
         Args:
             student: in any mode; it is put back into that mode.
             embeddings: its input embeddings [V, D], whole, float32.
+            start: where the probe begins, the same for all students of a study; None: at the head that it has now.
             stops: whether this rank was asked to stop. Once one was, the measurement ends on all ranks.
 
         Returns:
-            None when it was cut short.
+            ``probe_mlm_loss`` and ``probe_mlm_accuracy``, ``mlm_loss`` and ``mlm_accuracy`` where a head is trained,
+            and how the probe was trained: ``probe_converged``, ``probe_steps``, ``probe_curve`` (nats on the slice);
+            the same for ``probe_tap_...``, with ``probe_tap_layer``, where the top layers were never trained. None when
+            it was cut short.
         """
         last = student.model.config.num_hidden_layers
-        frozen = TappedEncoder(student.model, Needs(hidden=(last,), logits=has_trained_head))
+        trained = student.needs.num_whole_layers(last)
+        layers = {"probe": last} | ({"probe_tap": trained} if 0 < trained < last else {})
+        frozen = TappedEncoder(student.model, Needs(hidden=tuple(sorted(layers.values())), logits=has_trained_head))
         was_training = student.training
         student.eval()
         frozen.eval()
         try:
-            probe = self._train_probe(frozen, embeddings, last, stops)
-            return self._evaluate(frozen, probe, last, has_trained_head, stops)
+            probes = self._train_probes(frozen, embeddings, layers, start or FirstHead.of(student.model), stops)
+            scores = self._evaluate(frozen, {name: probe.head for name, probe in probes.items()}, layers, stops)
+            for name, probe in probes.items():
+                facts = {"converged": probe.converged, "steps": probe.num_steps, "curve": probe.curve}
+                scores |= {f"{name}_{key}": value for key, value in facts.items()}
+            return scores | ({"probe_tap_layer": trained} if "probe_tap" in layers else {})
         except _Stopping:
             return None
         finally:
             student.train(was_training)
 
-    def _train_probe(
-        self, student: TappedEncoder, embeddings: Tensor, last: int, stops: Callable[[], bool]
-    ) -> ProbeHead:
-        """The same head, batches and steps for every student; gradients are summed over ranks."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(PROBE_SEED)
-            probe = ProbeHead(embeddings).to(self.device)
-        optimizer = torch.optim.AdamW(probe.parameters(), lr=self.recipe.probe_learning_rate, fused=True)
-        for step in range(self.recipe.probe_steps):
-            _look(step, stops)
-            for group in optimizer.param_groups:
-                group["lr"] = self.recipe.probe_learning_rate * (1.0 - step / self.recipe.probe_steps)
-            batch = self._my_part(self.probe_data.batch(step * PROBE_BATCH_SIZE, PROBE_BATCH_SIZE))
-            with torch.no_grad():
-                states = _masked_states(student(batch), batch, last)
-            targets = dist.all_reduce((batch.labels != IGNORED).sum().double().cpu()).item()
-            optimizer.zero_grad()
-            loss, _ = self._score(probe, states, batch.labels)
-            (loss / targets).backward()
-            for parameter in probe.parameters():
-                assert parameter.grad is not None
-                dist.all_reduce(parameter.grad)
-            optimizer.step()
-        return probe.eval()
+    def _train_probes(
+        self,
+        student: TappedEncoder,
+        embeddings: Tensor,
+        layers: dict[str, int],
+        start: FirstHead,
+        stops: Callable[[], bool],
+    ) -> dict[str, Trained]:
+        """One probe for each of ``layers`` (name -> layer), on states of the same windows."""
+        ranks = dist.world_size()
+        total = min(self.recipe.probe_windows + -(-self.recipe.probe_windows // SLICE), self.probe_data.num_windows)
+        num_slice = max(1, total // (SLICE + 1) // ranks)  # of each rank
+        num_train = max(1, total // ranks - num_slice)
+        train = self._states(student, layers, 0, num_train * ranks, stops)
+        held_out = self._states(student, layers, num_train * ranks, num_slice * ranks, stops)
+        return {
+            name: train_probe(
+                *(start, embeddings, train[name], held_out[name], self.recipe, self.bf16),
+                lambda step: _look(step, stops),
+            )
+            for name in layers
+        }
+
+    @torch.no_grad()
+    def _states(
+        self, student: TappedEncoder, layers: dict[str, int], first: int, num_windows: int, stops: Callable[[], bool]
+    ) -> dict[str, States]:
+        """Frozen states of this rank's part of the probe's windows ``first``, ..., of each layer by its name."""
+        hidden: dict[str, list[Tensor]] = {name: [] for name in layers}
+        labels = []
+        for index, at in enumerate(range(0, num_windows, EVALUATION_BATCH_SIZE * dist.world_size())):
+            _look(index, stops)
+            size = min(EVALUATION_BATCH_SIZE * dist.world_size(), num_windows - at)
+            batch = self._my_part(self.probe_data.batch(first + at, size))
+            taps = student(batch)
+            labels.append(batch.labels)
+            for name, layer in layers.items():
+                hidden[name].append(batch.at_slots(taps.hidden[layer]).float())
+        return {name: States(torch.cat(found), torch.cat(labels)) for name, found in hidden.items()}
 
     @torch.no_grad()
     def _evaluate(
-        self, student: TappedEncoder, probe: ProbeHead, last: int, own_head: bool, stops: Callable[[], bool]
-    ) -> dict[str, float]:
-        totals = torch.zeros(5, dtype=torch.float64)  # targets; loss and hits of the probe; loss and hits of the head
+        self, student: TappedEncoder, probes: dict[str, ProbeHead], layers: dict[str, int], stops: Callable[[], bool]
+    ) -> dict[str, Any]:
+        names = [*probes, *([""] if student.needs.logits else [])]  # "": the student's own head
+        totals = torch.zeros(1 + 2 * len(names), dtype=torch.float64)  # targets; loss and hits of each
         for index, first in enumerate(range(0, self.num_samples, EVALUATION_BATCH_SIZE)):
             _look(index, stops)
             size = min(EVALUATION_BATCH_SIZE, self.num_samples - first)
             batch = self._my_part(self.held_out.batch(self.recipe.skip_samples + first, size))
             taps = student(batch)
+            found = [
+                score(probe, batch.at_slots(taps.hidden[layers[name]]).float(), batch.labels, self.bf16)
+                for name, probe in probes.items()
+            ]
+            if taps.logits is not None:  # by the decoder's module, whose weights ZeRO-3 gathers
+                found.append(loss_and_hits(student.decoder(taps.logits.states), batch.labels))
             totals[0] += float((batch.labels != IGNORED).sum())
-            totals[1:3] += torch.stack(self._score(probe, _masked_states(taps, batch, last), batch.labels)).cpu()
-            if own_head:
-                assert taps.logits is not None
-                logits = student.decoder(taps.logits.states)  # by its module, whose weights ZeRO-3 gathers
-                totals[3:5] += torch.stack(loss_and_hits(logits, batch.labels)).cpu()
+            totals[1:] += torch.stack([value.cpu() for pair in found for value in pair])
         count, *sums = dist.all_reduce(totals).tolist()
-        names = ("probe_mlm_loss", "probe_mlm_accuracy", *(("mlm_loss", "mlm_accuracy") if own_head else ()))
-        return {name: value / count for name, value in zip(names, sums, strict=False)}
-
-    def _score(self, probe: ProbeHead, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = probe(states)
-        return loss_and_hits(logits, labels)
+        keys = [f"{name}_mlm_{what}".lstrip("_") for name in names for what in ("loss", "accuracy")]
+        return {key: value / count for key, value in zip(keys, sums, strict=True)}
 
     def _my_part(self, batch: Batch) -> Batch:
         """This rank's rows; every rank has at least one, so that collective calls inside the student match."""
@@ -165,15 +184,3 @@ def _look(index: int, stops: Callable[[], bool]) -> None:
     stages.beat()
     if index % BATCHES_BETWEEN_LOOKS == 0 and dist.any_rank(stops()):
         raise _Stopping
-
-
-def _masked_states(taps: Taps, batch: Batch, last: int) -> Tensor:
-    """The last hidden states at the masked slots, [B, K, D] float32."""
-    return batch.at_slots(taps.hidden[last]).float()
-
-
-def loss_and_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy (nats) and number of right predictions of ``logits`` [B, K, V] for ``labels`` [B, K]."""
-    flat, targets = logits.flatten(0, 1).float(), labels.flatten()
-    loss = cross_entropy(flat, targets, ignore_index=IGNORED, reduction="sum").double()
-    return loss, (flat.argmax(-1) == targets).sum().double()

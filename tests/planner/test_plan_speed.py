@@ -150,11 +150,13 @@ def test_the_whole_study_is_added_up(inputs):
 
 
 def test_validations_by_hand(inputs):
-    """Twice, of 4 arms, 3 probe steps of 32 and 8 held-out samples, these with their own head as well in two arms."""
+    """Twice, of 4 arms, a probe on 16 + 2 windows and 8 held-out samples, these by own heads as well in two arms."""
     (item,) = [item for item in plan(tiny_study(inputs)).totals if item.what == "validations"]
     forward = 2 * (8 * 16 * 24**2 + 4 * 16**2 * 24 + 4 * 16 * 24 * 48)
     head = 2 * 2 * 24 * (24 + 300)  # 2 masked positions of 16
-    assert item.flops == pytest.approx(2 * (4 * 3 * 32 * (forward + 3 * head) + 8 * (4 * forward + (4 + 2) * head)))
+    assert item.flops == pytest.approx(
+        2 * (4 * (18 * forward + 5 * (48 + 2) * head) + 8 * (4 * forward + (4 + 2) * head))
+    )
     assert item.hours is None
 
 
@@ -176,7 +178,7 @@ def test_tuning_branches_and_a_teacher_of_its_own_are_in_it(inputs):
     students = totals["validations"] / (2 + 1)  # at half, at the end, and of the branch
     forward = 4 * (8 * 16 * 32**2 + 4 * 16**2 * 32 + 4 * 16 * 32 * 64)  # of the teacher
     head = 2 * 2 * 32 * (32 + 300)
-    teacher = 3 * 32 * (forward + 3 * head) + 8 * (forward + 2 * head)  # at half, and at its end
+    teacher = 18 * forward + 5 * (48 + 2) * head + 8 * (forward + 2 * head)  # at half, and at its end
     assert totals["validations before"] == pytest.approx(2 * teacher + 3 * students)
 
 
