@@ -93,15 +93,13 @@ class FinetuneRecipe(Strict):
     preset: Annotated[Literal["study", "sane", "small_data"] | None, NO_SCORE] = None  # kd_megatron/recipe/presets.py
     grid: Annotated[GridRecipe, WHICH_CELLS] = GridRecipe()
     seeds: Annotated[list[Seed], Field(min_length=1), WHICH_CELLS] = [0]
-    # draw from the listed seeds themselves, so that all students of a study share their noise; no verdict on scores then
+    # draw from the listed seeds themselves, so that all students share their noise: a study gives no verdict on scores
     crossed_seeds: Annotated[bool, WHICH_CELLS] = False
     inclusion: Annotated[InclusionRecipe, RULE] = InclusionRecipe()  # of a study's average
     halving: Annotated[bool, WHICH_CELLS] = False  # after each seed, the worse half of a task's settings is given up
     selection: Annotated[SelectionRecipe, WHICH_CELLS] = SelectionRecipe()
     epochs: Annotated[Positive, COUNTS] = STUDY["epochs"]
-    min_steps: Annotated[Count | None, COUNTS] = STUDY[
-        "min_steps"
-    ]  # of a cell, where its epochs have fewer; None: none
+    min_steps: Annotated[Count | None, COUNTS] = STUDY["min_steps"]  # of a cell at least; None: what its epochs have
     max_length: Annotated[Count, COUNTS] = STUDY["max_length"]
     schedule: Annotated[Literal["polynomial", "cosine", "constant"], COUNTS] = STUDY["schedule"]  # after the warm-up
     decay_power: Annotated[Positive, COUNTS] = STUDY["decay_power"]  # of the polynomial schedule; 1: linear

@@ -38,9 +38,9 @@ SANE: dict[str, Any] = {
 }
 
 # Against runs that stay at the majority class: Mosbach et al. 2021 (arXiv 2006.04884) fine-tune BERT for 20 epochs at
-# 2e-5 in batches of 16, with 10 % warm-up, linear decay and Adam's bias correction; Zhang et al. 2021 (arXiv 2006.05987)
-# find the same of the correction, and that a thousand rows need more steps than three epochs of them are. All Adam here
-# is bias-corrected (torch.optim.AdamW has no other). The floor in steps is ours: 20 epochs of 250 rows are 320 steps.
+# 2e-5 in batches of 16, with 10 % warm-up, linear decay and Adam's bias correction; Zhang et al. 2021 (arXiv
+# 2006.05987) find the same of the correction, and that few rows need more steps than three epochs of them are. All Adam
+# here is bias-corrected (torch.optim.AdamW has no other). The floor in steps is ours: 20 epochs of 250 rows are 320.
 SMALL_DATA: dict[str, Any] = {
     "grid": {"learning_rates": [2e-5], "batch_sizes": [16]},
     "epochs": 20.0,

@@ -36,6 +36,16 @@ def branch_finetune_directory(study: Path, arm: str, seed: int, fraction: float)
     return finetune_directory(study, arm, seed) / "markers" / f"{fraction:g}"
 
 
+def control_directory(study: Path, name: str) -> Path:
+    """Where one of `StudyRecipe.wanted_controls` is measured."""
+    return study / "controls" / name
+
+
+def control_finetune_directory(study: Path, name: str) -> Path:
+    """Where it is fine-tuned."""
+    return control_directory(study, name) / "finetune"
+
+
 def read_summary(directory: Path) -> dict[str, Any] | None:
     """The summary in ``directory``; None when there is none yet. Raises `OutputError` when it is not JSON."""
     return read(directory / "summary.json", expected="the summary that a finished run writes")

@@ -1,7 +1,7 @@
 """What a model scores that has learned nothing of a task, and whether a fine-tuning ended as one.
 
-Fine-tuning on little data fails now and then: the model then gives every row the same answer (Mosbach et al. 2021, arXiv
-2006.04884). Such a score says nothing of the encoder, and a mean with it in it is a mean of two things.
+Fine-tuning on little data fails now and then: the model then gives every row the same answer (Mosbach et al. 2021,
+arXiv 2006.04884). Such a score says nothing of the encoder, and a mean with it in it is a mean of two things.
 
 Shapes: N examples of the first dev split, C classes.
 """
@@ -15,7 +15,7 @@ FLAT = 0.01  # of the labels' deviation: values that vary less are constant but 
 
 
 def majority_score(task: Task) -> float:
-    """The score of giving every dev row the commonest label of the training rows; 0 of a constant value (regression)."""
+    """The score of giving every dev row the commonest label of the training rows, or one value (regression)."""
     targets = np.array(next(iter(task.devs.values())).labels)
     if task.regression:
         constant = np.full(len(targets), np.mean(task.train.labels))
