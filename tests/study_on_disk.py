@@ -209,7 +209,7 @@ def write_finetune(directory: Path, arm: str, seed: int) -> None:
 
 
 def as_of_an_earlier_version(study: Path) -> Path:
-    """``study`` with fine-tunings as they were recorded before seeds were the students' own: one listed seed for all."""
+    """``study`` with fine-tunings as an earlier version recorded them: one listed seed for all, no majority."""
     for path in study.glob("finetune/**/summary.json"):
         summary = json.loads(path.read_text())
         for part in summary["tasks"].values():
@@ -222,6 +222,16 @@ def as_of_an_earlier_version(study: Path) -> Path:
             part["scores"] = {"0": part["scores"]["0"]}
         path.write_text(json.dumps(summary))
     return study
+
+
+def plant_average(finetune: Path, average: float) -> None:
+    """Let a fine-tuning have found this average, with SST-2 well above its majority class."""
+    path = finetune / "summary.json"
+    summary = json.loads(path.read_text())
+    for task, value in (("CoLA", average - 0.2), ("SST-2", average + 0.2)):
+        scores = dict.fromkeys(summary["tasks"][task]["scores"], value)
+        summary["tasks"][task] |= {"mean": value, "scores": scores}
+    path.write_text(json.dumps(summary | {"average": average}))
 
 
 def edit_task(study: Path, arm: str, seed: int, task: str, **changes: Any) -> None:

@@ -67,8 +67,8 @@ def _crossed_seeds(results: StudyResults) -> list[Objection]:
         return []
     sentence = (
         f"Students are fine-tuned with the same {counted(len(crossed), 'seed')} ({', '.join(map(str, crossed))}): the "
-        "noise of heads, order and dropout is common to them, and the intervals of scores do not have it. One student's "
-        "score on a small task can move by tens of points with that seed, so scores give no verdict."
+        "noise of heads, order and dropout is common to them, and the intervals of scores do not have it. The score of "
+        "one student on a small task can move by tens of points with that seed, so scores give no verdict."
     )
     return [Objection("crossed seeds", sentence)]
 
@@ -78,8 +78,8 @@ def _no_majority(results: StudyResults) -> list[Objection]:
     if results.judged is not None:
         return []
     sentence = (
-        "The scores of the majority class were not recorded, so the rule of inclusion cannot be applied: the average is "
-        "over all tasks, those with collapsed fine-tunings among them, and scores give no verdict."
+        "The scores of the majority class were not recorded, so the rule of inclusion cannot be applied: the average "
+        "is over all tasks, whether fine-tuning works on them or not, and scores give no verdict."
     )
     return [Objection("majority not recorded", sentence)]
 
@@ -90,8 +90,7 @@ def _few_finetuning_seeds(results: StudyResults) -> list[Objection]:
         return []
     sentence = (
         f"Students are fine-tuned with {counted(fewest, 'seed')} each: how much of a score is the luck of one draw "
-        f"cannot be seen below {FEWEST_FINETUNING_SEEDS}, so scores give no verdict. More seeds in finetune.seeds are a "
-        "change of fine-tuning alone (--redo finetune)."
+        f"cannot be seen with fewer than {FEWEST_FINETUNING_SEEDS}, so scores give no verdict."
     )
     return [Objection("few fine-tuning seeds", sentence)]
 
