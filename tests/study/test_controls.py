@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import run
 from test_runner import write_task
 from tiny_study import tiny_study, write_inputs
+from tolerances import PARITY_FLOAT32_RELATIVE
 from transformers import AutoModelForMaskedLM
 
 from kd_megatron.analysis import results
@@ -14,6 +16,13 @@ from kd_megatron.recipe import StudyRecipe
 from kd_megatron.report.study.page import write_report
 from kd_megatron.study import layout
 from kd_megatron.study.runner import pieces, run_study
+
+WORKER = str(Path(__file__).parent / "controls_worker.py")
+ON_SEVERAL = {  # training and teacher of a study on two processes
+    "zero0": ({"ds_config": "zero0"}, {}),
+    "zero3": ({"ds_config": "zero3"}, {}),
+    "teacher in pieces": ({"ds_config": "zero0"}, {"partition": True}),
+}
 
 
 def recipe_of(inputs: Path, **changes: object) -> StudyRecipe:
@@ -40,13 +49,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyRecipe, Pat
 
 
 def test_a_real_study_has_them(finished: tuple[StudyRecipe, Path]) -> None:
-    recipe, directory = finished
+    _, directory = finished
     study = results.load(directory)
     assert (study.missing, study.missing_controls) == ([], [])
     untrained, teacher = study.controls["untrained"], study.controls["teacher"]
-    assert untrained.summary is not None and teacher.summary is not None
     for control in (untrained, teacher):
-        assert control.summary.own_loss is not None and control.summary.probe_loss is not None
+        assert control.summary.own_loss > 0
+        assert control.summary.probe_loss > 0
         assert 0.0 <= control.task_score("words") <= 1.0
         assert control.finetune.model_hash == control.summary.export_hash
     assert list(untrained.finetune.tasks["words"].scores) == ["0", "1", "2"]
@@ -112,3 +121,28 @@ def test_they_come_before_the_students_fine_tuning_and_may_be_switched_off(tmp_p
     assert labels[4:] == ["control teacher: measure"]
     alone = recipe_of(inputs, teacher=None, finetune=None)
     assert alone.wanted_controls == ["untrained"]
+
+
+@pytest.mark.parametrize("case", ON_SEVERAL)
+def test_several_processes_find_the_same(finished: tuple[StudyRecipe, Path], tmp_path: Path, case: str) -> None:
+    recipe, directory = finished
+    training, teacher = ON_SEVERAL[case]
+    assert recipe.teacher is not None
+    several = recipe.model_copy(
+        update={
+            "arms": {"scratch": recipe.arms["scratch"]},
+            "seeds": [0],
+            "training": recipe.training.model_copy(update={"micro_batch_size": 4, **training}),
+            "teacher": recipe.teacher.model_copy(update=teacher),
+        }
+    )
+    (tmp_path / "recipe.json").write_text(several.model_dump_json())
+    run([WORKER, str(tmp_path / "study"), str(tmp_path / "recipe.json")], world_size=2)
+    alone, together = (results.load(where).controls for where in (directory, tmp_path / "study"))
+    for name, control in together.items():
+        assert control.missing == []
+        assert control.summary.own_loss == pytest.approx(alone[name].summary.own_loss, rel=PARITY_FLOAT32_RELATIVE)
+        assert control.summary.probe_loss == pytest.approx(alone[name].summary.probe_loss, rel=PARITY_FLOAT32_RELATIVE)
+        assert control.summary.export_hash == alone[name].summary.export_hash
+        found, before = (one[name].finetune.tasks["words"] for one in (together, alone))
+        assert found.used_seeds == before.used_seeds
