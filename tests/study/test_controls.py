@@ -64,6 +64,11 @@ def test_a_real_study_has_them(finished: tuple[StudyRecipe, Path]) -> None:
     assert parameters == {untrained.summary.parameters}
     used = [run.tasks["words"].used_seeds for run in study.all_runs()]
     used += [control.finetune.tasks["words"].used_seeds for control in (untrained, teacher)]
+    page = (directory / "report" / "report.md").read_text(encoding="utf-8")
+    for label in ("untrained student (control)", "teacher (control)", "majority class (control)"):
+        assert f"| {label} |" in page
+    assert "| words | accuracy |" in page
+    assert "Control rows are missing" not in page
     assert len(set().union(*used)) == sum(map(len, used)) == 4 * 3 + 3 + 1, "no two models share a seed"
 
 
