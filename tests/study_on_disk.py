@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from kd_megatron.finetune.grid.seeds import own_seed
 from kd_megatron.objectives.of_the_teacher import learns_from_teacher
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.study.layout import arm_directory, branch_directory, branch_finetune_directory
@@ -27,6 +28,8 @@ SCORES = {  # arm -> task -> seed -> score in [0, 1]
     "minilm": {"CoLA": [0.31, 0.35, 0.33], "SST-2": [0.84, 0.86, 0.86]},
     "tinybert": {"CoLA": [0.29, 0.27, 0.34], "SST-2": [0.83, 0.86, 0.84]},
 }
+MAJORITY = {"CoLA": 0.0, "SST-2": 0.5}  # what the majority class scores
+FINETUNING_SEEDS = (0, 1, 2)
 PROBE = {
     "scratch": [3.90, 3.86, 3.88],
     "vanilla_kd": [3.96, 3.90, 3.95],
@@ -52,6 +55,7 @@ def recipe_data(num_seeds: int = 3, arms: dict[str, Any] | None = None, **change
             "tasks": [{"name": "CoLA"}, {"name": "SST-2"}],
             "glue_path": "glue",
             "grid": {"learning_rates": [3e-5, 1e-4], "batch_sizes": [32]},
+            "seeds": list(FINETUNING_SEEDS),
         },
         "notes": ["The texts keep their own licences."],
         **changes,
@@ -180,17 +184,62 @@ def write_finetune(directory: Path, arm: str, seed: int) -> None:
             "note": "a tenth of the rows" if task == "SST-2" else "",
             "num_train": 1000,
             "num_dev": 100,
+            "majority_score": MAJORITY[task],
+            "num_collapsed": 0,
             "cells": [
-                {"learning_rate": 3e-5, "batch_size": 32, "seed": 0, "score": values[seed], "metrics": {}},
-                {"learning_rate": 1e-4, "batch_size": 32, "seed": 0, "score": values[seed] - 0.1, "metrics": {}},
+                {
+                    "learning_rate": rate,
+                    "batch_size": 32,
+                    "seed": listed,
+                    "used_seed": own_seed(f"{arm} {seed} {directory.name}", listed),
+                    "score": score,
+                    "collapsed": False,
+                    "metrics": {},
+                }
+                for rate, score in ((3e-5, values[seed]), (1e-4, values[seed] - 0.1))
+                for listed in FINETUNING_SEEDS
             ],
             "best_cell": {"learning_rate": 3e-5, "batch_size": 32},
-            "scores": {"0": values[seed]},
+            "scores": {str(listed): values[seed] for listed in FINETUNING_SEEDS},
             "mean": values[seed],
         }
     average = sum(summary["mean"] for summary in tasks.values()) / len(tasks)
     summary = {"model": "export", "tasks": tasks, "average": average, "selection": "best cell on dev"}
     (directory / "summary.json").write_text(json.dumps(summary))
+
+
+def as_of_an_earlier_version(study: Path) -> Path:
+    """``study`` with fine-tunings as an earlier version recorded them: one listed seed for all, no majority."""
+    for path in study.glob("finetune/**/summary.json"):
+        summary = json.loads(path.read_text())
+        for part in summary["tasks"].values():
+            del part["majority_score"], part["num_collapsed"]
+            part["cells"] = [
+                {key: value for key, value in cell.items() if key not in ("used_seed", "collapsed")}
+                for cell in part["cells"]
+                if cell["seed"] == 0
+            ]
+            part["scores"] = {"0": part["scores"]["0"]}
+        path.write_text(json.dumps(summary))
+    return study
+
+
+def plant_average(finetune: Path, average: float) -> None:
+    """Let a fine-tuning have found this average, with SST-2 well above its majority class."""
+    path = finetune / "summary.json"
+    summary = json.loads(path.read_text())
+    for task, value in (("CoLA", average - 0.2), ("SST-2", average + 0.2)):
+        scores = dict.fromkeys(summary["tasks"][task]["scores"], value)
+        summary["tasks"][task] |= {"mean": value, "scores": scores}
+    path.write_text(json.dumps(summary | {"average": average}))
+
+
+def edit_task(study: Path, arm: str, seed: int, task: str, **changes: Any) -> None:
+    """Change what the fine-tuning of one student found of one task."""
+    path = study / "finetune" / arm / f"seed_{seed}" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["tasks"][task] |= changes
+    path.write_text(json.dumps(summary))
 
 
 def edit_summary(directory: Path, **changes: Any) -> None:

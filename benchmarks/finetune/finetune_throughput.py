@@ -69,7 +69,7 @@ def time_grid(
     """Rows of the grid of the recipe's first task on so many processes of one thread each, seeds added to its cells."""
     recipe = recipe.model_copy(update={"tasks": recipe.tasks[:1]})
     task = load_task(recipe.tasks[0], recipe.glue_path, recipe.glue_revision, with_tests=recipe.save_predictions)
-    settings = len(list_jobs(task, recipe.model_copy(update={"seeds": [0]}), "", Path()))
+    settings = len(list_jobs(task, recipe.model_copy(update={"seeds": [0]}), "", Path(), whose=""))
     recipe = recipe.model_copy(update={"seeds": list(range(max(len(recipe.seeds), -(-GRID_CELLS // settings))))})
     num_cells = settings * len(recipe.seeds)
     tokenizer = load_tokenizer(model_path, recipe.max_length)

@@ -137,7 +137,7 @@ def _family(results: StudyResults, pairs: list[Pair], num_comparisons: int | Non
 @once
 def variance(results: StudyResults, arm: str, task: str | None = None) -> VarianceComponents | None:
     """How much of a score's noise is of pretraining, and how much of fine-tuning; ``task`` None: of the average."""
-    scores = [_finetuning_scores(run, task, results.tasks) for run in results.runs.get(arm, {}).values()]
+    scores = [_finetuning_scores(run, task, results.averaged_tasks) for run in results.runs.get(arm, {}).values()]
     return variance_components(scores)
 
 

@@ -4,16 +4,20 @@ Every verdict of a report asks here. An objection is one reason, as a word for t
 for the caveats; the gravest comes first.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
-from kd_megatron.analysis.measure import OWN_HEAD, PROBE
+from kd_megatron.analysis.measure import OWN_HEAD, PROBE, SCORE
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
+from kd_megatron.console.units import counted
 
 FIT_GAP = 0.05  # nats between the probe and an own head, beyond which the probe is no measure of what students know
 
+FEWEST_FINETUNING_SEEDS = 3  # of a student: fewer do not show how much of its score is the luck of a draw
 UNFAIR = "unfair"
+OF_TASKS = (SCORE.quantity, "task")  # quantities that fine-tuning measures
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ def objections(results: StudyResults, quantity: str, task: str | None = None) ->
     found = _unfair(results)
     if quantity == PROBE.quantity:
         found += _probe_is_unfit(results)
+    if quantity in OF_TASKS and any(student.finetune for student in results.all_runs()):
+        found += [*_crossed_seeds(results), *_no_majority(results), *_few_finetuning_seeds(results)]
     return found
 
 
@@ -42,6 +48,51 @@ def _unfair(results: StudyResults) -> list[Objection]:
     if checks := unfair_checks(results):
         return [Objection(UNFAIR, f"Arms with the same seed differ in more than their objective ({checks[0]}).")]
     return []
+
+
+@once
+def crossed_seeds(results: StudyResults) -> list[int]:
+    """The fine-tuning seeds that two students or more drew from, as the records have them, in order."""
+    used = (
+        {seed for task in student.tasks.values() for seed in task.used_seeds}
+        for student in results.all_students()
+        if student.finetune
+    )
+    numbers = Counter(seed for seeds in used for seed in seeds)
+    return sorted(seed for seed, number in numbers.items() if number > 1)
+
+
+def _crossed_seeds(results: StudyResults) -> list[Objection]:
+    if not (crossed := crossed_seeds(results)):
+        return []
+    sentence = (
+        f"Students are fine-tuned with the same {counted(len(crossed), 'seed')} ({', '.join(map(str, crossed))}): the "
+        "noise of heads, order and dropout is common to them, and the intervals of scores do not have it. The score of "
+        "one student on a small task can move by tens of points with that seed, so scores give no verdict."
+    )
+    return [Objection("crossed seeds", sentence)]
+
+
+def _no_majority(results: StudyResults) -> list[Objection]:
+    """That nobody can tell which tasks an average may have in it."""
+    if results.judged is not None:
+        return []
+    sentence = (
+        "The scores of the majority class were not recorded, so the rule of inclusion cannot be applied: the average "
+        "is over all tasks, whether fine-tuning works on them or not, and scores give no verdict."
+    )
+    return [Objection("majority not recorded", sentence)]
+
+
+def _few_finetuning_seeds(results: StudyResults) -> list[Objection]:
+    fewest = min(len(task.scores) for student in results.all_runs() for task in student.tasks.values())
+    if fewest >= FEWEST_FINETUNING_SEEDS:
+        return []
+    sentence = (
+        f"Students are fine-tuned with {counted(fewest, 'seed')} each: how much of a score is the luck of one draw "
+        f"cannot be seen with fewer than {FEWEST_FINETUNING_SEEDS}, so scores give no verdict."
+    )
+    return [Objection("few fine-tuning seeds", sentence)]
 
 
 @once

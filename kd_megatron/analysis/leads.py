@@ -93,7 +93,13 @@ class GridResults:
     def measures(self) -> list[Measure]:
         """What is known in every cell, in the order in which the answer takes them."""
         scored = all(cell.study.by_seed(arm, "score") for cell in self.cells for arm in cell.study.arms)
+        scored &= not self.averages_differ
         return [SCORE, PROBE] if self.cells and scored else [PROBE]
+
+    @functools.cached_property
+    def averages_differ(self) -> bool:
+        """Whether cells average over different tasks, so that no score of one compares with another's."""
+        return len({tuple(cell.study.averaged_tasks) for cell in self.cells if cell.study.arms}) > 1
 
     def position(self, axis: Axis, cell: GridCell) -> float:
         """Where a cell lies on an axis: its budget, or how often the reference read its text."""

@@ -5,11 +5,14 @@
 Only ``summary.json`` with ``"status": "finished"`` counts as a result; anything else is a piece still missing.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kd_megatron.analysis import summaries
+from kd_megatron.analysis import inclusion, summaries
+from kd_megatron.analysis.controls import Control, load_control
+from kd_megatron.analysis.inclusion import JudgedTask
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.statistics import Estimate, Method, estimate, paired_difference
 from kd_megatron.analysis.summaries import FinetuneSummary, RunSummary, TaskSummary
@@ -40,6 +43,7 @@ class Student:
     summary: RunSummary
     finetune: FinetuneSummary | None
     machines: list[dict[str, Any]]  # that it was fine-tuned on
+    averaged: Sequence[str] | None  # tasks that its score is the average of; None: all that it was fine-tuned on
 
     @property
     def name(self) -> str:
@@ -69,8 +73,8 @@ class Student:
 
     @property
     def score(self) -> float | None:
-        """Average over tasks, in [0, 1]; None before fine-tuning."""
-        return self.finetune.average if self.finetune else None
+        """Average over the tasks that are averaged, in [0, 1]; None before fine-tuning, or without such a task."""
+        return inclusion.average_of(self.finetune, self.averaged)
 
     def task_score(self, task: str) -> float | None:
         """Score of one task (mean over fine-tuning seeds); None before fine-tuning."""
@@ -107,6 +111,8 @@ class StudyResults:
     tuning: dict[str, Any] | None = None  # tuning.json of a tuned study
     calibration: dict[str, Any] | None = None  # calibration.json of a calibrated one
     resolved: dict[str, StudyRecipe] = field(default_factory=dict)  # arm -> what it really runs (`load` resolves)
+    judged: list[JudgedTask] | None = None  # each task by the rule of inclusion; None: it cannot be applied
+    controls: dict[str, Control] = field(default_factory=dict)  # those of the recipe, finished or not
 
     @property
     def arms(self) -> list[str]:
@@ -122,6 +128,16 @@ class StudyResults:
     def tasks(self) -> list[str]:
         """The fine-tuning tasks of the recipe, in order."""
         return [task.name for task in self.recipe.finetune.tasks] if self.recipe.finetune else []
+
+    @property
+    def missing_controls(self) -> list[str]:
+        """What there is not of the controls, in words; a study of an earlier version has none of them."""
+        return [said for control in self.controls.values() for said in control.missing]
+
+    @property
+    def averaged_tasks(self) -> list[str]:
+        """The tasks that scores are averages of: by the rule of inclusion, or all where that cannot be applied."""
+        return self.tasks if self.judged is None else [one.task for one in self.judged if one.is_averaged]
 
     @once
     def learns_from_teacher(self, arm: str) -> bool:
@@ -203,7 +219,28 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
                     missing.append(f"fine-tuning of {arm}, seed {seed}")
                 missing += _missing_branches(recipe, run)
     resolved = {arm: resolve_arm(recipe, arm) for arm in recipe.arms}
-    return StudyResults(directory, recipe, runs, teacher, missing, interval, tuning, calibration, resolved)
+    judged = _judged(recipe, runs)
+    if judged is not None:
+        averaged = [one.task for one in judged if one.is_averaged]
+        runs = {arm: {seed: _averaging(run, averaged) for seed, run in of_arm.items()} for arm, of_arm in runs.items()}
+    controls = {name: load_control(directory, name, recipe.finetune is not None) for name in recipe.wanted_controls}
+    return StudyResults(
+        *(directory, recipe, runs, teacher, missing, interval, tuning, calibration, resolved, judged, controls)
+    )
+
+
+def _judged(recipe: StudyRecipe, runs: dict[str, dict[int, FinishedRun]]) -> list[JudgedTask] | None:
+    """Each task of fine-tuning by the recipe's rule; None where that cannot be applied."""
+    if recipe.finetune is None:
+        return None
+    names = [task.name for task in recipe.finetune.tasks]
+    arms = {arm: [run.tasks for run in found.values()] for arm, found in runs.items()}
+    return inclusion.judge(names, arms, recipe.finetune.inclusion)
+
+
+def _averaging(run: FinishedRun, averaged: list[str]) -> FinishedRun:
+    """``run`` and its branches with their scores over these tasks."""
+    return replace(run, averaged=averaged, branches=[replace(one, averaged=averaged) for one in run.branches])
 
 
 def _load_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> FinishedRun | None:
@@ -230,7 +267,7 @@ def _load_student(
     if summary is None:
         return None
     finetune = summaries.finetuned(tuned, summary) if recipe.finetune else None
-    return Student(arm, seed, fraction, summary, finetune, summaries.machines(tuned))
+    return Student(arm, seed, fraction, summary, finetune, summaries.machines(tuned), averaged=None)
 
 
 def _missing_branches(recipe: StudyRecipe, run: FinishedRun) -> list[str]:

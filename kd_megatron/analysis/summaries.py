@@ -87,6 +87,16 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
+class ControlSummary:
+    """The measurement of a model that no arm trained."""
+
+    parameters: int
+    probe_loss: float | None  # held-out MLM loss of the probe head, in nats per masked token
+    own_loss: float | None  # the same of its own head; None where it has none
+    export_hash: str | None = None
+
+
+@dataclass(frozen=True)
 class TaskSummary:
     """One task of a fine-tuning."""
 
@@ -101,6 +111,24 @@ class TaskSummary:
     partial_split: bool = False
     note: str = ""
     content_hash: str | None = None  # of its rows
+    majority_score: float | None = None  # of always giving the commonest label of the training rows; None: not recorded
+    num_collapsed: int = 0  # of the cells with the best setting, those that ended at the majority class
+
+    @property
+    def best_cells(self) -> list[dict[str, Any]]:
+        """The cells that its scores are of."""
+        return [
+            cell
+            for cell in self.cells
+            if all(cell.get(key) == value for key, value in self.best_cell.items())
+            and (not self.scores or str(cell.get("seed")) in self.scores)
+        ]
+
+    @property
+    def used_seeds(self) -> set[int]:
+        """What its scores were drawn from; as listed, where an earlier version recorded no more."""
+        cells = self.best_cells
+        return {cell.get("used_seed", cell["seed"]) for cell in cells} if cells else set(map(int, self.scores))
 
 
 @dataclass(frozen=True)
@@ -170,7 +198,18 @@ def finetuning(directory: Path) -> FinetuneSummary | None:
     return _finetuning(_Record(directory / "summary.json", content)) if content else None
 
 
-def finetuned(directory: Path, student: RunSummary) -> FinetuneSummary | None:
+def control(directory: Path) -> ControlSummary | None:
+    """The summary of a finished control; None when there is none. Raises `OutputError` when it is damaged."""
+    content = layout.finished_run(directory)
+    if content is None:
+        return None
+    record = _Record(directory / "summary.json", content)
+    losses = record.part("validation")
+    own, probe = losses.get("mlm_loss"), losses.get("probe_mlm_loss")
+    return record.filled(ControlSummary, probe_loss=probe, own_loss=own)
+
+
+def finetuned(directory: Path, student: RunSummary | ControlSummary) -> FinetuneSummary | None:
     """The summary of the fine-tuning in ``directory``; None when there is none yet, or it is of another student.
 
     Args:

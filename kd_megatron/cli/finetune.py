@@ -130,6 +130,9 @@ def _print_scores(summary: dict[str, Any]) -> None:
     for name, task in summary["tasks"].items():
         if task["note"]:
             console.print(f"* {name}: {task['note']}", soft_wrap=True)
+        if task["num_collapsed"]:
+            collapsed = f"{task['num_collapsed']} of {len(task['scores'])}"
+            console.print(f"{name}: {collapsed} fine-tunings collapsed (majority class or one answer)", soft_wrap=True)
     for average in summary["averages"].values():
         if average["tasks"]:  # someone with own data alone need not read of GLUE
             console.print(_average(average), soft_wrap=True)

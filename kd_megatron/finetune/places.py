@@ -15,7 +15,13 @@ class Cell:
     task: str
     learning_rate: float
     batch_size: int
-    seed: int
+    seed: int  # as the recipe lists it; it names the cell
+    used_seed: int | None = None  # what head, order and dropout are drawn from; None: the listed one
+
+    @property
+    def draws_from(self) -> int:
+        """The seed of everything random."""
+        return self.seed if self.used_seed is None else self.used_seed
 
     def __str__(self) -> str:
         return f"{self.task} lr {self.learning_rate:g} batch {self.batch_size} seed {self.seed}"

@@ -108,6 +108,7 @@ def plan(recipe: StudyRecipe, num_processes: int = 1, hardware: Hardware | None 
     cells = [_cell(recipe, place, costs, manifests, vocab_size, means) for place in places(recipe)]
     totals = plan_totals.before_students(recipe, resolved, costs, vocab_size, means)
     totals += plan_totals.joined([cell.totals for cell in cells or [whole]])
+    totals += plan_totals.of_controls(recipe, vocab_size, means)
     memory = _memory(resolved, num_processes, vocab_size)
     return Plan(recipe, whole.arms, vocab_size, source, pool, memory, num_processes, allowed, speed, cells, totals)
 

@@ -10,13 +10,21 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from kd_megatron.engine.flops import ArmCost, arm_cost, encoder_flops, head_flops, num_masked_positions
+from kd_megatron.engine.flops import (
+    ArmCost,
+    arm_cost,
+    encoder_flops,
+    head_flops,
+    num_masked_positions,
+    teacher_config,
+)
 from kd_megatron.finetune.grid import halving
 from kd_megatron.finetune.tasks.embedded import NUM_DEV, NUM_TRAIN
 from kd_megatron.finetune.tasks.glue import GLUE
 from kd_megatron.models.build import student_config
 from kd_megatron.planner.plan_arms import ArmPlan, Means, plan_arm
 from kd_megatron.recipe import FinetuneRecipe, StudyRecipe, TaskRecipe, TuningRecipe
+from kd_megatron.recipe.controls import TEACHER, UNTRAINED
 from kd_megatron.tensors import Needs
 from kd_megatron.training.run import TEACHER_ARM, teacher_study
 from kd_megatron.training.validate import SLICE
@@ -106,6 +114,21 @@ def of_students(
     return found
 
 
+def of_controls(recipe: StudyRecipe, vocab_size: int, means: Means) -> list[Item]:
+    """The untrained student and the teacher, validated once and fine-tuned; made once, whatever the number of cells."""
+    total, notes = 0.0, []
+    for name in recipe.wanted_controls:
+        config = student_config(recipe.student, vocab_size) if name == UNTRAINED else teacher_config(recipe, vocab_size)
+        assert config is not None
+        total += _validation_flops_of(recipe, config, trains_head=True)
+        section = recipe.finetune
+        if section is not None:
+            seeds = section.seeds if name == UNTRAINED else section.seeds[:1]
+            total += finetune_flops(section.model_copy(update={"seeds": seeds}), config)[0]
+        notes.append({UNTRAINED: "the untrained student", TEACHER: "the teacher"}[name])
+    return [_item("controls", total, f"at most: {' and '.join(notes)}", means)] if notes else []
+
+
 def joined(cells: Sequence[Sequence[Item]]) -> list[Item]:
     """The items of all cells, those of one kind added up."""
     if len(cells) == 1:
@@ -136,8 +159,14 @@ def _num_validations(recipe: StudyRecipe) -> int:
 
 
 def _validation_flops(recipe: StudyRecipe, cost: ArmCost, vocab_size: int) -> float:
+    """One validation of a student."""
+    return _validation_flops_of(
+        recipe, student_config(recipe.student, vocab_size), trains_head=cost.student_head_flops_per_token > 0
+    )
+
+
+def _validation_flops_of(recipe: StudyRecipe, config: PretrainedConfig, trains_head: bool) -> float:
     """One validation: the probe's frozen states and its usual passes over them, then the held-out samples."""
-    config, trains_head = student_config(recipe.student, vocab_size), cost.student_head_flops_per_token > 0
     length, num_masked = recipe.data.sequence_length, num_masked_positions(recipe)
     forward = _whole(config, length)
     head = head_flops(config, num_masked)
@@ -158,8 +187,14 @@ def finetune_flops(recipe: FinetuneRecipe, config: PretrainedConfig) -> tuple[fl
             unknown.append(task.name)
             continue
         num_train, num_dev = sizes
-        total += num_runs * forward * (3.0 * recipe.epochs * num_train + num_dev)
+        total += num_runs * forward * (3.0 * _rows_seen(recipe, num_train) + num_dev)
     return total, unknown
+
+
+def _rows_seen(recipe: FinetuneRecipe, num_train: int) -> float:
+    """Training rows that one cell sees, repeats counted, mean over batch sizes."""
+    floors = [(recipe.min_steps or 0) * size for size in sorted({*recipe.grid.batch_sizes})]
+    return math.fsum(max(recipe.epochs * num_train, floor) for floor in floors) / len(floors)
 
 
 def task_sizes(task: TaskRecipe) -> tuple[int, int] | None:

@@ -5,8 +5,9 @@ The options of an objective belong to that objective (`kd_megatron/objectives/`)
 """
 
 from kd_megatron.recipe.budget import TRAINING_ACCOUNTS, Account, Budget, BudgetRecipe, CalibratedSteps, CalibrateRecipe
+from kd_megatron.recipe.controls import ControlsRecipe
 from kd_megatron.recipe.corpus import CleanRecipe, CorpusRecipe, SourceRecipe, TokenizerRecipe, TrainTokenizerRecipe
-from kd_megatron.recipe.finetune import FinetuneRecipe, GridRecipe, SelectionRecipe, TaskRecipe
+from kd_megatron.recipe.finetune import FinetuneRecipe, GridRecipe, InclusionRecipe, SelectionRecipe, TaskRecipe
 from kd_megatron.recipe.models import (
     EncoderRecipe,
     InitialiseRecipe,

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from kd_megatron.recipe.config import Strict
 from kd_megatron.recipe.paths import PathPart, Revision
-from kd_megatron.recipe.policy import COUNTS, NO_SCORE, PLACE, WHICH_CELLS
+from kd_megatron.recipe.policy import COUNTS, NO_SCORE, PLACE, RULE, WHICH_CELLS
 from kd_megatron.recipe.presets import STUDY, fill_in
 from kd_megatron.recipe.types import Count, Fraction, Positive, Precision, Seed
 
@@ -73,6 +73,13 @@ class SelectionRecipe(Strict):
     fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1  # of the training rows, taken away from them
 
 
+class InclusionRecipe(Strict):
+    """Which tasks a study's average is over: those that tell students apart, and whose fine-tuning works."""
+
+    above_majority: Fraction = 0.05  # by how much some arm's mean is above the majority class, at least
+    most_collapsed: Fraction = 0.10  # of all students' fine-tunings with the best setting, at most
+
+
 class FinetuneRecipe(Strict):
     """The separate stage. Stand-alone (``glue.yaml``) or as the section ``finetune`` of a study.
 
@@ -83,12 +90,16 @@ class FinetuneRecipe(Strict):
     tasks: Annotated[list[TaskRecipe], Field(min_length=1), PLACE]
     glue_path: Annotated[str | None, PLACE] = None  # directory with TASK/train.tsv; None: nyu-mll/glue from the hub
     glue_revision: Annotated[Revision | None, PLACE] = None  # of nyu-mll/glue; None: that in finetune/tasks/glue.py
-    preset: Annotated[Literal["study", "sane"] | None, NO_SCORE] = None  # kd_megatron/recipe/presets.py
+    preset: Annotated[Literal["study", "sane", "small_data"] | None, NO_SCORE] = None  # kd_megatron/recipe/presets.py
     grid: Annotated[GridRecipe, WHICH_CELLS] = GridRecipe()
     seeds: Annotated[list[Seed], Field(min_length=1), WHICH_CELLS] = [0]
+    # draw from the listed seeds themselves, so that all students share their noise: a study gives no verdict on scores
+    crossed_seeds: Annotated[bool, WHICH_CELLS] = False
+    inclusion: Annotated[InclusionRecipe, RULE] = InclusionRecipe()  # of a study's average
     halving: Annotated[bool, WHICH_CELLS] = False  # after each seed, the worse half of a task's settings is given up
     selection: Annotated[SelectionRecipe, WHICH_CELLS] = SelectionRecipe()
     epochs: Annotated[Positive, COUNTS] = STUDY["epochs"]
+    min_steps: Annotated[Count | None, COUNTS] = STUDY["min_steps"]  # of a cell at least; None: what its epochs have
     max_length: Annotated[Count, COUNTS] = STUDY["max_length"]
     schedule: Annotated[Literal["polynomial", "cosine", "constant"], COUNTS] = STUDY["schedule"]  # after the warm-up
     decay_power: Annotated[Positive, COUNTS] = STUDY["decay_power"]  # of the polynomial schedule; 1: linear

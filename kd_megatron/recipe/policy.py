@@ -90,5 +90,6 @@ KEPT = AT_RESUME | ACROSS  # what a run keeps of itself
 NO_WEIGHT = Policy(free=("teacher",))  # looks on: decides no weight
 FOUND_OUT = Policy(free=("record",))  # what the study works out for each run
 NO_SCORE = Policy(free=("scores", "cell"))  # changes no score of a fine-tuning
+RULE = Policy(free=("edit", "scores", "cell"))  # decides what a page says of scores, and none of them
 WHICH_CELLS = Policy(free=("cell",))  # which fine-tunings there are, and which of them is chosen
 SPEED = Policy(free=("shards",))

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from kd_megatron.recipe.budget import Budget
 from kd_megatron.recipe.config import Strict
+from kd_megatron.recipe.controls import TEACHER, UNTRAINED, ControlsRecipe
 from kd_megatron.recipe.finetune import FinetuneRecipe
 from kd_megatron.recipe.models import EncoderRecipe, TeacherRecipe
 from kd_megatron.recipe.paths import PathPart, PathText
@@ -79,6 +80,7 @@ class StudyRecipe(Strict):
     tuning: Annotated[TuningRecipe | None, OF_STUDENTS, OF_STUDY] = None
     seeds: Annotated[list[Seed], Field(min_length=1), OF_STUDY, LONGER, ACROSS] = [0]
     finetune: Annotated[FinetuneRecipe | None, OF_FINETUNING, ACROSS] = None
+    controls: Annotated[ControlsRecipe, OF_STUDY, ACROSS] = ControlsRecipe()
     markers: Annotated[MarkersRecipe | None, OF_STUDENTS, OF_STUDY] = None
     grid: Annotated[StudyGridRecipe | None, OF_STUDY] = None  # None: one study
     protocol: Annotated[ProtocolRecipe | None, WORDS] = None  # no weight hangs on it; the report shows departures
@@ -86,6 +88,12 @@ class StudyRecipe(Strict):
     allow_difference: Annotated[list[str], OF_STUDY, LONGER, AT_RESUME] = []
     output: Annotated[PathText | None, WORDS] = None  # anywhere; None: studies/NAME
     notes: Annotated[list[str], WORDS] = []  # printed in the report, such as licences and caveats
+
+    @property
+    def wanted_controls(self) -> list[str]:
+        """The controls of this study, in the order of the report."""
+        has_teacher = self.controls.teacher and self.teacher is not None
+        return [UNTRAINED] * self.controls.untrained + [TEACHER] * has_teacher
 
     def problems(self) -> Iterator[str]:
         """Sections that do not go together."""

@@ -86,7 +86,8 @@ def _problem(
     """(given, expected, fix) where something that has run would be stale or left out, and is not to be redone."""
     stale = [arm for arm in change.arms if begun(directory, arm)]
     teacher_is_stale = change.teacher and layout.teacher_directory(directory).is_dir()
-    finetune_is_stale = change.finetune and any((study / FINETUNE).is_dir() for study in _studies(directory))
+    tuned = (place for study in _studies(directory) for place in layout.finetune_directories(study))
+    finetune_is_stale = change.finetune and any(place.is_dir() for place in tuned)
     wanted = [*stale, *[FINETUNE] * finetune_is_stale]
     shrunk = change.shrunk if _has_runs(directory) else []
     if not shrunk and not teacher_is_stale and set(wanted) <= set(redo):
@@ -116,7 +117,7 @@ def _move_aside(change: RecipeChange, directory: Path) -> None:
     A grid's cells are studies that are claimed in their turn: each moves what is its own.
     """
     sources = [directory / part / arm for arm in change.arms for part in PARTS]
-    sources += [directory / FINETUNE] * change.finetune
+    sources += layout.finetune_directories(directory) * change.finetune
     for name in (CALIBRATION_FILE, TUNING_FILE):
         _forget(directory / name, change.arms)
     move_aside(sources, directory)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_megatron.errors import OutputError, RecipeError
-from kd_megatron.recipe import BudgetRecipe, CalibratedSteps, StudyRecipe, diff
+from kd_megatron.recipe import BudgetRecipe, CalibratedSteps, ControlsRecipe, StudyRecipe, diff
 from kd_megatron.recipe.arms import resolve_arm
 
 TUNING_FILE, CALIBRATION_FILE = "tuning.json", "calibration.json"
@@ -36,9 +36,8 @@ def run_recipe(recipe: StudyRecipe, arm: str, seed: int) -> StudyRecipe:
     """What one run depends on, and nothing else: other seeds, fine-tuning and notes may change without staling it."""
     resolved = diff.without(keep_starts(resolve_arm(recipe, arm)), "edit")
     budget = resolved.budget.model_copy(update={"calibrate": None})
-    return resolved.model_copy(
-        update={"seeds": [seed], "finetune": None, "tuning": None, "grid": None, "budget": budget}
-    )
+    others = {"finetune": None, "tuning": None, "grid": None, "controls": ControlsRecipe()}
+    return resolved.model_copy(update={"seeds": [seed], "budget": budget, **others})
 
 
 def keep_starts(recipe: StudyRecipe) -> StudyRecipe:

@@ -5,6 +5,7 @@ from typing import Any
 
 from kd_megatron.errors import OutputError
 from kd_megatron.recipe import StudyRecipe, config
+from kd_megatron.recipe.controls import TEACHER, UNTRAINED
 from kd_megatron.study.effective import read
 
 RECIPE_FILE = "study.yaml"
@@ -34,6 +35,21 @@ def finetune_directory(study: Path, arm: str, seed: int) -> Path:
 def branch_finetune_directory(study: Path, arm: str, seed: int, fraction: float) -> Path:
     """Where that branch is fine-tuned."""
     return finetune_directory(study, arm, seed) / "markers" / f"{fraction:g}"
+
+
+def control_directory(study: Path, name: str) -> Path:
+    """Where one of `StudyRecipe.wanted_controls` is measured."""
+    return study / "controls" / name
+
+
+def control_finetune_directory(study: Path, name: str) -> Path:
+    """Where it is fine-tuned."""
+    return control_directory(study, name) / "finetune"
+
+
+def finetune_directories(study: Path) -> list[Path]:
+    """All that fine-tuning writes to: of students, and of each control."""
+    return [study / "finetune", *(control_finetune_directory(study, name) for name in (UNTRAINED, TEACHER))]
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:

@@ -15,11 +15,12 @@ from kd_megatron.study import layout, tuning
 from kd_megatron.study.begin import begin
 from kd_megatron.study.calibration import calibration_pieces
 from kd_megatron.study.cells import GridPoint, cell_directory, cell_recipe, places
+from kd_megatron.study.controls import are_shared, control_pieces, share_controls
 from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE
 from kd_megatron.study.execute import Report, run_and_report
 from kd_megatron.study.piece import Piece
 from kd_megatron.study.prerequisites import input_pieces
-from kd_megatron.study.students import student_pieces
+from kd_megatron.study.students import finetuning_pieces, student_pieces, training_pieces
 
 NOT_COPIED = shutil.ignore_patterns("checkpoints", "tensorboard")  # of the teacher's directory
 
@@ -52,10 +53,11 @@ def preparing_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
 
 def pieces(recipe: StudyRecipe, directory: Path, report: Report, redo: Sequence[str] = ()) -> list[Piece]:
     """The pieces of a study, in their order; of a grid, one for each cell (``report`` and ``redo`` are for those)."""
-    preparing = preparing_pieces(recipe, directory)
+    preparing, controls = preparing_pieces(recipe, directory), control_pieces(recipe, directory)
     if recipe.grid is None:
-        return [*preparing, *student_pieces(recipe, directory)]
-    return [*preparing, *(_cell_piece(recipe, directory, place, report, redo) for place in places(recipe))]
+        tuned = finetuning_pieces(recipe, directory)
+        return [*preparing, *training_pieces(recipe, directory), *controls, *tuned]
+    return [*preparing, *controls, *(_cell_piece(recipe, directory, place, report, redo) for place in places(recipe))]
 
 
 def _cell_piece(recipe: StudyRecipe, directory: Path, place: GridPoint, report: Report, redo: Sequence[str]) -> Piece:
@@ -68,8 +70,10 @@ def _cell_piece(recipe: StudyRecipe, directory: Path, place: GridPoint, report: 
         dist.barrier()
         run_and_report(student_pieces(cell, where), where, report)
 
-    label = f"cell {place.name}: a study of its own"
-    return Piece("cell", label, lambda: is_finished(cell, where), run, f"cell {place.name}")
+    def is_done() -> bool:
+        return is_finished(cell, where) and are_shared(directory, where)
+
+    return Piece("cell", f"cell {place.name}: a study of its own", is_done, run, f"cell {place.name}")
 
 
 def is_finished(cell: StudyRecipe, where: Path) -> bool:
@@ -81,7 +85,8 @@ def is_finished(cell: StudyRecipe, where: Path) -> bool:
 
 
 def share(grid: Path, cell: Path) -> None:
-    """Give a cell what the grid made for all: the teacher, the choice of tuning, the calibration. Rank 0 alone."""
+    """Give a cell what the grid made for all: teacher, tuning's choice, calibration, controls. Rank 0 alone."""
+    share_controls(grid, cell)
     for name in (TUNING_FILE, CALIBRATION_FILE):
         if (grid / name).is_file():
             records.write_text(cell / name, (grid / name).read_text(encoding="utf-8"))

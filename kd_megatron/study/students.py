@@ -16,18 +16,31 @@ from kd_megatron.recipe import StudyRecipe
 from kd_megatron.study import layout
 from kd_megatron.study.begin import refuse_too_small
 from kd_megatron.study.effective import recipe_of_run
-from kd_megatron.study.finetuning import finetune_piece
+from kd_megatron.study.finetuning import student_finetune_piece
 from kd_megatron.study.piece import Piece, teacher_path
 from kd_megatron.training.schedule import Branch
 
 
 def student_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
     """Every student's training, its branches, and its fine-tuning; arms alternate within a seed."""
-    students = [(arm, seed) for seed in recipe.seeds for arm in recipe.arms]
-    found = [piece for arm, seed in students for piece in _training_pieces(recipe, directory, arm, seed)]
+    return training_pieces(recipe, directory) + finetuning_pieces(recipe, directory)
+
+
+def training_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
+    """Every student's training and its branches."""
+    return [piece for student in _students(recipe) for piece in _training_pieces(recipe, directory, *student)]
+
+
+def finetuning_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
+    """Every student's fine-tuning, and that of its branches; none without the section ``finetune``."""
     if recipe.finetune is None:
-        return found
-    return found + [piece for arm, seed in students for piece in _finetune_pieces(recipe, directory, arm, seed)]
+        return []
+    return [piece for student in _students(recipe) for piece in _finetune_pieces(recipe, directory, *student)]
+
+
+def _students(recipe: StudyRecipe) -> list[tuple[str, int]]:
+    """(arm, seed); arms alternate within a seed."""
+    return [(arm, seed) for seed in recipe.seeds for arm in recipe.arms]
 
 
 def _training_pieces(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> list[Piece]:
@@ -81,10 +94,10 @@ def _finetune_pieces(recipe: StudyRecipe, directory: Path, arm: str, seed: int) 
     """One student's fine-tuning, and that of its branches, exactly alike."""
     of = f"{arm} seed {seed}"
     student = directory, arm, seed
-    run, where = layout.arm_directory(*student), layout.finetune_directory(*student)
-    found = [finetune_piece(f"{of}: fine-tune", recipe, directory, arm, run, where, of)]
+    places = layout.arm_directory(*student), layout.finetune_directory(*student)
+    found = [student_finetune_piece(f"{of}: fine-tune", recipe, directory, (arm, seed, 1.0), *places)]
     for at in recipe.markers.branches if recipe.markers and recipe.markers.finetune else []:
         label = f"{of}: fine-tune its branch at {100 * at:g} %"
         places = layout.branch_directory(*student, at), layout.branch_finetune_directory(*student, at)
-        found.append(finetune_piece(label, recipe, directory, arm, *places, of))
+        found.append(student_finetune_piece(label, recipe, directory, (arm, seed, at), *places))
     return found

@@ -75,11 +75,11 @@ class FirstHead:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "FirstHead":
-        """A copy of the head that ``model`` has now."""
+        """A copy of the head that ``model`` has now, float32."""
         decoder: Any = model.get_output_embeddings()
         head = getattr(model, HEADS[model.config.model_type])
         top = copy.deepcopy(head, {id(decoder): None, id(decoder.bias): None})  # all of it but the decoder
-        return cls(top, decoder.bias.detach().clone())
+        return cls(top.float(), decoder.bias.detach().float().clone())
 
     def with_frequencies(self, counts: Tensor) -> "FirstHead":
         """With a bias of log frequencies (from ``counts`` [V]) where it is all zeros, as random first weights have it.

@@ -21,7 +21,7 @@ from kd_megatron.objectives import registry
 from kd_megatron.objectives.of_the_teacher import owes_the_teacher
 from kd_megatron.objectives.words import in_words
 from kd_megatron.ranks import dist, stages
-from kd_megatron.recipe import StudyRecipe, diff, recipe_yaml
+from kd_megatron.recipe import ControlsRecipe, StudyRecipe, diff, recipe_yaml
 from kd_megatron.recipe.paths import refuse_file_or_links_out
 from kd_megatron.training.cached_teacher import CachedTeacher
 from kd_megatron.training.fingerprint import FINGERPRINT, fingerprint, going_on
@@ -127,6 +127,7 @@ def teacher_study(study: StudyRecipe) -> StudyRecipe:
             "finetune": None,
             "markers": None,
             "grid": None,
+            "controls": ControlsRecipe(),
             "allow_difference": [],
         }
     )

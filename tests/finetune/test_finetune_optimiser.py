@@ -154,13 +154,22 @@ def test_presets_fill_in_what_the_recipe_does_not_give():
     assert (sane.epochs, sane.max_length) == (3.0, 16), "what is given wins"
     assert recipe_of(preset="study") == recipe_of().model_copy(update={"preset": "study"})
     assert FinetuneRecipe.model_validate(sane.model_dump()) == sane
-    with pytest.raises(RecipeError, match="preset: Input should be 'study' or 'sane'"):
+    with pytest.raises(RecipeError, match="preset: Input should be 'study', 'sane' or 'small_data'"):
         recipe_of(preset="insane")
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_settle_all_that_training_depends_on(name: str):
-    settled = {"grid", "epochs", "max_length", "schedule", "decay_power", "warmup_fraction", "weight_decay"}
+    settled = {
+        "grid",
+        "epochs",
+        "min_steps",
+        "max_length",
+        "schedule",
+        "decay_power",
+        "warmup_fraction",
+        "weight_decay",
+    }
     assert set(PRESETS[name]) == settled | {"betas", "epsilon", "gradient_clipping", "dropout"}
 
 

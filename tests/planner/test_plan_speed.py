@@ -11,6 +11,7 @@ from tiny_study import tiny_study, write_inputs
 from kd_megatron.cli import main
 from kd_megatron.errors import RecipeError
 from kd_megatron.machine.gpus import GPUS, named_gpu
+from kd_megatron.models.build import student_config
 from kd_megatron.planner.plan import Hardware
 from kd_megatron.planner.plan import plan as plan_with_memory
 from kd_megatron.planner.plan_totals import finetune_flops, task_sizes
@@ -141,12 +142,25 @@ def test_the_whole_study_is_added_up(inputs):
     recipe = tiny_study(inputs, seeds=[0, 1, 2], finetune=GLUE)
     planned = plan(recipe, hardware=Hardware("h100"))
     totals = {item.what: item for item in planned.totals}
-    assert list(totals) == ["students", "validations", "fine-tuning"]
+    assert list(totals) == ["students", "validations", "fine-tuning", "controls"]
     assert totals["students"].flops == pytest.approx(3 * sum(entry.flops for entry in planned.arms))
     assert totals["students"].hours == pytest.approx(3 * sum(entry.hours for entry in planned.arms))
     layers = 2 * (8 * 16 * 24**2 + 4 * 16**2 * 24 + 4 * 16 * 24 * 48)  # 2 layers, 16 tokens, by hand
     rows = 2 * 2 * (3 * 2 * (2490 + 100) + 277 + 1043)  # settings x seeds x (3 passes x epochs x train, and dev)
     assert totals["fine-tuning"].flops == pytest.approx(4 * 3 * rows * layers)
+    heads, taught = 2 * 2 * 24 * (24 + 300), 2 * 2 * 32 * (32 + 300)
+    teacher = 4 * (8 * 16 * 32**2 + 4 * 16**2 * 32 + 4 * 16 * 32 * 64)
+    once = [3 * 32 * (body + 3 * head) + 8 * (body + 2 * head) for body, head in ((layers, heads), (teacher, taught))]
+    tuned = rows * layers + rows / 2 * teacher  # the untrained student like the others, the teacher with one seed
+    assert totals["controls"].flops == pytest.approx(sum(once) + tuned)
+
+
+def test_a_floor_in_steps_counts_in_the_plan(inputs):
+    study = tiny_study(inputs, finetune=GLUE)
+    config, floor = student_config(study.student, 300), study.finetune.model_copy(update={"min_steps": 100})
+    layers = 2 * (8 * 16 * 24**2 + 4 * 16**2 * 24 + 4 * 16 * 24 * 48)
+    more = finetune_flops(floor, config)[0] - finetune_flops(study.finetune, config)[0]
+    assert more == pytest.approx(2 * 2 * 3 * (100 * 8 - 2 * 100) * layers)  # RTE has 623 steps without it
 
 
 def test_validations_by_hand(inputs):
@@ -170,7 +184,15 @@ def test_tuning_branches_and_a_teacher_of_its_own_are_in_it(inputs):
     )
     planned = plan(recipe)
     totals = {item.what: item.flops for item in planned.totals}
-    assert list(totals) == ["teacher", "tuning", "validations before", "students", "branches", "validations"]
+    assert list(totals) == [
+        "teacher",
+        "tuning",
+        "validations before",
+        "students",
+        "branches",
+        "validations",
+        "controls",
+    ]
     per_token = {entry.arm: entry.cost.total_flops_per_token for entry in planned.arms}
     assert totals["tuning"] == pytest.approx(3 * 5 * STEP_TOKENS * sum(per_token.values()))
     assert totals["branches"] == pytest.approx(0.5 * 0.2 * totals["students"])
@@ -213,7 +235,6 @@ def test_a_grid_adds_up_its_cells(inputs):
 def test_own_tasks_are_named_not_guessed(inputs):
     recipe = tiny_study(inputs, finetune=GLUE | {"tasks": [{"name": "mine", "train": "a.tsv", "dev": "b.tsv"}]})
     assert task_sizes(recipe.finetune.tasks[0]) is None
-    from kd_megatron.models.build import student_config
 
     assert finetune_flops(recipe.finetune, student_config(recipe.student, 300)) == (0.0, ["mine"])
 

@@ -160,7 +160,7 @@ def test_hashes_are_what_they_were(tmp_path, monkeypatch):
     """Recorded before keys had policies: finished cells, shard sets and runs stay valid."""
     rows = type("Rows", (list,), {"first": ["a b", "c"], "second": None})([1, 2])
     task = SimpleNamespace(name="rte", train=rows, content_hash=lambda: "c0ffee")
-    jobs = list_jobs(task, FinetuneRecipe(tasks=[{"name": "rte"}]), "abc", Path("x"))
+    jobs = list_jobs(task, FinetuneRecipe(tasks=[{"name": "rte"}], crossed_seeds=True), "abc", Path("x"), "student")
     assert [job.key for job in jobs[:2]] == ["2806987aac9d", "26cefacb5745"]
 
     documents = {"train-00000": random_documents(0, 20), "valid-00000": random_documents(1, 4)}

@@ -77,6 +77,8 @@ def test_the_table_is_the_summary(output: Path):
         assert [float(row["score_low"]), float(row["score_high"])] == pytest.approx(task["interval"])
         assert (row["n"], row["num_runs"], row["num_dev"]) == ("2", "4", "24")
         assert float(row["learning_rate"]) == task["best_cell"]["learning_rate"]
+        assert float(row["majority_score"]) == task["majority_score"] == {"reviews": 0.5, "lengths": 0.0}[name]
+        assert row["collapsed"] == f"{task['num_collapsed']} of 2"
     average = table["average"]
     by_seed = [sum(task["scores"][seed] for task in summary["tasks"].values()) / 2 for seed in ("0", "1")]
     assert float(average["score"]) == pytest.approx(summary["average"])
@@ -87,7 +89,10 @@ def test_the_grid_and_all_cells_are_there(output: Path):
     chosen = [(row["task"], float(row["learning_rate"])) for row in rows_of(output, "grid") if row["chosen"]]
     best = {name: task["best_cell"]["learning_rate"] for name, task in summary_of(output)["tasks"].items()}
     assert chosen == [("reviews*", best["reviews"]), ("lengths", best["lengths"])]
-    assert len(rows_of(output, "cells")) == 8
+    cells = rows_of(output, "cells")
+    assert len(cells) == 8
+    assert len({cell["used_seed"] for cell in cells}) == 2
+    assert {cell["used_seed"] for cell in cells}.isdisjoint({"0", "1"}), "seeds of this model's own"
     metrics = {(row["task"], row["metric"]) for row in rows_of(output, "metrics")}
     assert metrics == {("reviews*", "accuracy"), ("lengths", "pearson"), ("lengths", "spearman")}
 

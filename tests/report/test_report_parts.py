@@ -110,7 +110,7 @@ def test_each_run_has_its_losses_ledger_and_fine_tuning(load):
         "data wait",
     ]
     assert sum(row["seconds"] for row in ledger.table.rows) == 1500 + 700 + 90 + 20 + 120 + 30 + 25
-    assert finetuning.table.shown()[0] == ["CoLA", "31.0", "1", "3e-05", "32"]
+    assert finetuning.table.shown()[0] == ["CoLA", "31.0", "3", "3e-05", "32"]
 
 
 def test_a_run_that_recorded_something_else_says_so(load):

@@ -167,7 +167,7 @@ def plant(directory: Path, recipe: StudyRecipe, scores: dict[tuple[str, str], li
                 unique = tokens if place.unique_tokens is None else tokens / often
                 study_on_disk.edit_summary(run, unique_tokens=unique)
                 average = scores[place.name, arm][seed]
-                study_on_disk.edit_summary(layout.finetune_directory(where, arm, seed), average=average)
+                study_on_disk.plant_average(layout.finetune_directory(where, arm, seed), average)
     return directory
 
 

@@ -1,8 +1,8 @@
 """One cell of the grid: fine-tune a model on a task with one learning rate, batch size and seed, and score it.
 
 The optimiser recipe is AdamW, warm-up and decay, a function of the recipe alone and equal for all models; the weights
-of the last step are scored. Everything random is a function of the seed: head, data order and dropout agree between
-models.
+of the last step are scored. Everything random (head, data order, dropout) is a function of the seed that the cell draws
+from, which is the model's own (`finetune.grid.seeds`).
 
 Shapes: N examples, B batch, C classes (1 for a regression).
 """
@@ -29,6 +29,7 @@ from kd_megatron.finetune.cell.unfinished import CellProgress, Unfinished
 from kd_megatron.finetune.cell.untrained import read_untrained_top
 from kd_megatron.finetune.cell.vocabulary import keep_rows
 from kd_megatron.finetune.places import Cell
+from kd_megatron.finetune.tasks.majority import is_collapsed, majority_score
 from kd_megatron.ranks import stages
 from kd_megatron.recipe import FinetuneRecipe
 
@@ -44,9 +45,9 @@ class CellResult:
     predictions: dict[str, np.ndarray]  # split -> float32 logits [N, C], or values [N] of a regression, in its order
 
 
-def count_steps(num_train: int, cell: Cell, epochs: float) -> int:
-    """Optimizer steps of a cell; the last batch of an epoch may be smaller."""
-    return max(1, round(epochs * math.ceil(num_train / cell.batch_size)))
+def count_steps(num_train: int, cell: Cell, recipe: FinetuneRecipe) -> int:
+    """Optimizer steps of a cell: its epochs, and at least ``min_steps``; the last batch of an epoch may be smaller."""
+    return max(1, recipe.min_steps or 1, round(recipe.epochs * math.ceil(num_train / cell.batch_size)))
 
 
 def run_cell(
@@ -72,17 +73,18 @@ def run_cell(
     top, task = read_untrained_top(model_path, recipe.untrained_top), encoded.task
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         num_outputs = max(1, len(task.label_names))
-        model = load_classifier(model_path, num_outputs, task.regression, cell.seed, recipe.dropout, top)
+        model = load_classifier(model_path, num_outputs, task.regression, cell.draws_from, recipe.dropout, top)
         if encoded.rows is not None:
             keep_rows(model, encoded.rows)
         training = _CellTraining(model.to(device), encoded, cell, recipe)
-        torch.manual_seed(cell.seed)  # of dropout
+        torch.manual_seed(cell.draws_from)  # of dropout
         training.run(on_step, unfinished)
     start, progress = time.perf_counter(), training.progress
     splits = {**encoded.devs, **encoded.tests, **({SELECTION: encoded.selection} if encoded.selection else {})}
     predictions = training.predict(splits)
     content = {
         **asdict(cell),
+        "used_seed": cell.draws_from,
         **_scores(encoded, predictions),
         "precision": recipe.precision,
         "untrained_top": top.describe(),
@@ -102,7 +104,7 @@ class _CellTraining:
 
     def __init__(self, model: nn.Module, encoded: EncodedTask, cell: Cell, recipe: FinetuneRecipe) -> None:
         self.model, self.encoded, self.cell, self.recipe = model, encoded, cell, recipe
-        self.num_steps = count_steps(len(encoded.train), cell, recipe.epochs)
+        self.num_steps = count_steps(len(encoded.train), cell, recipe)
         self.device = next(model.parameters()).device
         self._optimizer = build_optimizer(model, cell.learning_rate, recipe)
         self.progress = CellProgress(self.device)
@@ -110,14 +112,15 @@ class _CellTraining:
     def run(self, on_step: Callable[[int], None], unfinished: Unfinished | None) -> None:
         """All steps that are not done yet."""
         cell, encoded, progress, num_steps = self.cell, self.encoded, self.progress, self.num_steps
-        evaluated = _evaluation_steps(num_steps, self.recipe)
+        epochs = num_steps / math.ceil(len(encoded.train) / cell.batch_size)
+        evaluated = _evaluation_steps(num_steps, epochs, self.recipe)
         kept = unfinished.restore(self.model, self._optimizer) if unfinished else None
         if kept:
             progress.restore(kept)
             on_step(progress.num_examples)
             logs.say(f"{cell}: goes on at step {progress.step} of {num_steps}")
         self.model.train()
-        batches = train_batches(encoded.train.lengths, cell.batch_size, cell.seed, num_steps)
+        batches = train_batches(encoded.train.lengths, cell.batch_size, cell.draws_from, num_steps)
         for indices in itertools.islice(batches, progress.step, None):
             rate = cell.learning_rate * learning_rate_factor(progress.step, num_steps, self.recipe)
             progress.add(self._step(rate, indices), len(indices))
@@ -163,11 +166,16 @@ class _CellTraining:
         return loss.detach()
 
 
-def _evaluation_steps(num_steps: int, recipe: FinetuneRecipe) -> set[int]:
-    """The steps after which dev metrics are taken on the way; the last step is scored in any case."""
+def _evaluation_steps(num_steps: int, epochs: float, recipe: FinetuneRecipe) -> set[int]:
+    """The steps after which dev metrics are taken on the way; the last step is scored in any case.
+
+    Args:
+        num_steps: of the cell.
+        epochs: that these steps really are: more than the recipe's where ``min_steps`` decides.
+    """
     if recipe.evaluate_every_epochs is None:
         return set()
-    share = recipe.evaluate_every_epochs / recipe.epochs  # of all steps
+    share = recipe.evaluate_every_epochs / (epochs if recipe.min_steps else recipe.epochs)  # of all steps
     return {max(1, round(share * number * num_steps)) for number in range(1, math.ceil(1 / share))} - {num_steps}
 
 
@@ -176,7 +184,14 @@ def _scores(encoded: EncodedTask, predictions: dict[str, np.ndarray]) -> dict[st
     chosen_by = dev_score
     if encoded.selection:
         chosen_by, _ = score(encoded.task, predictions[SELECTION], encoded.selection.labels)
-    return {"score": dev_score, "selection_score": chosen_by, "metrics": metrics}
+    outputs = predictions[next(iter(encoded.devs))]
+    return {
+        "score": dev_score,
+        "selection_score": chosen_by,
+        "metrics": metrics,
+        "majority_score": majority_score(encoded.task),
+        "collapsed": is_collapsed(encoded.task, dev_score, outputs),
+    }
 
 
 def _dev_scores(encoded: EncodedTask, predictions: dict[str, np.ndarray]) -> tuple[float, dict[str, float]]:

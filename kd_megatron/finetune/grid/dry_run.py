@@ -9,7 +9,7 @@ from kd_megatron.finetune.cell import model as models
 from kd_megatron.finetune.cell.untrained import read_untrained_top
 from kd_megatron.finetune.grid import halving
 from kd_megatron.finetune.grid.grid import load_split_task
-from kd_megatron.finetune.grid.jobs import claim_output, list_jobs, read_cell
+from kd_megatron.finetune.grid.jobs import Job, claim_output, list_jobs, read_cell
 from kd_megatron.finetune.places import OWNER
 from kd_megatron.finetune.tasks.tasks import Task
 from kd_megatron.machine.precision import resolve_precision
@@ -47,11 +47,14 @@ def plan_grid(model_path: Path, recipe: FinetuneRecipe, output: Path) -> list[Ta
     models.load_tokenizer(model_path, recipe.max_length)
     recipe = resolve_precision(recipe)
     identity = read_untrained_top(model_path, recipe.untrained_top).identity(model_hash)
-    return [_plan_task(load_split_task(task, recipe), recipe, identity, output) for task in recipe.tasks]
+    jobs = (
+        (task, list_jobs(task, recipe, identity, output, whose=model_hash))
+        for task in (load_split_task(one, recipe) for one in recipe.tasks)
+    )
+    return [_plan_task(task, recipe, found) for task, found in jobs]
 
 
-def _plan_task(task: Task, recipe: FinetuneRecipe, identity: str, output: Path) -> TaskPlan:
-    jobs = list_jobs(task, recipe, identity, output)
+def _plan_task(task: Task, recipe: FinetuneRecipe, jobs: list[Job]) -> TaskPlan:
     done = {job.cell: content for job in jobs if (content := read_cell(job)) is not None}
     num_seeds = len(recipe.seeds)
     num_settings, num_cells = len(jobs) // num_seeds, len(jobs)

@@ -43,12 +43,14 @@ from kd_megatron.recipe import FinetuneRecipe, TaskRecipe
 T = TypeVar("T")
 
 
-def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> dict[str, Any]:
+def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path, whose: str | None = None) -> dict[str, Any]:
     """Fine-tune the model on every cell that is not done yet, and summarise. Collective: every rank calls it.
 
     Args:
         model_path: a directory in Hugging Face format with safetensors and tokenizer.
         output: gets TASK/cells/*.json and summary.json.
+        whose: what the seeds are a function of, beside the listed ones (`used_seeds`): of a student its place in the
+            study; None: the hash of the model's files.
 
     Returns:
         The content of ``summary.json``, on every rank.
@@ -65,11 +67,11 @@ def run_grid(model_path: Path | str, recipe: FinetuneRecipe, output: Path) -> di
     model_hash = _main_first(lambda: manifest.model_hash(model_path))
     _main_first(lambda: claim_output(output, model_path, model_hash))
     with locks.alone(output, "fine-tuning into"):
-        return _run_claimed(model_path, model_hash, recipe, output, device)
+        return _run_claimed(model_path, model_hash, recipe, output, device, whose or model_hash)
 
 
 def _run_claimed(
-    model_path: Path, model_hash: str, recipe: FinetuneRecipe, output: Path, device: torch.device
+    model_path: Path, model_hash: str, recipe: FinetuneRecipe, output: Path, device: torch.device, whose: str
 ) -> dict[str, Any]:
     """`run_grid` in a directory that is this run's own."""
     stages.stacks_to(output)
@@ -84,7 +86,8 @@ def _run_claimed(
     if top.names:
         logs.warn(f"{model_path}: {top}")
 
-    jobs = [job for task in tasks for job in list_jobs(task, recipe, top.identity(model_hash), output)]
+    identity = top.identity(model_hash)
+    jobs = [job for task in tasks for job in list_jobs(task, recipe, identity, output, whose)]
     scores = dist.from_main({job.cell: cell["selection_score"] for job in jobs if (cell := read_cell(job))})
     if scores:
         logs.say(f"{len(scores)} of {len(jobs)} cells are done already")

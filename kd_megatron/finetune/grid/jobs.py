@@ -13,6 +13,7 @@ from typing import Any
 from kd_megatron.errors import OutputError, disk_full_is_clear
 from kd_megatron.files import records
 from kd_megatron.finetune.cell.train import count_steps
+from kd_megatron.finetune.grid.seeds import used_seeds
 from kd_megatron.finetune.places import OWNER, SUMMARY, Cell, cell_path
 from kd_megatron.finetune.tasks.tasks import Task
 from kd_megatron.ranks import dist
@@ -20,6 +21,7 @@ from kd_megatron.recipe import FinetuneRecipe, diff
 from kd_megatron.recipe.paths import refuse_file_or_links_out
 
 FORMAT = 2  # of a cell: raised when the same inputs would give another score
+ADDED = ("min_steps",)  # keys that are younger than cells that count: at None, they leave the hash as it was
 
 
 @dataclass(frozen=True)
@@ -33,26 +35,32 @@ class Job:
     num_characters: int  # of these; tells how long the job takes beside others
 
 
-def list_jobs(task: Task, recipe: FinetuneRecipe, model_hash: str, output: Path) -> list[Job]:
-    """All cells of a task in the order of the grid."""
+def list_jobs(task: Task, recipe: FinetuneRecipe, model_hash: str, output: Path, whose: str) -> list[Job]:
+    """All cells of a task in the order of the grid; ``whose`` as of `used_seeds`."""
+    counting = recipe.model_dump(exclude=diff.left_out(FinetuneRecipe, "cell"))
     settings = {
         "format": FORMAT,
         "model": model_hash,
         "task": task.content_hash(),
-        **recipe.model_dump(exclude=diff.left_out(FinetuneRecipe, "cell")),
+        **{key: value for key, value in counting.items() if key not in ADDED or value is not None},
     }
     num_characters = sum(map(len, [*task.train.first, *(task.train.second or [])]))
     jobs = []
     for learning_rate in dict.fromkeys(recipe.grid.learning_rates):
         for batch_size in dict.fromkeys(recipe.grid.batch_sizes):
-            for seed in recipe.seeds:
-                cell = Cell(task.name, learning_rate, batch_size, seed)
-                described = json.dumps({**settings, "cell": asdict(cell)}, sort_keys=True)
+            for seed, used in used_seeds(recipe, whose).items():
+                cell = Cell(task.name, learning_rate, batch_size, seed, None if used == seed else used)
+                described = json.dumps({**settings, "cell": _identity(cell)}, sort_keys=True)
                 key = hashlib.sha256(described.encode()).hexdigest()[:12]
-                num_examples = count_steps(len(task.train), cell, recipe.epochs) * batch_size
+                num_examples = count_steps(len(task.train), cell, recipe) * batch_size
                 seen_characters = num_characters * num_examples // len(task.train)
                 jobs.append(Job(cell, key, cell_path(output, cell, key), num_examples, seen_characters))
     return jobs
+
+
+def _identity(cell: Cell) -> dict[str, Any]:
+    """What is hashed of a cell; one that draws from the listed seed is what it was before seeds could be own."""
+    return {name: value for name, value in asdict(cell).items() if name != "used_seed" or value is not None}
 
 
 def read_cell(job: Job) -> dict[str, Any] | None:

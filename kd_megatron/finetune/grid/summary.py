@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from kd_megatron.finetune.tasks.glue import GLUE
+from kd_megatron.finetune.tasks.majority import is_at_majority, majority_score
 from kd_megatron.finetune.tasks.metrics import METRICS
 from kd_megatron.finetune.tasks.selection import selection_words
 from kd_megatron.finetune.tasks.tasks import Task
@@ -57,12 +58,23 @@ def summarise_task(task: Task, cells: list[dict[str, Any]]) -> dict[str, Any]:
             "num_settings": len(by_setting),
             "score": chosen_by[best],
         },
-        "cells": [{name: cell[name] for name in CELL_FIELDS} for cell in cells],
+        "majority_score": majority_score(task),
+        "num_collapsed": sum(_collapsed(task, cell) for cell in by_setting[best]),
+        "cells": [
+            {name: cell[name] for name in CELL_FIELDS}
+            | {"used_seed": cell.get("used_seed", cell["seed"]), "collapsed": _collapsed(task, cell)}
+            for cell in cells
+        ],
         "best_cell": {"learning_rate": best[0], "batch_size": best[1]},
         "scores": {str(cell["seed"]): cell["score"] for cell in by_setting[best]},
         "mean": float(np.mean(scores)),
         "interval": t_interval(scores),
     }
+
+
+def _collapsed(task: Task, cell: dict[str, Any]) -> bool:
+    """Whether a cell collapsed; of one that an earlier version finished, by its score alone."""
+    return bool(cell.get("collapsed", is_at_majority(cell["score"], majority_score(task))))
 
 
 def summarise(tasks: dict[str, dict[str, Any]], recipe: FinetuneRecipe) -> dict[str, Any]:

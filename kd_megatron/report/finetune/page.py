@@ -89,7 +89,13 @@ def _lead(results: FinetuneResults) -> str:
     text = f"Average over {counted(len(results.tasks), 'task')}: {words.score(results.average())} points"
     num_seeds = {len(part.scores) for part in results.tasks.values()}
     text += f" ({counted(num_seeds.pop(), 'seed') if len(num_seeds) == 1 else 'seeds differ'})."
-    return text + (f" Not GLUE's rows: {', '.join(partial)}." if partial else "")
+    text += f" Not GLUE's rows: {', '.join(partial)}." if partial else ""
+    collapsed = [
+        f"{task} {part.num_collapsed} of {len(part.scores)}"
+        for task, part in results.tasks.items()
+        if part.num_collapsed
+    ]
+    return text + (f" Fine-tunings that collapsed: {', '.join(collapsed)}." if collapsed else "")
 
 
 def _method(results: FinetuneResults) -> list[Block]:

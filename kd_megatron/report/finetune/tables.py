@@ -23,6 +23,8 @@ def scores(results: FinetuneResults) -> Table:
         of_cells = dict(zip(("learning_rate", "batch_size"), results.best(task), strict=True))
         row = {"task": heading(results, task), **named(part, "metric", "num_train", "num_dev"), **of_cells}
         row |= {"num_runs": part.num_runs, "n": len(part.scores), "score": estimate(list(part.scores.values()))}
+        if part.majority_score is not None:
+            row |= {"majority_score": part.majority_score, "collapsed": f"{part.num_collapsed} of {len(part.scores)}"}
         rows.append(row | named(part, "partial_split", "note"))
     rows.append({"task": "average", "metric": "plain mean over these tasks", "score": results.average()})
     columns = [
@@ -33,12 +35,16 @@ def scores(results: FinetuneResults) -> Table:
         Column("score", "score", words.score),
         Column("score", "95 % interval", interval),
     ]
+    if any(part.majority_score is not None for part in results.tasks.values()):
+        columns += [*numbers(units.points, majority_score="majority class"), *texts("collapsed")]
     return Table("scores", "", columns, rows, _note_of_scores(results))
 
 
 def _note_of_scores(results: FinetuneResults) -> str:
     note = "Points of 100. Mean over seeds ± half of Student's 95 % interval. "
     note += f"Each score is that of the {results.summary.selection}."
+    if any(part.num_collapsed for part in results.tasks.values()):
+        note += " Collapsed: every dev row has one answer, or the score is that of the majority class."
     stars = [f"{task}: {part.note}" for task, part in results.tasks.items() if part.note]
     return note + (f" * {'; '.join(stars)}." if stars else "")
 
@@ -117,7 +123,8 @@ def grid(results: FinetuneResults) -> Table | None:
 
 def cells(results: FinetuneResults) -> Table:
     """Every cell, for the csv: settings, score, metrics, speed."""
-    keys = ("learning_rate", "batch_size", "seed", "score", "selection_score", "num_steps", "num_examples")
+    settings = ("learning_rate", "batch_size", "seed", "used_seed")
+    keys = (*settings, "score", "selection_score", "collapsed", "num_steps", "num_examples")
     timings = ("examples_per_second", "train_seconds", "dev_seconds")
     rows: list[dict[str, Any]] = []
     for task, contents in results.cells.items():

@@ -171,6 +171,7 @@ def caveats(grid: GridResults) -> list[str]:
         "One seed: no interval can be given, and a growth may be chance."
         if max(grid.num_seeds, default=1) == 1
         else f"Intervals are over {seeds_of(grid.num_seeds)}, about new seeds of this corpus, teacher and size alone.",
+        *_other_averages(grid),
         "Small pools are parts of the large ones, drawn once: how much the choice of a pool matters is in no interval.",
         "Repetition and the size of the pool go together here: a small pool is both read more often and less varied.",
         "The probe's loss favours arms that train masked-language modelling.",
@@ -178,6 +179,15 @@ def caveats(grid: GridResults) -> list[str]:
         *grid.recipe.notes,
     ]
     return said
+
+
+def _other_averages(grid: GridResults) -> list[str]:
+    """Where scores are not compared between cells, why."""
+    if not grid.averages_differ:
+        return []
+    found = ((cell.place.name, ", ".join(cell.study.averaged_tasks) or "no task") for cell in grid.cells)
+    listed = "; ".join(f"{name}: {tasks}" for name, tasks in found)
+    return [f"Average scores are not compared: by the rule of inclusion, cells average over other tasks ({listed})."]
 
 
 def _recorded_differently(grid: GridResults) -> dict[str, str]:

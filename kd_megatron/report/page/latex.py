@@ -18,6 +18,7 @@ _SPELLED = {
     "\N{MULTIPLICATION SIGN}": r"$\times$",
     "\N{MINUS SIGN}": r"$-$",
     "\N{EN DASH}": "--",
+    "\N{DAGGER}": r"$\dagger$",
     "\n": " ",
 }
 

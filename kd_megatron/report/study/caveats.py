@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from kd_megatron.analysis import break_even
 from kd_megatron.analysis.comparisons import OVERALL
-from kd_megatron.analysis.fitness import UNFAIR, objections
+from kd_megatron.analysis.fitness import UNFAIR, crossed_seeds, objections
 from kd_megatron.analysis.measure import PROBE, measure_of
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import Finding
@@ -12,7 +12,7 @@ from kd_megatron.analysis.summaries import CacheUse
 from kd_megatron.console import units
 from kd_megatron.console.units import num_seeds, seeds_of
 from kd_megatron.recipe.diff import Difference
-from kd_megatron.report.study import tables
+from kd_megatron.report.study import control_rows, tables
 from kd_megatron.report.study.certainty_tables import INTERVALS
 from kd_megatron.report.study.tuning_tables import calibration_caveats, tuning_caveats
 
@@ -33,6 +33,7 @@ def caveats(results: StudyResults, findings: list[Finding], allowed: list[Differ
         *_what_seeds_vary(results),
         *_objections(results),
         *_finetuning(results),
+        *control_rows.caveats(results),
         *_repetition(results),
         *_branches(results),
         *_fixed_masks(results),
@@ -88,25 +89,35 @@ def _seeds(results: StudyResults) -> list[str]:
 def _what_seeds_vary(results: StudyResults) -> list[str]:
     """What an interval over seeds has in it, and what it has not."""
     recipe, said = results.recipe, []
+    num_seeds_each = _own_finetuning_seeds(results)
     if recipe.student.initialise.method != "random":
         masks = "" if recipe.data.mask_seed is not None else " and its masks"
         head = ", and an MLM head that the source lacks" if recipe.student.initialise.method == "checkpoint" else ""
+        alone = "and what fine-tuning draws" if num_seeds_each else "alone"
         said.append(
-            f"Seeds vary the order of the text{masks} alone{head}: encoders begin from the same weights in all seeds."
+            f"Seeds vary the order of the text{masks} {alone}{head}: encoders begin from the same weights in all seeds."
         )
-    if recipe.finetune and len(recipe.finetune.seeds) < FEW_SEEDS:
-        shared = ", ".join(map(str, recipe.finetune.seeds))
-        number = num_seeds(len(recipe.finetune.seeds))
+    if num_seeds_each:
         said.append(
-            f"All students are fine-tuned with the same {number} ({shared}): the noise of heads, order and dropout is "
-            "common to them, and the intervals of scores do not have it. One student's score on a small task can move "
-            "by tens of points with that seed."
+            f"Every student is fine-tuned with {num_seeds(num_seeds_each)} of its own: the intervals of scores have "
+            "the noise of heads, order and dropout in them. The rows of a task are the same for all."
         )
     return said
 
 
+def _own_finetuning_seeds(results: StudyResults) -> int:
+    """With how many seeds each student was fine-tuned, at least; 0 where none was, or where they share seeds."""
+    numbers = [len(task.scores) for run in results.all_runs() for task in run.tasks.values()]
+    return 0 if not numbers or crossed_seeds(results) else min(numbers)
+
+
 def _finetuning(results: StudyResults) -> list[str]:
     recipe = results.recipe.finetune
+    if measure_of(results) is PROBE and results.judged and not results.averaged_tasks:
+        return [
+            "No task of fine-tuning is fit for an average (see the table of tasks): arms are ranked by the probe's "
+            "held-out loss, which favours arms that train MLM."
+        ]
     if measure_of(results) is PROBE:
         yet = "" if recipe is None else " yet"
         return [

@@ -22,6 +22,7 @@ from kd_megatron.report.study import (
     certainty_tables,
     curve_figures,
     figures,
+    inclusion_table,
     own_heads,
     published,
     run_details,
@@ -77,6 +78,7 @@ def all_tables(study: StudyResults, analysis: Analysis) -> list[Table]:
     optional = (
         *certainty_tables.differences(study),
         certainty_tables.variance(study),
+        inclusion_table.table(study),
         own_heads.table(study),
         published.rows(study),
         tables.teacher_cost(study),
@@ -100,6 +102,7 @@ def content(study: StudyResults, found: Analysis, tables: Sequence[Table]) -> li
         blocks.append(Paragraph(study.recipe.description))
     if study.arms:
         blocks += [*shown("scores"), *figure_blocks(CAPTIONS, (figures.scores, figures.scores_by_task), study)]
+        blocks += shown("inclusion")
         if by_own_heads := shown("own_heads"):
             blocks += [*by_own_heads, *figure_blocks(CAPTIONS, [own_heads.own_heads], study)]
         blocks += _certainty(study, shown)

@@ -10,7 +10,7 @@ from kd_megatron.analysis.statistics import estimate
 from kd_megatron.console import units
 from kd_megatron.report.page import words
 from kd_megatron.report.page.table import Column, Table, numbers
-from kd_megatron.report.study import figures
+from kd_megatron.report.study import control_rows, figures
 
 NOTE = (
     "Each student by the masked-language-model head that its objective trained, on the same held-out windows as the "
@@ -46,7 +46,9 @@ def table(study: StudyResults) -> Table | None:
         Column("verdict", "verdict", units.plain, is_text=True),
         Column("gap", "the probe's gap", words.loss),
     ]
-    return Table("own_heads", "By the students' own heads", columns, rows, NOTE)
+    controls = control_rows.own_head_rows(study)
+    note = f"{NOTE} Rows {control_rows.LABEL} are compared with no arm." if controls else NOTE
+    return Table("own_heads", "By the students' own heads", columns, [*rows, *controls], note)
 
 
 def own_heads(study: StudyResults) -> Figure | None:

@@ -12,7 +12,10 @@ from kd_megatron.objectives.words import of_arm_in_words
 from kd_megatron.recipe.diff import Difference
 from kd_megatron.report.page import words
 from kd_megatron.report.page.table import Column, Table, named, numbers, texts
+from kd_megatron.report.study import control_rows
+from kd_megatron.report.study.inclusion_table import left_out
 
+NOT_AVERAGED = "\N{DAGGER}"  # of tasks in headings
 ACTIVITIES = ("student", "teacher", "loss", "data_wait", "other")
 
 
@@ -43,18 +46,28 @@ def scores(results: StudyResults) -> Table:
         mean = "One seed, so without intervals"
     note = (
         f"Scores in points of 100 ({_metrics_in_words(results)}); "
-        f"the average is over tasks. {mean}. Differences are paired by seed. "
+        f"the average is over {_averaged_in_words(results)}. {mean}. Differences are paired by seed. "
         "The probe is one MLM head trained on the frozen student, alike for all arms; lower is better, in nats."
     )
     if not results.tasks:
         note = f"{mean}; differences are paired by seed; lower is better, in nats."
     if partial_tasks(results):
         note += " * scored on a partial or substitute split."
+    note += "".join(f" {NOT_AVERAGED} {task} is not averaged: {why}." for task, why in left_out(results).items())
     strong = _winners(results)
     if strong:
         note += " Bold: ahead of every other arm by a corrected interval without zero."
-    rows = [_scores_row(results, arm) for arm in results.arms]
+    if remarks := control_rows.remarks(results):
+        note += f" {remarks}"
+    rows = [*(_scores_row(results, arm) for arm in results.arms), *control_rows.score_rows(results)]
     return Table("scores", "What each arm scores", columns, rows, note, strong)
+
+
+def _averaged_in_words(results: StudyResults) -> str:
+    """``"tasks"`` where all are averaged, else which."""
+    if not left_out(results):
+        return "tasks"
+    return ", ".join(results.averaged_tasks) or "no task, as none is fit: arms are ranked by the loss"
 
 
 def _metrics_in_words(results: StudyResults) -> str:
@@ -94,8 +107,9 @@ def partial_tasks(results: StudyResults) -> dict[str, str]:
 
 
 def task_heading(results: StudyResults, task: str) -> str:
-    """The task's name, starred when its split is partial."""
-    return task + ("*" if task in partial_tasks(results) else "")
+    """The task's name, starred when its split is partial, with a dagger when it is not averaged."""
+    marks = ("*" if task in partial_tasks(results) else "") + (NOT_AVERAGED if task in left_out(results) else "")
+    return task + marks
 
 
 def spending(results: StudyResults) -> Table:
