@@ -133,18 +133,23 @@ def _may_be_left_out(name: str) -> Iterator[None]:
 
 def share_controls(grid: Path, cell: Path) -> None:
     """Give a cell what reports read of the grid's controls. Rank 0 alone."""
-    for path in _shared_files(grid):
-        target = cell / path.relative_to(grid)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        records.write_text(target, path.read_text(encoding="utf-8"))
+    for path, copy in _copies(grid, cell):
+        if not _is_alike(path, copy):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            records.write_text(copy, path.read_text(encoding="utf-8"))
 
 
 def are_shared(grid: Path, cell: Path) -> bool:
     """Whether a cell has the grid's controls as they are now."""
-    pairs = ((path, cell / path.relative_to(grid)) for path in _shared_files(grid))
-    return all(copy.is_file() and copy.read_bytes() == path.read_bytes() for path, copy in pairs)
+    return all(_is_alike(path, copy) for path, copy in _copies(grid, cell))
 
 
-def _shared_files(grid: Path) -> list[Path]:
+def _copies(grid: Path, cell: Path) -> list[tuple[Path, Path]]:
+    """Each file that is shared, and where the cell has its copy."""
     roots = [place(grid, name) for name in (UNTRAINED, TEACHER) for place in _PLACES]
-    return [root / file for root in roots for file in SHARED if (root / file).is_file()]
+    shared = [root / file for root in roots for file in SHARED if (root / file).is_file()]
+    return [(path, cell / path.relative_to(grid)) for path in shared]
+
+
+def _is_alike(path: Path, copy: Path) -> bool:
+    return copy.is_file() and copy.read_bytes() == path.read_bytes()

@@ -150,7 +150,9 @@ def test_the_whole_study_is_added_up(inputs):
     assert totals["fine-tuning"].flops == pytest.approx(4 * 3 * rows * layers)
     heads, taught = 2 * 2 * 24 * (24 + 300), 2 * 2 * 32 * (32 + 300)
     teacher = 4 * (8 * 16 * 32**2 + 4 * 16**2 * 32 + 4 * 16 * 32 * 64)
-    once = [3 * 32 * (body + 3 * head) + 8 * (body + 2 * head) for body, head in ((layers, heads), (teacher, taught))]
+    once = [
+        18 * body + 5 * (48 + 2) * head + 8 * (body + 2 * head) for body, head in ((layers, heads), (teacher, taught))
+    ]
     tuned = rows * layers + rows / 2 * teacher  # the untrained student like the others, the teacher with one seed
     assert totals["controls"].flops == pytest.approx(sum(once) + tuned)
 

@@ -61,6 +61,7 @@ def test_redo_moves_what_is_stale_aside_and_nothing_else(study):
     assert files(study) == before - moved | {Path("stale", "1", path) for path in moved}
     assert {arm: len(runs) for arm, runs in results.load(study).runs.items()} == dict.fromkeys(ARMS, 2) | {"minilm": 0}
     unfinished = [piece.label for piece in runner.pieces(edited, study, write_report) if not piece.is_finished()]
+    unfinished = [label for label in unfinished if not label.startswith("control")]  # which were never there
     assert unfinished == [f"minilm seed {seed}: {what}" for what in ("pretrain", "fine-tune") for seed in (0, 1)]
     after = files(study)
     claim_study(edited, study, ["minilm"])  # the same command after a stop

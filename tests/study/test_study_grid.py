@@ -74,7 +74,7 @@ def test_a_finished_grid_is_left_alone_and_a_lost_piece_alone_is_done_again(
     loss = json.loads(lost.read_text())["validation"]
     lost.unlink()
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("summary.json")}
-    assert [piece.is_finished() for piece in pieces(recipe, directory, write_report)] == [True, True, False]
+    assert [piece.is_finished() for piece in pieces(recipe, directory, write_report)] == [True, True, True, True, False]
     run_study(recipe, directory, write_report)
     assert all(piece.is_finished() for piece in pieces(recipe, directory, write_report))
     assert json.loads(lost.read_text())["validation"] == loss
