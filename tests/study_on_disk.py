@@ -38,6 +38,9 @@ PROBE = {
 }
 
 
+BY_SCORE = {"measure": "score", "students": 3}  # a protocol: three students of an arm were promised
+
+
 def recipe_data(num_seeds: int = 3, arms: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """A study recipe as plain data."""
     return {

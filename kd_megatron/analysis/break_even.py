@@ -20,6 +20,7 @@ import numpy
 
 from kd_megatron.analysis import comparisons, curves
 from kd_megatron.analysis.curves import CurvePoint
+from kd_megatron.analysis.measure import PROBE, SCORE
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.statistics import Estimate, estimate
@@ -162,7 +163,7 @@ def all_break_evens(results: StudyResults) -> list[BreakEven]:
         break_even(results, arm, quantity, cost)
         for arm in results.arms
         if results.owes_the_teacher(arm)
-        for quantity in comparisons.OVERALL
+        for quantity in (SCORE.quantity, PROBE.quantity)
     )
     return [one for one in found if one]
 

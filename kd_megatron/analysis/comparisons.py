@@ -1,12 +1,16 @@
-"""Arms against the reference, and against each other: differences, corrections, and what may be claimed.
+"""Arms against the reference: differences, corrections, and what may be claimed (docs/statistics.md).
 
-Families are corrected separately: the average score (or the probe's loss) over the arms that are compared, the same
-over all pairs of arms, and the tasks within each arm. A claim rests on the corrected interval alone (docs/fairness.md,
-clause 13).
+All contrasts of a report to the reference, over arms, tasks and measures, are one declared family: its intervals hold
+together. A protocol makes some of them primary: these are a family of their own that is judged first, and the others,
+secondary, are judged only when all primary contrasts are decided, so that the chance of any false verdict in a report
+stays at 5 %. A claim rests on the corrected interval alone (docs/fairness.md, clause 13). Differences between two
+arms of which neither is the reference are shown and not judged.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Literal
 
 from kd_megatron.analysis.fitness import objection
 from kd_megatron.analysis.once import once
@@ -14,6 +18,7 @@ from kd_megatron.analysis.results import FinishedRun, StudyResults
 from kd_megatron.analysis.statistics import (
     Estimate,
     VarianceComponents,
+    fewest_students,
     hedges_g,
     judged,
     paired_values,
@@ -22,8 +27,11 @@ from kd_megatron.analysis.statistics import (
 )
 
 Pair = tuple[str, str, str, str | None]  # arm, other, quantity, task
-OVERALL = ("score", "probe_loss")
+Role = Literal["primary", "secondary", "exploratory", "not judged"]
+OVERALL = ("score", "probe_loss", "own_loss")
 LOSSES = ("probe_loss", "own_loss")
+DECIDED = ("better", "worse")
+TOO_FEW, GATED = "too few students", "primary undecided"  # objections that a family has, not a quantity
 TITLES = {
     "score": "average", "probe_loss": "held-out MLM loss (probe)", "own_loss": "held-out MLM loss (own head)",
 }  # fmt: skip
@@ -43,7 +51,8 @@ class Comparison:
     p_value: float | None
     p_holm: float | None
     effect_size: float | None  # Hedges' g of the paired differences
-    objection: str | None = None  # what takes the verdict away (`analysis.fitness`), in a word or two
+    role: Role = "exploratory"
+    objection: str | None = None  # what takes the verdict away, in a word or two
 
     @property
     def title(self) -> str:
@@ -62,54 +71,71 @@ class Comparison:
 
 
 @once
+def declared(results: StudyResults) -> list[Comparison]:
+    """Every contrast to the reference that has a shared seed: of averages and losses first, then task by task."""
+    reference = results.reference
+    others = [arm for arm in results.arms if arm != reference]
+    wanted: list[Pair] = [(arm, reference, quantity, None) for quantity in OVERALL for arm in others]
+    wanted += [(arm, reference, "task", task) for arm in others for task in results.tasks]
+    protocol = results.recipe.protocol
+    if protocol is None:
+        return _family(results, wanted, "exploratory")
+    named = protocol.arms or others
+    first = [pair for pair in wanted if pair[2] == protocol.measure and pair[0] in named]
+    primary = _family(results, first, "primary")
+    secondary = _family(results, [pair for pair in wanted if pair not in first], "secondary")
+    if len(primary) < len(named) or any(one.verdict not in DECIDED for one in primary):
+        secondary = [replace(one, objection=one.objection or GATED) for one in secondary]
+    return [*primary, *secondary]
+
+
 def overall(results: StudyResults, quantity: str) -> list[Comparison]:
-    """Each arm against the reference in ``"score"``, ``"probe_loss"`` or ``"own_loss"``; one family."""
-    others = [arm for arm in results.arms if arm != results.reference]
-    return _family(results, [(arm, results.reference, quantity, None) for arm in others])
+    """Of `declared`, each arm against the reference in ``"score"``, ``"probe_loss"`` or ``"own_loss"``."""
+    return [one for one in declared(results) if one.quantity == quantity and one.task is None]
+
+
+def by_task(results: StudyResults, arm: str) -> list[Comparison]:
+    """Of `declared`, ``arm`` against the reference, task by task."""
+    return [one for one in declared(results) if one.task is not None and one.arm == arm]
 
 
 @once
 def every_pair(results: StudyResults, quantity: str) -> list[Comparison]:
-    """Each arm against each one before it, in ``"score"`` or ``"probe_loss"``; one family."""
-    return _family(results, [(arm, before, quantity, None) for before, arm in combinations(results.arms, 2)])
+    """Each arm against each one before it; corrected for the pairs, and not judged."""
+    pairs: list[Pair] = [(arm, before, quantity, None) for before, arm in combinations(results.arms, 2)]
+    return _family(results, pairs, "not judged")
 
 
-@once
-def by_task(results: StudyResults, arm: str) -> list[Comparison]:
-    """``arm`` against the reference, task by task; one family."""
-    if arm == results.reference:
-        return []
-    return _family(results, [(arm, results.reference, "task", task) for task in results.tasks])
+def ahead(results: StudyResults, quantity: str, task: str | None = None) -> list[str]:
+    """The arms that are better than the reference beyond doubt."""
+    found = (one for one in declared(results) if (one.quantity, one.task) == ("task" if task else quantity, task))
+    return [one.arm for one in found if one.verdict == "better"]
 
 
-def all_comparisons(results: StudyResults) -> list[Comparison]:
-    """Both families, overall first."""
-    found = [comparison for quantity in OVERALL for comparison in overall(results, quantity)]
-    return found + [comparison for arm in results.arms for comparison in by_task(results, arm)]
+def against_reference(results: StudyResults, best: str, other: str, quantity: str) -> Comparison | None:
+    """``best`` against ``other``, one of which is the reference; None where they share no seed."""
+    found = {one.arm: one for one in overall(results, quantity)}
+    return found.get(best) if other == results.reference else _turned(found.get(other))
 
 
-@once
-def winner(results: StudyResults, quantity: str, task: str | None = None) -> str | None:
-    """The arm that is ahead of every other one, beyond doubt; None when there is none.
-
-    Every corrected interval of its differences must exclude zero; the family is all pairs with it, in all tasks when
-    ``task`` is given.
-    """
-    means = {arm: results.mean(arm, quantity, task) for arm in results.arms}
-    if len(means) < 2 or any(mean is None for mean in means.values()):
+def _turned(found: Comparison | None) -> Comparison | None:
+    """The same from the other arm's side."""
+    if found is None:
         return None
-    sign = -1 if quantity in LOSSES else 1
-    best = max(results.arms, key=lambda arm: sign * (mean.mean if (mean := means[arm]) else 0.0))
-    pairs = [(best, arm, quantity, task) for arm in results.arms if arm != best]
-    found = _family(results, pairs, len(pairs) * (len(results.tasks) if task else 1))
-    return best if len(found) == len(pairs) and all(one.verdict == "better" for one in found) else None
+    turned = replace(found, arm=found.other, other=found.arm, difference=_negative(found.difference))
+    effect = None if found.effect_size is None else -found.effect_size
+    return replace(turned, corrected=_negative(found.corrected), effect_size=effect)
 
 
-@once
-def best_against(results: StudyResults, best: str, other: str, quantity: str) -> Comparison | None:
-    """The arm picked as the best against ``other``, corrected for all the arms it was picked from."""
-    found = _family(results, [(best, other, quantity, None)], len(results.arms) - 1)
-    return found[0] if found else None
+def _negative(size: Estimate) -> Estimate:
+    low, high = (None if end is None else -end for end in (size.high, size.low))
+    return Estimate(size.n, -size.mean, low, high)
+
+
+def students_needed(results: StudyResults, num_comparisons: int) -> int:
+    """The students of an arm with which a family gives verdicts: by the protocol, else by power."""
+    protocol = results.recipe.protocol
+    return fewest_students(num_comparisons) if protocol is None or protocol.students is None else protocol.students
 
 
 def check_interval(results: StudyResults) -> None:
@@ -117,21 +143,32 @@ def check_interval(results: StudyResults) -> None:
     for arm in results.arms:
         for quantity in OVERALL:
             results.mean(arm, quantity)
-    all_comparisons(results)
+    declared(results)
 
 
-def _family(results: StudyResults, pairs: list[Pair], num_comparisons: int | None = None) -> list[Comparison]:
+def _family(results: StudyResults, pairs: Sequence[Pair], role: Role) -> list[Comparison]:
+    """Those of ``pairs`` that share a seed, corrected together."""
     values = [
         paired_values(results.by_seed(arm, quantity, task), results.by_seed(other, quantity, task))
         for arm, other, quantity, task in pairs
     ]
     known = [(pair, differences) for pair, differences in zip(pairs, values, strict=True) if differences]
-    found = judged([differences for _, differences in known], results.interval, num_comparisons)
+    needed = students_needed(results, len(known)) if known else 0
+    found = judged([differences for _, differences in known], results.interval)
     return [
-        Comparison(arm, other, quantity, task, *sure, hedges_g(differences), objection(results, quantity, task))
-        for ((arm, other, quantity, task), differences), sure in zip(known, found, strict=True)
+        Comparison(
+            *(*pair, *sure, hedges_g(differences)),
+            role=role,
+            objection=role if role == "not judged" else _doubt(results, pair, len(differences), needed),
+        )
+        for (pair, differences), sure in zip(known, found, strict=True)
         if sure
     ]
+
+
+def _doubt(results: StudyResults, pair: Pair, num_students: int, needed: int) -> str | None:
+    """What takes the verdict away: of the quantity, else that a plain effect would not have been seen."""
+    return objection(results, *pair[2:]) or (TOO_FEW if 2 <= num_students < needed else None)
 
 
 @once

@@ -8,19 +8,20 @@ corrected together; the answer rests on their mean over the distilled arms, corr
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
 
 from kd_megatron.analysis import results
+from kd_megatron.analysis.comparisons import GATED, TOO_FEW
 from kd_megatron.analysis.fitness import objection
 from kd_megatron.analysis.measure import PROBE, SCORE, Measure
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
-from kd_megatron.analysis.statistics import Estimate, Method, estimate, judged, verdict
+from kd_megatron.analysis.statistics import Estimate, Method, estimate, fewest_students, judged, verdict
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.study import layout
 from kd_megatron.study.cells import GridPoint, cell_directory, cell_recipe, places
@@ -28,6 +29,7 @@ from kd_megatron.study.edits import compare
 
 Axis = Literal["repetition", "budget"]
 AXES: tuple[Axis, ...] = get_args(Axis)
+DECIDED = ("grows", "shrinks")
 MORE_OFTEN = 1.5  # times: text that is read less than that much more often is no repetition to speak of
 
 
@@ -123,6 +125,12 @@ class GridResults:
         """What takes verdicts away in some cell, in a word or two."""
         return next((word for cell in self.cells if (word := objection(cell.study, measure.quantity))), None)
 
+    def students_needed(self, num_comparisons: int) -> int:
+        """The seeds with which a family gives verdicts: by the protocol, else by power."""
+        protocol = self.recipe.protocol
+        fixed = protocol.students if protocol else None
+        return fewest_students(num_comparisons) if fixed is None else fixed
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -193,18 +201,23 @@ def contrasts(grid: GridResults, axis: Axis) -> list[Contrast]:
 
 @once
 def growths(grid: GridResults, axis: Axis, measure: Measure) -> list[Growth]:
-    """Each arm at each level; one family."""
+    """Each arm at each level; secondary: one family over both axes and all measures, judged after the mean growths."""
+    numbers = {one: len(grid.arms) * len(contrasts(grid, one)) for one in AXES}
     pairs = [((arm,), [contrast]) for arm in grid.arms for contrast in contrasts(grid, axis)]
-    return _family(grid, axis, measure, pairs)
+    found = _family(grid, axis, measure, pairs, sum(numbers.values()) * len(grid.measures))
+    primary = [mean_growth(grid, one, other) for one in AXES for other in grid.measures]
+    if all(one.verdict in DECIDED for one in primary if one):
+        return found
+    return [replace(one, objection=one.objection or GATED) for one in found]
 
 
 @once
 def mean_growth(grid: GridResults, axis: Axis, measure: Measure) -> Growth | None:
-    """The mean over the distilled arms and all levels; None without any. Those of both axes are one family."""
+    """The mean over the distilled arms and all levels; None without any. Primary: one family over axes and measures."""
     asked = {one: found for one in AXES if (found := contrasts(grid, one))}
     if not grid.distilled or axis not in asked:
         return None
-    family = _family(grid, axis, measure, [(tuple(grid.distilled), asked[axis])], num_comparisons=len(asked))
+    family = _family(grid, axis, measure, [(tuple(grid.distilled), asked[axis])], len(asked) * len(grid.measures))
     return next(iter(family), None)
 
 
@@ -213,22 +226,23 @@ def _family(
     axis: Axis,
     measure: Measure,
     pairs: Sequence[tuple[tuple[str, ...], list[Contrast]]],
-    num_comparisons: int | None = None,
+    num_comparisons: int,
 ) -> list[Growth]:
     """One growth for each pair of arms and contrasts, where they share a seed; means where these are several."""
     ends = [_ends(arms, found, measure) for arms, found in pairs]
     known = [(pair, both) for pair, both in zip(pairs, ends, strict=True) if both[0]]
     values = [[high[seed] - low[seed] for seed in low] for _, (low, high) in known]
-    found, doubt = [], grid.objection(measure)
+    found, doubt, needed = [], grid.objection(measure), grid.students_needed(num_comparisons)
     for ((arms, compared), both), sure in zip(known, judged(values, grid.interval, num_comparisons), strict=True):
         low, high = (estimate(list(one.values()), method=grid.interval) for one in both)
         if sure and low and high:  # None: a value that is not finite
             level = compared[0].level if len(compared) == 1 else f"mean over {len(compared)}"
             read = [_mean_epochs(grid, [getattr(one, end) for one in compared]) for end in ("low", "high")]
             growth, corrected, num, p, p_holm = sure
+            few = TOO_FEW if 2 <= growth.n < needed else None
             p_holm = None if p_holm is None else min(1.0, p_holm * num / len(known))  # num: more than are known
             sizes = (growth, corrected, num, p, p_holm)
-            found.append(Growth(axis, arms, level, low, high, (read[0], read[1]), *sizes, doubt))
+            found.append(Growth(axis, arms, level, low, high, (read[0], read[1]), *sizes, doubt or few))
     return found
 
 

@@ -11,8 +11,10 @@ from kd_megatron.report.study.answer import answer
 from kd_megatron.report.study.page import write_report
 
 
-def read(tmp_path, **arguments):
-    return results.load(study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(**arguments)))
+def read(tmp_path, protocol=study_on_disk.BY_SCORE, **arguments):
+    return results.load(
+        study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(protocol=protocol, **arguments))
+    )
 
 
 def of(found, arm):
@@ -32,15 +34,38 @@ def test_overall_differences_by_hand(tmp_path):
     assert minilm.verdict == "better"
 
 
-def test_tasks_are_a_family_of_their_own(tmp_path):
-    found = comparisons.by_task(read(tmp_path), "vanilla_kd")
-    assert [one.task for one in found] == ["CoLA", "SST-2"]
-    assert {one.num_comparisons for one in found} == {2}
-    assert {one.verdict for one in found} == {"undecided"}
-    assert comparisons.by_task(read(tmp_path / "again"), "scratch") == []
+def test_all_contrasts_of_a_report_are_one_family_without_a_protocol(tmp_path):
+    study = read(tmp_path, protocol=None)
+    found = comparisons.declared(study)
+    assert len(found) == 3 * (2 + 2)  # arms x (average, loss, two tasks)
+    assert {one.num_comparisons for one in found} == {12}
+    assert {one.role for one in found} == {"exploratory"}
+    assert {one.verdict for one in found} == {"too few students: none"}  # of 8, for twelve contrasts
+    assert [one.task for one in comparisons.by_task(study, "vanilla_kd")] == ["CoLA", "SST-2"]
+    assert comparisons.by_task(study, "scratch") == []
 
 
-def test_every_pair_is_one_family_and_a_table(tmp_path):
+def test_a_protocol_makes_some_contrasts_primary_and_judges_the_others_after_them(tmp_path):
+    study = read(tmp_path)
+    roles = {(one.quantity, one.role, one.num_comparisons) for one in comparisons.declared(study)}
+    assert roles == {("score", "primary", 3), ("probe_loss", "secondary", 9), ("task", "secondary", 9)}
+    assert of(comparisons.overall(study, "score"), "vanilla_kd").verdict == "undecided"
+    rest = {one.verdict for one in comparisons.declared(study) if one.role == "secondary"}
+    assert rest == {"primary undecided: none"}
+    named = study_on_disk.BY_SCORE | {"arms": ["minilm"]}
+    alone = read(tmp_path / "alone", protocol=named)
+    (primary,) = [one for one in comparisons.declared(alone) if one.role == "primary"]
+    assert (primary.arm, primary.num_comparisons, primary.verdict) == ("minilm", 1, "better")
+    assert "worse" in {one.verdict for one in comparisons.declared(alone) if one.role == "secondary"}
+
+
+def test_fewer_students_than_were_promised_give_no_verdict(tmp_path):
+    study = read(tmp_path, protocol=study_on_disk.BY_SCORE | {"students": 4})
+    assert {one.verdict for one in comparisons.overall(study, "score")} == {"too few students: none"}
+    assert "no verdict: too few students" in answer(study)
+
+
+def test_every_pair_is_a_table_that_is_not_judged(tmp_path):
     study = read(tmp_path)
     found = {(one.arm, one.other): one for one in comparisons.every_pair(study, "score")}
     scratch, vanilla_kd, minilm, tinybert = study.arms
@@ -60,6 +85,8 @@ def test_every_pair_is_one_family_and_a_table(tmp_path):
     table = next(one for one in certainty_tables.differences(study) if one.name == "differences_of_pairs")
     assert len(table.rows) == 2 * 6
     assert [column.heading for column in table.columns][:2] == ["arm", "minus"]
+    assert "verdict" not in [column.key for column in table.columns]
+    assert not table.strong
     two = read(tmp_path / "two", arms={name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")})
     assert "differences_of_pairs" not in [one.name for one in certainty_tables.differences(two)]
 
@@ -70,22 +97,20 @@ def test_lower_loss_is_better(tmp_path):
     assert not tinybert.is_better
 
 
-def test_a_winner_is_ahead_of_the_runner_up_too(tmp_path, monkeypatch):
+def test_bold_is_what_is_better_than_the_reference(tmp_path, monkeypatch):
     study = read(tmp_path)
-    assert comparisons.overall(study, "score")[1].verdict == "better"
-    assert comparisons.winner(study, "score") is None  # tinybert is too near
-    assert tables.scores(study).strong == frozenset()
+    assert comparisons.ahead(study, "score") == ["minilm"]  # tinybert's corrected interval has zero in it
+    assert tables.scores(study).strong == {(2, "score")}
     monkeypatch.setitem(study_on_disk.SCORES, "tinybert", study_on_disk.SCORES["scratch"])
-    clear = read(
-        tmp_path / "clear", arms={name: study_on_disk.ARMS[name] for name in ("scratch", "minilm", "tinybert")}
-    )
-    assert comparisons.winner(clear, "score") == "minilm"
-    assert tables.scores(clear).strong == {(0, "probe_loss"), (1, "score"), (1, "score_CoLA"), (1, "score_SST-2")}
+    less = read(tmp_path / "less", arms={name: study_on_disk.ARMS[name] for name in ("scratch", "minilm", "tinybert")})
+    assert comparisons.ahead(less, "score") == ["minilm"]
 
 
 def test_bold_cells_are_bold_in_both_renderings(tmp_path):
     arms = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
-    directory = study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(arms=arms))
+    directory = study_on_disk.write_study(
+        tmp_path / "s", study_on_disk.study_recipe(arms=arms, protocol=study_on_disk.BY_SCORE)
+    )
     page = write_report(directory).read_text()
     assert "<strong>59.2 ± 3.8</strong>" in page
     assert "**59.2 ± 3.8**" in (directory / "report" / "report.md").read_text()
@@ -105,7 +130,7 @@ def test_a_difference_that_does_not_survive_correction_is_not_claimed(tmp_path, 
     assert said.endswith(
         "zero is outside the first and inside the second: these seeds cannot tell minilm from scratch."
     )
-    assert "corrected for picking the best of 4 arms" in said
+    assert "corrected for 3 contrasts" in said
     assert tables.scores(study).strong == frozenset()
 
 
@@ -113,8 +138,9 @@ def test_no_variation_is_no_evidence(tmp_path, monkeypatch):
     monkeypatch.setitem(study_on_disk.SCORES, "scratch", {"CoLA": [0.0] * 3, "SST-2": [0.5] * 3})
     monkeypatch.setitem(study_on_disk.SCORES, "minilm", {"CoLA": [0.1] * 3, "SST-2": [0.5] * 3})
     study = read(tmp_path, arms={name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")})
-    assert {one.verdict for one in comparisons.by_task(study, "minilm")} == {"no variation: undecided"}
-    assert comparisons.winner(study, "task", "CoLA") is None
+    (primary,) = comparisons.overall(study, "score")
+    assert primary.verdict == "no variation: undecided"
+    assert comparisons.ahead(study, "task", "CoLA") == []
 
 
 def test_one_seed_has_a_message_and_no_table(tmp_path):

@@ -23,7 +23,7 @@ SEEDS = range(3)
 
 @pytest.fixture
 def study(tmp_path):
-    return study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe())
+    return study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(protocol=study_on_disk.BY_SCORE))
 
 
 def words(study, quantity="score", task=None):

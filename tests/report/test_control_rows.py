@@ -32,7 +32,7 @@ def study(tmp_path):
 
 def test_they_stand_below_the_arms_and_are_compared_with_none(study):
     before = results.load(study)
-    plain = [comparisons.all_comparisons(before), run_findings(before)]
+    plain = [comparisons.declared(before), run_findings(before)]
     loaded = results.load(plant(study))
     table = tables.scores(loaded)
     assert [row["arm"] for row in table.rows] == [
@@ -50,7 +50,7 @@ def test_they_stand_below_the_arms_and_are_compared_with_none(study):
     assert "missing" not in table.note
     assert all(row < len(study_on_disk.ARMS) for row, _ in table.strong)
     assert loaded.arms == before.arms
-    assert [comparisons.all_comparisons(loaded), run_findings(loaded)] == plain
+    assert [comparisons.declared(loaded), run_findings(loaded)] == plain
 
 
 def test_own_heads_have_them_where_arms_have_heads(study):

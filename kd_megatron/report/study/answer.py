@@ -8,7 +8,7 @@ from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
 from kd_megatron.analysis.statistics import Estimate
 from kd_megatron.console import units
-from kd_megatron.console.units import budget_in_words, num_seeds
+from kd_megatron.console.units import budget_in_words, counted, num_seeds
 
 
 def answer(results: StudyResults) -> str:
@@ -32,19 +32,21 @@ def answer(results: StudyResults) -> str:
     if found := objections(results, measure.quantity):
         return f"No winner is named by the {measure.name}. {found[0].sentence}"
     other = results.reference if best != results.reference else ranked[1][0]
-    gap = comparisons.best_against(results, best, other, measure.quantity)
+    gap = comparisons.against_reference(results, best, other, measure.quantity)
     if gap is None:
         return f"{opening}; {other} shares no seed with it, so no difference can be given."
-    rest = [arm for arm, _, _ in ranked if arm not in (best, other)]
-    near = _not_told_apart(results, best, rest, measure) if gap.verdict in ("better", "worse") else []
-    doubt = f"; these seeds cannot tell {best} from {' or '.join(near)}" if near else ""
-    return f"{opening}, {_gap_in_words(gap, measure)}{doubt}."
+    others = _others(results, best, other, measure) if gap.verdict in comparisons.DECIDED else ""
+    return f"{opening}, {_gap_in_words(gap, measure)}{others}."
 
 
-def _not_told_apart(results: StudyResults, best: str, rest: list[str], measure: Measure) -> list[str]:
-    """Those of ``rest`` that ``best`` was picked before, and is not ahead of beyond doubt."""
-    found = {arm: comparisons.best_against(results, best, arm, measure.quantity) for arm in rest}
-    return [arm for arm, one in found.items() if one is None or one.verdict != "better"]
+def _others(results: StudyResults, best: str, other: str, measure: Measure) -> str:
+    """What is said of the other arms: those that the reference is not ahead of, or that nothing is judged of them."""
+    rest = [arm for arm in results.arms if arm not in (best, other)]
+    if best != results.reference:
+        return f"; arms are judged against {other} alone, {best} not against {' or '.join(rest)}" if rest else ""
+    compared = {one.arm: one.verdict for one in comparisons.overall(results, measure.quantity)}
+    near = [arm for arm in rest if compared.get(arm) != "worse"]
+    return f"; these seeds cannot tell {best} from {' or '.join(near)}" if near else ""
 
 
 def _gap_in_words(found: Comparison, measure: Measure) -> str:
@@ -58,9 +60,9 @@ def _gap_in_words(found: Comparison, measure: Measure) -> str:
     interval = f"95 % interval of the difference {_ends(gap, measure)}, paired over {num_seeds(gap.n)}"
     if not gap.excludes_zero:
         return f"{place} ({interval}); the interval includes zero: these seeds cannot tell {best} from {other}"
-    if found.num_comparisons == 1:
-        return f"{place} ({interval}); the interval excludes zero"
-    corrected = f"corrected for picking the best of {found.num_comparisons + 1} arms: {_ends(found.corrected, measure)}"
+    corrected = f"corrected for {counted(found.num_comparisons, 'contrast')}: {_ends(found.corrected, measure)}"
+    if found.objection:
+        return f"{place} ({interval}; {corrected}); no verdict: {found.objection}"
     if found.corrected.excludes_zero:
         return f"{place} ({interval}; {corrected}); the interval excludes zero"
     doubt = f"zero is outside the first and inside the second: these seeds cannot tell {best} from {other}"

@@ -10,6 +10,8 @@ from kd_megatron.console import units
 from kd_megatron.report.page import words
 from kd_megatron.report.page.table import Column, Table, named, numbers, texts
 
+JUDGED = "A verdict, and bold, need a corrected interval without zero and enough students."
+NOT_JUDGED = "Neither arm of a pair need be the reference, so that these are outside the declared family: no verdicts."
 INTERVALS = {"t": "Student's t", "bootstrap": "BCa bootstrap over seeds"}
 
 
@@ -27,7 +29,7 @@ def differences(results: StudyResults) -> list[Table]:
         found.append(_differences(results, "differences_by_task", "The same, task by task", by_task))
     if len(results.arms) > 2:
         pairs = [one for quantity in comparisons.OVERALL for one in comparisons.every_pair(results, quantity)]
-        found.append(_differences(results, "differences_of_pairs", "The same for every pair of arms", pairs))
+        found.append(_differences(results, "differences_of_pairs", "Every pair of arms, not judged", pairs))
     return found
 
 
@@ -42,19 +44,29 @@ def _differences(results: StudyResults, name: str, title: str, found: list[Compa
         *numbers(shown_corrected="corrected interval", comparisons="corrected for"),
         Column("p_holm", "p (Holm)", p_value),
         Column("effect_size", "effect size g", _hundredths),
-        *texts("verdict"),
+        *([] if are_pairs else texts("role", "verdict")),
     ]
     note = (
         f"Scores in points, losses in nats (lower is better); paired by seed; intervals: {INTERVALS[results.interval]}"
-        ". Corrected intervals hold together at 95 % (Bonferroni) over the tasks within an arm, or in an average over "
-        f"the {'pairs of arms' if are_pairs else 'arms'}; p: paired t-test, corrected by Holm over the same families. "
-        "g: mean of the differences over their deviation, with Hedges' correction, from three seeds on. A verdict, and "
-        "bold, need a corrected interval without zero. n counts students: a student's score is the mean over its "
-        "fine-tuning seeds."
+        f". Corrected intervals hold together at 95 % (Bonferroni) over {_family_in_words(results, are_pairs)}; p: "
+        "paired t-test, corrected by Holm over the same family. g: mean of the differences over their deviation, with "
+        f"Hedges' correction, from three seeds on. {NOT_JUDGED if are_pairs else JUDGED} n counts students: a "
+        "student's score is the mean over its fine-tuning seeds."
     )
     rows = [_difference_row(one) for one in found]
     strong = {(row, "shown") for row, one in enumerate(found) if one.verdict == "better"}
     return Table(name, title, columns, rows, note, frozenset(strong))
+
+
+def _family_in_words(results: StudyResults, are_pairs: bool) -> str:
+    if are_pairs:
+        return "the pairs of one measure"
+    if results.recipe.protocol is None:
+        return "all contrasts of this report, of every arm, task and measure"
+    return (
+        "the primary contrasts, which the protocol names, or over the secondary ones, which are judged only when all "
+        "primary ones are decided"
+    )
 
 
 def p_value(value: float | None) -> str:
@@ -69,7 +81,7 @@ def _hundredths(value: float | None) -> str:
 
 
 def _difference_row(one: Comparison) -> dict[str, Any]:
-    scale, digits = (1, 3) if one.quantity == "probe_loss" else (100, 1)
+    scale, digits = (1, 3) if one.quantity in comparisons.LOSSES else (100, 1)
     return {
         **named(one, "arm", "other"),
         "quantity": one.title,
@@ -79,7 +91,7 @@ def _difference_row(one: Comparison) -> dict[str, Any]:
         "shown_corrected": words.ends(one.corrected, scale, digits),
         "comparisons": one.num_comparisons,
         "p": one.p_value,
-        **named(one, "p_holm", "effect_size", "verdict"),
+        **named(one, "p_holm", "effect_size", "role", "verdict"),
     }
 
 

@@ -56,7 +56,7 @@ def scores(results: StudyResults) -> Table:
     note += "".join(f" {NOT_AVERAGED} {task} is not averaged: {why}." for task, why in left_out(results).items())
     strong = _winners(results)
     if strong:
-        note += " Bold: ahead of every other arm by a corrected interval without zero."
+        note += f" Bold: better than {reference} by a corrected interval without zero."
     if remarks := control_rows.remarks(results):
         note += f" {remarks}"
     rows = [*(_scores_row(results, arm) for arm in results.arms), *control_rows.score_rows(results)]
@@ -80,11 +80,11 @@ def _metrics_in_words(results: StudyResults) -> str:
 
 
 def _winners(results: StudyResults) -> frozenset[tuple[int, str]]:
-    """The cells of arms that win their column beyond doubt."""
-    wanted: list[tuple[str, str, str | None]] = [(quantity, quantity, None) for quantity in comparisons.OVERALL]
+    """The cells of arms that are better than the reference beyond doubt."""
+    wanted: list[tuple[str, str, str | None]] = [(quantity, quantity, None) for quantity in ("score", "probe_loss")]
     wanted += [(f"score_{task}", "task", task) for task in results.tasks]
-    found = ((column, comparisons.winner(results, quantity, task)) for column, quantity, task in wanted)
-    return frozenset((results.arms.index(arm), column) for column, arm in found if arm)
+    found = ((column, comparisons.ahead(results, quantity, task)) for column, quantity, task in wanted)
+    return frozenset((results.arms.index(arm), column) for column, arms in found for arm in arms)
 
 
 def _scores_row(results: StudyResults, arm: str) -> dict[str, Any]:
