@@ -38,6 +38,7 @@ PROBE = {
 }
 
 
+CONVERGED = {"probe_converged": True, "probe_steps": 64, "probe_curve": [5.0, 4.5, 4.499]}
 BY_SCORE = {"measure": "score", "students": 3}  # a protocol: three students of an arm were promised
 
 
@@ -144,6 +145,7 @@ def write_run(directory: Path, recipe: StudyRecipe, arm: str, seed: int) -> None
         "validation": {
             "probe_mlm_loss": PROBE[arm][seed],
             "probe_mlm_accuracy": 0.3,
+            **CONVERGED,
             "mlm_loss": None,
             "mlm_accuracy": None,
         },

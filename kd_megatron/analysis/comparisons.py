@@ -18,13 +18,13 @@ from kd_megatron.analysis.results import FinishedRun, StudyResults
 from kd_megatron.analysis.statistics import (
     Estimate,
     VarianceComponents,
-    fewest_students,
     hedges_g,
     judged,
     paired_values,
     variance_components,
     verdict,
 )
+from kd_megatron.study.power import fewest_students
 
 Pair = tuple[str, str, str, str | None]  # arm, other, quantity, task
 Role = Literal["primary", "secondary", "exploratory", "not judged"]

@@ -33,7 +33,7 @@ def objections(results: StudyResults, quantity: str, task: str | None = None) ->
     """Why nothing may be claimed of a quantity (`StudyResults.by_seed`); empty where its instruments are fit."""
     found = _unfair(results)
     if quantity == PROBE.quantity:
-        found += _probe_is_unfit(results)
+        found += [*_probe_is_unfit(results), *_probe_has_not_converged(results)]
     if quantity in OF_TASKS and any(student.finetune for student in results.all_runs()):
         found += [*_crossed_seeds(results), *_no_majority(results), *_few_finetuning_seeds(results)]
     return found
@@ -42,6 +42,25 @@ def objections(results: StudyResults, quantity: str, task: str | None = None) ->
 def objection(results: StudyResults, quantity: str, task: str | None = None) -> str | None:
     """The word of the gravest objection; None where there is none."""
     return next((one.word for one in objections(results, quantity, task)), None)
+
+
+def _probe_has_not_converged(results: StudyResults) -> list[Objection]:
+    """That a probe ran out of steps, or that nobody recorded whether it did."""
+    probed = [run for run in results.all_runs() if run.probe_loss is not None]
+    if short := [run.name for run in probed if run.summary.probe and not run.summary.probe.converged]:
+        listed = ", ".join(short)
+        sentence = (
+            f"The probe has not converged for {listed}: it ran out of validation.probe_steps while its loss still "
+            "fell. It gives no verdict."
+        )
+        return [Objection("probe unconverged", sentence)]
+    if any(run.summary.probe is None for run in probed):
+        sentence = (
+            "The probe was trained for a fixed number of steps, and whether it had converged was not recorded. It "
+            "gives no verdict."
+        )
+        return [Objection("convergence not recorded", sentence)]
+    return []
 
 
 def _unfair(results: StudyResults) -> list[Objection]:

@@ -21,11 +21,12 @@ from kd_megatron.analysis.measure import PROBE, SCORE, Measure
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
-from kd_megatron.analysis.statistics import Estimate, Method, estimate, fewest_students, judged, verdict
+from kd_megatron.analysis.statistics import Estimate, Method, estimate, judged, verdict
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.study import layout
 from kd_megatron.study.cells import GridPoint, cell_directory, cell_recipe, places
 from kd_megatron.study.edits import compare
+from kd_megatron.study.power import fewest_students
 
 Axis = Literal["repetition", "budget"]
 AXES: tuple[Axis, ...] = get_args(Axis)

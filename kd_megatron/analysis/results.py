@@ -22,13 +22,13 @@ from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.recipe.arms import resolve_arm
 from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, read, with_tuning
 from kd_megatron.study.layout import (
-    PREFERRED_REFERENCE,
     RECIPE_FILE,
     arm_directory,
     branch_directory,
     branch_finetune_directory,
     finetune_directory,
     no_study,
+    reference_of,
     teacher_directory,
 )
 
@@ -122,7 +122,7 @@ class StudyResults:
     @property
     def reference(self) -> str:
         """The arm that the others are compared with: ``scratch``, else the first one."""
-        return PREFERRED_REFERENCE if PREFERRED_REFERENCE in self.recipe.arms else next(iter(self.recipe.arms))
+        return reference_of(self.recipe)
 
     @property
     def tasks(self) -> list[str]:

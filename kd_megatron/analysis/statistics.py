@@ -4,7 +4,6 @@ The unit of replication is the pretraining seed: a student's score is the mean o
 every interval counts students. Formulae, sources and what none of this can say: docs/statistics.md.
 """
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ FEWEST_FOR_BOOTSTRAP = 10  # below it, resampled means take few values and the i
 NUM_RESAMPLES = 9_999
 ROUNDING = 1e-9  # of the largest value: differences of equal scores differ by less
 RESAMPLING_SEED = 20_240_619
-PLAIN_EFFECT = 2.0  # standard deviations of the paired differences
-ENOUGH_POWER = 0.8
 
 
 @dataclass(frozen=True)
@@ -180,29 +177,6 @@ def judged(
         plain, corrected = (estimate(differences, one, method) for one in (CONFIDENCE, simultaneous_confidence(num)))
         found.append((plain, corrected, num, p, None if p is None else by_holm) if plain and corrected else None)
     return found
-
-
-def power(effect: float, num_pairs: int, num_comparisons: int = 1) -> float:
-    """The chance that a paired t-test finds a mean difference of ``effect`` standard deviations. Exact.
-
-    Args:
-        num_pairs: students of an arm, paired by seed; at least two.
-        num_comparisons: of the family, each of which is tested at 0.05 divided by it.
-    """
-    from scipy import stats
-
-    degrees, shift = num_pairs - 1, effect * math.sqrt(num_pairs)
-    critical = float(stats.t.ppf((1 + simultaneous_confidence(num_comparisons)) / 2, degrees))
-    return float(stats.nct.sf(critical, degrees, shift) + stats.nct.cdf(-critical, degrees, shift))
-
-
-@functools.cache
-def fewest_students(num_comparisons: int) -> int:
-    """The fewest pairs with which `power` for an effect of `PLAIN_EFFECT` deviations reaches `ENOUGH_POWER`."""
-    num = 2
-    while power(PLAIN_EFFECT, num, num_comparisons) < ENOUGH_POWER:
-        num += 1
-    return num
 
 
 def hedges_g(differences: Sequence[float]) -> float | None:

@@ -59,6 +59,17 @@ class BranchFacts:
 
 
 @dataclass(frozen=True)
+class ProbeFacts:
+    """How a probe was trained, and what one at the highest trained layer reads where the top was never trained."""
+
+    converged: bool
+    steps: int
+    curve: list[float]  # nats on the slice that says when to stop: at first, then after each pass
+    tap_layer: int | None = None
+    tap_loss: float | None = None  # held-out, in nats per masked token
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """A finished pretraining run, of a student or of the study's own teacher."""
 
@@ -75,6 +86,7 @@ class RunSummary:
     own_loss: float | None  # the same of the student's own head; None where its objective trains none
     teacher: TeacherFacts | None  # None: it has none
     branch: BranchFacts | None  # None: a whole run
+    probe: ProbeFacts | None = None  # None: not recorded, as in versions whose probe had a fixed number of steps
     untrained_parameters: list[str] = field(default_factory=list)
     export_hash: str | None = None
     settings: dict[str, Any] | None = None
@@ -232,6 +244,7 @@ def _run(record: _Record) -> RunSummary:
     calibrated, cache = budget.optional("calibrated"), teacher.optional("cache") if teacher else None
     return record.filled(
         RunSummary,
+        probe=_probe(record.part("validation")),
         budget=budget.filled(Budget, calibrated_steps=calibrated["steps"] if calibrated else None),
         accounts=record.part("ledger")["accounts"],
         probe_loss=record.part("validation").get("probe_mlm_loss"),
@@ -239,6 +252,13 @@ def _run(record: _Record) -> RunSummary:
         teacher=teacher.filled(TeacherFacts, cache=cache.filled(CacheUse) if cache else None) if teacher else None,
         branch=branch.filled(BranchFacts) if branch else None,
     )
+
+
+def _probe(validation: _Record) -> ProbeFacts | None:
+    if validation.get("probe_converged") is None:
+        return None
+    converged, steps, curve = (validation[f"probe_{key}"] for key in ("converged", "steps", "curve"))
+    return ProbeFacts(converged, steps, curve, validation.get("probe_tap_layer"), validation.get("probe_tap_mlm_loss"))
 
 
 def _finetuning(record: _Record) -> FinetuneSummary:

@@ -22,6 +22,7 @@ from kd_megatron.machine.precision import resolve_precision
 from kd_megatron.models.build import BERT_VOCABULARY
 from kd_megatron.planner import plan_speed, plan_totals
 from kd_megatron.planner.plan_arms import ArmPlan, Means, plan_arm
+from kd_megatron.planner.plan_power import PowerPlan, plan_power
 from kd_megatron.planner.plan_speed import Speed
 from kd_megatron.planner.plan_totals import Item
 from kd_megatron.recipe import CorpusRecipe, StudyRecipe, config
@@ -67,6 +68,7 @@ class Plan:
     speed: Speed | None
     cells: list[CellPlan]  # of a grid; none without
     totals: list[Item]
+    power: PowerPlan | None  # None: nothing is compared
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for ``plan --json``."""
@@ -110,7 +112,9 @@ def plan(recipe: StudyRecipe, num_processes: int = 1, hardware: Hardware | None 
     totals += plan_totals.joined([cell.totals for cell in cells or [whole]])
     totals += plan_totals.of_controls(recipe, vocab_size, means)
     memory = _memory(resolved, num_processes, vocab_size)
-    return Plan(recipe, whole.arms, vocab_size, source, pool, memory, num_processes, allowed, speed, cells, totals)
+    heads = [arm for arm, cost in costs.items() if cost.student_head_flops_per_token > 0]
+    found = (recipe, whole.arms, vocab_size, source, pool, memory, num_processes, allowed, speed, cells, totals)
+    return Plan(*found, plan_power(recipe, heads))
 
 
 def _resolved(recipe: StudyRecipe) -> dict[str, StudyRecipe]:

@@ -9,6 +9,7 @@ from kd_megatron.console.units import budget_in_words, num_seeds
 from kd_megatron.engine.batch_split import smaller_than_asked
 from kd_megatron.planner.plan import Plan
 from kd_megatron.planner.plan_arms import ArmPlan
+from kd_megatron.planner.plan_power import PowerPlan
 from kd_megatron.planner.plan_speed import Speed
 from kd_megatron.recipe import StudyRecipe, TeacherCacheRecipe
 
@@ -37,6 +38,8 @@ def show(planned: Plan, console: Console) -> None:
     if planned.cells:
         console.print(_cells_table(planned))
     console.print(_totals_table(planned))
+    if planned.power:
+        console.print(_power_table(planned.power, len(recipe.seeds)))
     for line in _remarks(planned):
         console.print(line, style="dim")
     console.print(_memory_table(planned))
@@ -102,6 +105,18 @@ def _totals_table(planned: Plan) -> Table:
     if None not in flops:
         together = [units.hours(None if None in hours_ else sum(hours_))] if planned.speed else []
         table.add_row("all", units.flops(sum(flops)), *together, "")
+    return table
+
+
+def _power_table(power: PowerPlan, seeds: int) -> Table:
+    family = f"{units.counted(power.num_contrasts, 'contrast')}, {'primary' if power.is_primary else 'all of a report'}"
+    title = f"Chance of a verdict ({family}), by effect in standard deviations of the paired differences"
+    table = new_table(title, "seeds", *(f"{effect:g} sd" for effect in power.effects))
+    for num, chances in power.chances.items():
+        shown = (
+            (f"{100 * chance:.0f} %" for chance in chances) if num >= power.needed else ["no verdict"] * len(chances)
+        )
+        table.add_row(f"{num} (the recipe's)" if num == seeds else f"{num}", *shown)
     return table
 
 

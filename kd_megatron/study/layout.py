@@ -17,6 +17,11 @@ def teacher_directory(study: Path) -> Path:
     return study / "teacher"
 
 
+def reference_of(recipe: StudyRecipe) -> str:
+    """The arm that the others are compared with: ``scratch``, else the first one."""
+    return PREFERRED_REFERENCE if PREFERRED_REFERENCE in recipe.arms else next(iter(recipe.arms))
+
+
 def arm_directory(study: Path, arm: str, seed: int) -> Path:
     """Where one student is pretrained."""
     return study / "arms" / arm / f"seed_{seed}"

@@ -19,8 +19,6 @@ LOSSES = {"scratch": [8.0, 7.0, 6.0, 5.0], "minilm": [7.0, 6.0, 5.0, 4.0]}  # on
 
 
 LEADS = (0.01, 0.0, -0.01)  # nats by seed, so that the lead has a deviation
-
-
 PROMISED = {"measure": "probe_loss", "students": 2}
 
 
@@ -32,7 +30,8 @@ def study(tmp_path, num_seeds=3, losses=LOSSES):
         for seed in range(num_seeds):
             run = directory / "arms" / arm / f"seed_{seed}"
             study_on_disk.write_losses(run, FLOPS, values)
-            study_on_disk.edit_summary(run, validation={"probe_mlm_loss": values[-1] + LEADS[seed] * (arm == "minilm")})
+            loss = values[-1] + LEADS[seed] * (arm == "minilm")
+            study_on_disk.edit_summary(run, validation={"probe_mlm_loss": loss, **study_on_disk.CONVERGED})
     return directory
 
 

@@ -8,7 +8,8 @@ import study_on_disk
 from scipy import stats
 
 from kd_megatron.analysis import comparisons, results
-from kd_megatron.analysis.statistics import estimate, fewest_students, paired_difference, power
+from kd_megatron.analysis.statistics import estimate, paired_difference
+from kd_megatron.study.power import fewest_students, power
 
 NUM_NULL_REPORTS = 600
 NUM_INTERVALS = 3_000

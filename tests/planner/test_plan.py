@@ -13,6 +13,7 @@ from kd_megatron.errors import DataError, ModelError
 from kd_megatron.files.manifest import read_manifest
 from kd_megatron.planner.plan import plan
 from kd_megatron.planner.plan_view import show
+from kd_megatron.study.power import fewest_students, power
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +171,21 @@ def test_a_grid_shows_how_often_each_pool_is_read(inputs):
     assert whole.cells == []
     assert "cell" not in text(whole)
     assert planned.to_dict()["cells"][0]["arms"][0]["cost"]["total_flops_per_token"] > 0
+
+
+def test_the_power_of_the_recipes_seeds(inputs, tmp_path):
+    """By the family of a whole report, or by the protocol's primary contrasts; below what is needed, no verdict."""
+    found = plan(tiny_study(inputs, seeds=[0, 1, 2])).power
+    assert (found.num_contrasts, found.is_primary, found.needed) == (
+        3 + 1,
+        False,
+        fewest_students(4),
+    )  # probe, own head
+    assert found.chances[3] == [0.0] * 4
+    assert found.chances[8] == [power(effect, 8, 4) for effect in found.effects]
+    promised = plan(tiny_study(inputs, seeds=[0, 1, 2], protocol={"arms": ["minilm"], "students": 3})).power
+    assert (promised.num_contrasts, promised.is_primary, promised.needed) == (1, True, 3)
+    assert promised.chances[3][2] == pytest.approx(0.47, abs=0.005)
+    study = tiny_study(inputs)
+    alone = study.model_copy(update={"arms": {"scratch": study.arms["scratch"]}})
+    assert plan(alone).power is None

@@ -4,9 +4,9 @@ import pytest
 import study_on_disk
 from tolerances import HAND_WORKED_STATISTIC_RELATIVE
 
-from kd_megatron.analysis import results
+from kd_megatron.analysis import comparisons, results
 from kd_megatron.analysis.fitness import objections
-from kd_megatron.report.study import own_heads
+from kd_megatron.report.study import own_heads, probe_table
 from kd_megatron.report.study.page import write_report
 
 GAP = {"scratch": 0.5, "vanilla_kd": 0.4}
@@ -18,6 +18,7 @@ def study(tmp_path, gaps):
         for seed in range(3):
             probe = study_on_disk.PROBE[arm][seed]
             validation = {"probe_mlm_loss": probe, "probe_mlm_accuracy": 0.2, "mlm_loss": probe - gap}
+            validation |= study_on_disk.CONVERGED
             study_on_disk.edit_summary(directory / "arms" / arm / f"seed_{seed}", validation=validation)
     return directory
 
@@ -49,3 +50,29 @@ def test_without_trained_heads_there_is_no_table(tmp_path):
     found = results.load(study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe()))
     assert own_heads.table(found) is None
     assert own_heads.own_heads(found) is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "word"), [({"probe_converged": False}, "probe unconverged"), (None, "convergence not recorded")]
+)
+def test_a_probe_that_has_not_converged_gives_no_verdict(tmp_path, facts, word):
+    directory = study(tmp_path, {})
+    run = directory / "arms" / "minilm" / "seed_1"
+    losses = {"probe_mlm_loss": 4.05, "probe_mlm_accuracy": 0.2, "mlm_loss": None}
+    study_on_disk.edit_summary(run, validation=losses | (study_on_disk.CONVERGED | facts if facts else {}))
+    found = results.load(directory)
+    assert [one.word for one in objections(found, "probe_loss")] == [word]
+    assert {one.verdict for one in comparisons.overall(found, "probe_loss")} == {f"{word}: none"}
+    assert objections(found, "own_loss") == []
+    page = write_report(directory).with_name("report.md").read_text(encoding="utf-8")
+    assert "It gives no verdict." in page
+
+
+def test_how_the_probes_were_trained_is_a_table(tmp_path):
+    directory = study(tmp_path, {})
+    below = {"probe_tap_layer": 2, "probe_tap_mlm_loss": 4.2, "probe_mlm_loss": 4.05, **study_on_disk.CONVERGED}
+    study_on_disk.edit_summary(directory / "arms" / "minilm" / "seed_1", validation=below)
+    found = probe_table.table(results.load(directory))
+    minilm = next(row for row in found.rows if row["arm"] == "minilm")
+    assert (minilm["converged"], minilm["passes"], minilm["tap_loss"].mean) == ("3 of 3", 2.0, 4.2)
+    assert (minilm["begins"], minilm["ends"]) == (5.0, 4.499)

@@ -24,6 +24,7 @@ from kd_megatron.report.study import (
     figures,
     inclusion_table,
     own_heads,
+    probe_table,
     published,
     run_details,
     scaling_table,
@@ -80,6 +81,7 @@ def all_tables(study: StudyResults, analysis: Analysis) -> list[Table]:
         certainty_tables.variance(study),
         inclusion_table.table(study),
         own_heads.table(study),
+        probe_table.table(study),
         published.rows(study),
         tables.teacher_cost(study),
         break_even_table.table(study, analysis.break_evens, analysis.laws.of_own_size),
@@ -105,6 +107,8 @@ def content(study: StudyResults, found: Analysis, tables: Sequence[Table]) -> li
         blocks += shown("inclusion")
         if by_own_heads := shown("own_heads"):
             blocks += [*by_own_heads, *figure_blocks(CAPTIONS, [own_heads.own_heads], study)]
+        if probes := [block.table for block in shown("probes") if isinstance(block, TableBlock)]:
+            blocks.append(Details(probes[0].title, [TableBlock(replace(probes[0], title=""))]))
         blocks += _certainty(study, shown)
         if there := published.beside(study):
             blocks += [Heading("Beside the published study"), *there]
