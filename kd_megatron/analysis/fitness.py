@@ -7,6 +7,7 @@ for the caveats; the gravest comes first.
 from collections import Counter
 from dataclasses import dataclass
 
+from kd_megatron.analysis import promises
 from kd_megatron.analysis.measure import OWN_HEAD, PROBE, SCORE
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
@@ -31,7 +32,7 @@ class Objection:
 @once
 def objections(results: StudyResults, quantity: str, task: str | None = None) -> list[Objection]:
     """Why nothing may be claimed of a quantity (`StudyResults.by_seed`); empty where its instruments are fit."""
-    found = _unfair(results)
+    found = [*_seen_before(results, quantity), *_unfair(results)]
     if quantity == PROBE.quantity:
         found += [*_probe_is_unfit(results), *_probe_has_not_converged(results)]
     if quantity in OF_TASKS and any(student.finetune for student in results.all_runs()):
@@ -61,6 +62,22 @@ def _probe_has_not_converged(results: StudyResults) -> list[Objection]:
         )
         return [Objection("convergence not recorded", sentence)]
     return []
+
+
+def _seen_before(results: StudyResults, quantity: str) -> list[Objection]:
+    """That students, or their fine-tunings, were made again with the same seeds after somebody had looked."""
+    again = promises.made_again(results)
+    what = "trained"
+    if not again and quantity in OF_TASKS:
+        again, what = promises.tuned_again(results), "fine-tuned"
+    if not again:
+        return []
+    sentence = (
+        f"{', '.join(again)} {'was' if len(again) == 1 else 'were'} {what} again after somebody had looked at results "
+        "of the same seeds: what is compared may have been chosen by what was seen. New seeds would tell; these give "
+        "no verdict."
+    )
+    return [Objection("seen before", sentence)]
 
 
 def _unfair(results: StudyResults) -> list[Objection]:

@@ -8,9 +8,9 @@ from kd_megatron.engine.batch_split import split
 from kd_megatron.files.manifest import MANIFEST, read_manifest
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe, arms
-from kd_megatron.study import fairness, layout, tuning
+from kd_megatron.study import fairness, journal, layout, tuning
 from kd_megatron.study.cells import cell_recipe, places
-from kd_megatron.study.claim import claim_study
+from kd_megatron.study.claim import claim_study, has_begun
 
 
 def begin(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> None:
@@ -27,6 +27,7 @@ def begin(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> Non
     refuse_too_small(recipe, directory)
     require_pools(recipe)
     claim_study(recipe, directory, redo)
+    dist.on_main(lambda: journal.register(recipe, directory, has_begun(directory)))
 
 
 def refuse_too_small(recipe: StudyRecipe, directory: Path) -> None:

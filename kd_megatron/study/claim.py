@@ -70,7 +70,7 @@ def begun(directory: Path, arm: str) -> list[str]:
     return found + ["its trials"] * (directory / "tuning" / arm).is_dir()
 
 
-def _has_runs(directory: Path) -> bool:
+def has_begun(directory: Path) -> bool:
     """Whether a run of some arm, or a trial, has begun."""
     return any(any((study / part).glob("*/*")) for study in _studies(directory) for part in PARTS)
 
@@ -89,7 +89,7 @@ def _problem(
     tuned = (place for study in _studies(directory) for place in layout.finetune_directories(study))
     finetune_is_stale = change.finetune and any(place.is_dir() for place in tuned)
     wanted = [*stale, *[FINETUNE] * finetune_is_stale]
-    shrunk = change.shrunk if _has_runs(directory) else []
+    shrunk = change.shrunk if has_begun(directory) else []
     if not shrunk and not teacher_is_stale and set(wanted) <= set(redo):
         return None
     valid = [arm for arm in recipe.arms if arm not in stale and begun(directory, arm)]

@@ -25,6 +25,7 @@ from kd_megatron.report.study import (
     inclusion_table,
     own_heads,
     probe_table,
+    protocol,
     published,
     run_details,
     scaling_table,
@@ -122,6 +123,7 @@ def content(study: StudyResults, found: Analysis, tables: Sequence[Table]) -> li
             blocks += figure_blocks(CAPTIONS, [curve_figures.break_even], study, found.break_evens)
         blocks += [Heading("More text, more budget"), *_laws(found.laws, shown("scaling"))]
         blocks += figure_blocks(CAPTIONS, [curve_figures.scaling], study, found.laws)
+    blocks += protocol.blocks(study)
     if before := shown("tuning", "calibration"):
         blocks += [Heading("Before training"), *before]
     blocks += [Heading("Caveats"), Bullets(caveats(study, found.findings, found.allowed))]

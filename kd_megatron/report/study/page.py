@@ -19,7 +19,7 @@ from kd_megatron.report.page.page import HTML, Page
 from kd_megatron.report.study.answer import answer
 from kd_megatron.report.study.caveats import caveats
 from kd_megatron.report.study.content import Analysis, all_tables, content, subtitle
-from kd_megatron.study import fairness, layout
+from kd_megatron.study import fairness, journal, layout
 
 
 def write_report(directory: Path | str, interval: Method = "t", beside: Sequence[Path | str] = ()) -> Path:
@@ -42,8 +42,10 @@ def write_report(directory: Path | str, interval: Method = "t", beside: Sequence
         raise layout.no_study(directory)
     final = directory / "report"
     alone = locks.exclusive(directory, wait=True)  # a study writes its own at its end, while somebody watches it
-    with alone, disk_full_is_clear(final), atomic.new_directory(final) as aside:
-        write_files(directory, aside, interval, beside)
+    with alone, disk_full_is_clear(final):
+        journal.record_look(directory)
+        with atomic.new_directory(final) as aside:
+            write_files(directory, aside, interval, beside)
     return final / HTML
 
 
