@@ -107,8 +107,8 @@ def _what_seeds_vary(results: StudyResults) -> list[str]:
         if max(num_seeds_each, len(recipe.seeds)) < ENOUGH_FOR_COVERAGE:
             said.append(
                 f"With fewer than {ENOUGH_FOR_COVERAGE} students, and of fewer than {ENOUGH_FOR_COVERAGE} fine-tunings "
-                "each, intervals of scores at 95 % cover less where fine-tunings collapse: 83 to 91 % in simulations in "
-                "which a fifth did (docs/statistics.md)."
+                "each, intervals of scores at 95 % cover less where fine-tunings collapse: 83 to 91 % in simulations "
+                "in which a fifth did (docs/statistics.md)."
             )
     return said
 
