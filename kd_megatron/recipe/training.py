@@ -65,11 +65,19 @@ class TuningRecipe(Strict):
     learning_rates_alone: list[Positive | None] | None = None  # of arms without a weight, where other arms have one
     budget: Budget  # of each trial
     seed: Seed = 1000  # of all trials, and of no run that is reported
+    num_seeds: Count = 1  # of each trial: seed, seed + 1, ...; the mean of their losses chooses
+    # rounds in which every arm gets as many trials more, beyond the edge at which the best of some arm lies
+    most_extensions: Annotated[int, Field(ge=0, le=10)] = 2
     measure: Literal["probe_mlm_loss"] = "probe_mlm_loss"  # held out; the lowest is chosen
     charged: bool = False  # whether what an arm's trials spent is taken off that arm's budget
 
+    @property
+    def seeds(self) -> list[int]:
+        """Those of each trial."""
+        return list(range(self.seed, self.seed + self.num_seeds))
+
     def num_trials(self, arm: str) -> int:
-        """How many trials ``arm`` is given, those it gives up included."""
+        """How many trials ``arm`` is given at first, those it gives up included."""
         if arm in self.weights:
             return len(self.learning_rates) * len(next(iter(self.weights[arm].values())))
         return len(self.learning_rates if self.learning_rates_alone is None else self.learning_rates_alone)

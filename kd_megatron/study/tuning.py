@@ -5,9 +5,7 @@ weight of the objective. The lowest held-out probe loss is chosen; a trial that 
 trials are kept in ``tuning.json``.
 """
 
-import itertools
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from kd_megatron.files.records import write_json
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe, TuningRecipe
 from kd_megatron.recipe.arms import split_arm
-from kd_megatron.study import layout
 from kd_megatron.study.effective import (
     CALIBRATION_FILE,
     LEARNING_RATE,
@@ -30,41 +27,8 @@ from kd_megatron.study.effective import (
     with_tuning,
 )
 from kd_megatron.study.piece import Piece, teacher_path
-
-NON_FINITE_FILE = "non_finite.json"  # in a trial's directory: it ended there, and that is its result
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting of one arm."""
-
-    arm: str
-    number: int  # among the arm's trials, those given up counted
-    setting: dict[str, float]  # `LEARNING_RATE`, and the path of an option where a weight is tuned
-
-    @property
-    def label(self) -> str:
-        """``minilm trial 3: learning_rate 0.001``."""
-        return f"{self.arm} trial {self.number}: {setting_in_words(self.setting)}"
-
-
-def trials(tuning: TuningRecipe, arm: str) -> list[Trial]:
-    """The trials of ``arm`` that are run."""
-    settings: list[dict[str, float | None]]
-    if arm in tuning.weights:
-        ((option, values),) = tuning.weights[arm].items()
-        settings = [
-            {LEARNING_RATE: rate, option: value} for rate, value in itertools.product(tuning.learning_rates, values)
-        ]
-    else:
-        rates = tuning.learning_rates if tuning.learning_rates_alone is None else tuning.learning_rates_alone
-        settings = [{LEARNING_RATE: rate} for rate in rates]
-    found = []
-    for number, setting in enumerate(settings):
-        given = {path: value for path, value in setting.items() if value is not None}
-        if len(given) == len(setting):
-            found.append(Trial(arm, number, given))
-    return found
+from kd_megatron.study.trials import NON_FINITE_FILE, Trial, at_edge, best, outcome, places, result, trials
+from kd_megatron.study.tuning_edges import all_rounds, num_added
 
 
 def check(recipe: StudyRecipe) -> None:
@@ -108,7 +72,8 @@ def tuning_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
         dist.barrier()
 
     choice = Piece("choice", "tuning: choose", is_finished, run)
-    return [*(_trial_piece(recipe, directory, trial) for trial in all_trials), choice]
+    given = [_trial_piece(recipe, directory, trial, seed) for trial in all_trials for seed in tuning.seeds]
+    return [*given, *extension_pieces(recipe, directory, is_finished), choice]
 
 
 def less_trials(recipe: StudyRecipe) -> StudyRecipe:
@@ -120,7 +85,7 @@ def less_trials(recipe: StudyRecipe) -> StudyRecipe:
     if recipe.tuning is None or not recipe.tuning.charged:
         return recipe
     limit, trial = recipe.budget.limit, recipe.tuning.budget.limit
-    charged = {arm: len(trials(recipe.tuning, arm)) * trial for arm in recipe.arms}
+    charged = {arm: len(trials(recipe.tuning, arm)) * recipe.tuning.num_seeds * trial for arm in recipe.arms}
     most = max(charged.values())
     if most >= limit:
         raise RecipeError(
@@ -132,12 +97,7 @@ def less_trials(recipe: StudyRecipe) -> StudyRecipe:
     return with_tuning(recipe, {"chosen": {}, "charged": charged})
 
 
-def trial_directory(directory: Path, trial: Trial) -> Path:
-    """Where one trial is run."""
-    return directory / "tuning" / trial.arm / f"trial_{trial.number}"
-
-
-def trial_recipe(recipe: StudyRecipe, directory: Path, trial: Trial) -> StudyRecipe:
+def trial_recipe(recipe: StudyRecipe, directory: Path, trial: Trial, seed: int | None = None) -> StudyRecipe:
     """What a trial is given: its setting, tuning's budget and seed; nothing is validated or kept on the way.
 
     It is measured on the held-out windows after those that students are: what chooses is not what is reported.
@@ -146,7 +106,7 @@ def trial_recipe(recipe: StudyRecipe, directory: Path, trial: Trial) -> StudyRec
     arms = {**recipe.arms, trial.arm: with_setting(recipe.arms[trial.arm], trial.setting)}
     allowed = [*recipe.allow_difference, *{LEARNING_RATE} - {*recipe.allow_difference}]
     tried = recipe.model_copy(update={"arms": arms, "allow_difference": allowed})
-    run = run_recipe(tried, trial.arm, recipe.tuning.seed)
+    run = run_recipe(tried, trial.arm, recipe.tuning.seed if seed is None else seed)
     reported = run.validation.skip_samples + run.validation.num_samples
     run = run.model_copy(
         update={
@@ -160,19 +120,20 @@ def trial_recipe(recipe: StudyRecipe, directory: Path, trial: Trial) -> StudyRec
     return with_steps(run, trial.arm, read(directory / CALIBRATION_FILE))
 
 
-def _trial_piece(recipe: StudyRecipe, directory: Path, trial: Trial) -> Piece:
-    where = trial_directory(directory, trial)
+def _trial_piece(recipe: StudyRecipe, directory: Path, trial: Trial, seed: int) -> Piece:
+    assert recipe.tuning is not None
+    where = places(recipe.tuning, directory, trial)[seed]
+    label = f"tuning: {trial.label}" + (f", seed {seed}" if recipe.tuning.num_seeds > 1 else "")
 
     def run() -> None:
         from kd_megatron.study.calibration import require_this_machine
         from kd_megatron.training.branch import forget_checkpoints
         from kd_megatron.training.run import pretrain
 
-        assert recipe.tuning is not None
         require_this_machine(directory)
-        study = trial_recipe(recipe, directory, trial)
+        study = trial_recipe(recipe, directory, trial, seed)
         try:
-            pretrain(study, trial.arm, recipe.tuning.seed, where, teacher_path(recipe, directory))
+            pretrain(study, trial.arm, seed, where, teacher_path(recipe, directory))
         except NonFiniteError as error:  # on all ranks
             say(f"{trial.label}: not finite, which counts as the worst: {error.given}")
             if dist.is_main():
@@ -181,27 +142,36 @@ def _trial_piece(recipe: StudyRecipe, directory: Path, trial: Trial) -> Piece:
             forget_checkpoints(where)
         dist.barrier()
 
-    return Piece("trial", f"tuning: {trial.label}", lambda: result(directory, trial) is not None, run)
+    return Piece("trial", label, lambda: outcome(where) is not None, run)
 
 
-def result(directory: Path, trial: Trial) -> dict[str, Any] | None:
-    """What became of ``trial``; None while it is not finished."""
-    where = trial_directory(directory, trial)
-    row: dict[str, Any] = {"trial": trial.number, "setting": trial.setting}
-    if (where / NON_FINITE_FILE).is_file():
-        return row | {"probe_mlm_loss": None, "is_finite": False, "steps": None, "tokens": None, "spent": None}
-    summary = layout.finished_run(where)
-    if summary is None:
-        return None
-    loss = summary["validation"]["probe_mlm_loss"]
-    finite = loss is not None and math.isfinite(loss)
-    return row | {
-        "probe_mlm_loss": loss if finite else None,
-        "is_finite": finite,
-        "steps": summary["steps"],
-        "tokens": summary["tokens"],
-        "spent": summary["budget"]["spent"],
-    }
+def extension_pieces(recipe: StudyRecipe, directory: Path, is_chosen: Callable[[], bool]) -> list[Piece]:
+    """One for each round in which trials may be added; finished where a choice was made, or no best lies at an edge."""
+    tuning = recipe.tuning
+    if tuning is None or tuning.charged:  # what is charged is known before it is spent
+        return []
+    most = tuning.most_extensions
+
+    def piece(number: int) -> Piece:
+        def added() -> list[Trial]:
+            rounds = all_rounds(recipe, directory)
+            return rounds[number] if len(rounds) > number else []
+
+        def run() -> None:
+            waiting: list[Trial] = dist.on_main(added)
+            for trial in waiting:
+                for seed in tuning.seeds:
+                    one = _trial_piece(recipe, directory, trial, seed)
+                    if not dist.on_main(one.is_finished):
+                        say(one.label)
+                        one.run()
+
+        def is_finished() -> bool:
+            return is_chosen() or all(result(tuning, directory, trial) for trial in added())
+
+        return Piece("trials", f"tuning: beyond an edge, round {number} of at most {most}", is_finished, run)
+
+    return [piece(number) for number in range(1, most + 1)]
 
 
 def summed_up(recipe: StudyRecipe, directory: Path) -> dict[str, Any]:
@@ -212,18 +182,22 @@ def summed_up(recipe: StudyRecipe, directory: Path) -> dict[str, Any]:
     """
     tuning = recipe.tuning
     assert tuning is not None
-    found: dict[str, list[dict[str, Any]]] = {}
-    for arm in recipe.arms:
-        rows = [result(directory, trial) for trial in trials(tuning, arm)]
-        assert None not in rows, "the choice comes after the trials"
-        found[arm] = [row for row in rows if row is not None]
-    chosen = {arm: _best(arm, tried) for arm, tried in found.items()}
+    rounds = all_rounds(recipe, directory)
+    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in recipe.arms}
+    for trial in (trial for one in rounds for trial in one):
+        row = result(tuning, directory, trial)
+        assert row is not None, "the choice comes after the trials"
+        found[trial.arm].append(row)
+    chosen = {arm: best(arm, tried) for arm, tried in found.items()}
     charged = {arm: sum(_charge(recipe, tuning, row["spent"]) for row in tried) for arm, tried in found.items()}
     return {
         "measure": tuning.measure,
         "seed": tuning.seed,
         "budget": {"unit": tuning.budget.unit, "limit": tuning.budget.limit, "charge": list(tuning.budget.charge)},
-        "num_trials": tuning.num_trials(next(iter(recipe.arms))),
+        "num_trials": tuning.num_trials(next(iter(recipe.arms))) + num_added(recipe, rounds),
+        "num_seeds": tuning.num_seeds,
+        "extensions": len(rounds) - 1,
+        "on_windows_of_its_own": True,
         "charged": charged if tuning.charged else None,
         "chosen": chosen,
         "at_edge": {arm: at_edge(tried, chosen[arm]) for arm, tried in found.items()},
@@ -237,26 +211,4 @@ def _charge(recipe: StudyRecipe, tuning: TuningRecipe, spent: float | None) -> f
     The whole of its own budget, where that is unknown or was turned into steps: the clock then decides nothing.
     """
     is_calibrated = recipe.budget.calibrate is not None and tuning.budget.is_time
-    return tuning.budget.limit if spent is None or is_calibrated else spent
-
-
-def _best(arm: str, rows: list[dict[str, Any]]) -> dict[str, float]:
-    finite = [row for row in rows if row["is_finite"]]
-    if not finite:
-        raise RecipeError(
-            given=f"tuning: none of the {len(rows)} trials of arm {arm} stayed finite",
-            expected="at least one learning rate that trains",
-            fix="give smaller values in tuning.learning_rates, under another name or --output",
-        )
-    best: dict[str, float] = min(finite, key=lambda row: row["probe_mlm_loss"])["setting"]
-    return best
-
-
-def at_edge(rows: list[dict[str, Any]], chosen: dict[str, float]) -> list[str]:
-    """The paths whose chosen value is the smallest or largest of those tried: a better one may lie beyond."""
-    found = []
-    for path, value in chosen.items():
-        tried = {row["setting"][path] for row in rows}
-        if len(tried) > 1 and value in (min(tried), max(tried)):
-            found.append(path)
-    return found
+    return tuning.budget.limit * tuning.num_seeds if spent is None or is_calibrated else spent

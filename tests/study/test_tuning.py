@@ -25,6 +25,7 @@ from kd_megatron.study.effective import (
     with_steps,
     with_tuning,
 )
+from kd_megatron.study.trials import NON_FINITE_FILE, trial_directory
 
 TUNING = {"learning_rates": [1e-3, 3e-3], "budget": {"flops": 1e12}}
 HOURS, TRIAL_HOURS = 2.4 / 3600, 1.2 / 3600  # many steps of a few ms, so that a busy machine does some of them too
@@ -101,10 +102,10 @@ def write_trials(directory, recipe, losses):
     """Finished trials of chosen losses; None is one that was not finite."""
     for arm, values in losses.items():
         for trial, loss in zip(tuning.trials(recipe.tuning, arm), values, strict=True):
-            where = tuning.trial_directory(directory, trial)
+            where = trial_directory(directory, trial)
             where.mkdir(parents=True)
             if loss is None:
-                (where / tuning.NON_FINITE_FILE).write_text('{"error": "the loss is nan"}')
+                (where / NON_FINITE_FILE).write_text('{"error": "the loss is nan"}')
                 continue
             validation = {"probe_mlm_loss": loss}
             summary = {"status": "finished", "steps": 3, "tokens": 30, "budget": {"spent": 1.25e12}}
@@ -148,7 +149,7 @@ def finished(tmp_path_factory):
     recipe = tiny_study(
         inputs,
         budget={"tokens": None, "hours": HOURS, "calibrate": {"rounds": 2, "steps": 1}},
-        tuning={"learning_rates": [1e-3, 1e-2], "budget": {"hours": TRIAL_HOURS}},
+        tuning={"learning_rates": [1e-3, 1e-2], "budget": {"hours": TRIAL_HOURS}, "most_extensions": 0},
         validation={"probe_steps": 1},
     )
     recipe = recipe.model_copy(update={"arms": {arm: recipe.arms[arm] for arm in ("scratch", "vanilla_kd")}})
