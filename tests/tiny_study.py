@@ -54,7 +54,7 @@ def tiny_study(inputs: Path, **changes: Any) -> StudyRecipe:
             "global_batch_size": 8, "micro_batch_size": 8, "learning_rate": 3e-3, "precision": "fp32",
             "tensorboard": False, "log_every_steps": 1, "checkpoint_every_steps": 5,
         },
-        "validation": {"at": [0.5, 1.0], "num_samples": 8, "probe_windows": 16, "probe_steps": 3},
+        "validation": {"at": [0.5, 1.0], "num_samples": 8, "probe_windows": 16},
     }  # fmt: skip
     for section, values in changes.items():
         raw[section] = raw[section] | values if isinstance(values, dict) and section in raw else values

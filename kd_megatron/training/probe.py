@@ -116,10 +116,10 @@ def train_probe(
     device = train.hidden.device
     probe = ProbeHead(start.with_frequencies(counts), embeddings).to(device)
     found = Trained(probe, [_mean_loss(probe, held_out, bf16)])
-    generator = torch.Generator().manual_seed(PROBE_SEED + dist.rank())
+    generators = [torch.Generator().manual_seed(PROBE_SEED + lane) for lane in my_lanes(len(train.labels))]
     for trains_decoder, rate in ((False, 1.0), (True, DECODER_RATE)):
         probe.decoder.weight.requires_grad_(trains_decoder)
-        _train_stage(found, rate * recipe.probe_learning_rate, train, held_out, recipe, bf16, generator, look)
+        _train_stage(found, rate * recipe.probe_learning_rate, train, held_out, recipe, bf16, generators, look)
     probe.eval()
     return found
 
@@ -131,7 +131,7 @@ def _train_stage(
     held_out: States,
     recipe: ValidationRecipe,
     bf16: bool,
-    generator: torch.Generator,
+    generators: list[torch.Generator],
     look: Callable[[int], None],
 ) -> None:
     """Passes until one gains too little; the best head on the slice is left in place."""
@@ -141,7 +141,7 @@ def _train_stage(
     best, best_loss = copy.deepcopy(probe.state_dict()), min(found.curve)
     gained = FEWEST_NATS
     while gained >= FEWEST_NATS and found.converged:
-        for rows in _batches(len(train.labels), generator):
+        for rows in _batches(len(train.labels), generators):
             if found.num_steps >= recipe.probe_steps:
                 found.converged = False
                 break
@@ -156,11 +156,22 @@ def _train_stage(
     probe.load_state_dict(best)
 
 
-def _batches(num_windows: int, generator: torch.Generator) -> list[Tensor]:
-    """One pass over this rank's windows, in an order of its own; every rank has as many batches."""
-    size = max(1, BATCH_SIZE // dist.world_size())
-    order = torch.randperm(num_windows, generator=generator)
-    return list(order.split(size))[: max(1, num_windows // size)]
+def my_lanes(num_windows: int) -> range:
+    """The lanes of this rank, which has ``num_windows`` windows.
+
+    Window i of all ranks' is in lane i modulo the number of lanes, and a batch has one window of each lane, so that
+    batches are the same for any number of ranks that divides `BATCH_SIZE`.
+    """
+    ranks = dist.world_size()
+    each = min(max(1, BATCH_SIZE // ranks), num_windows)
+    return range(dist.rank(), each * ranks, ranks)
+
+
+def _batches(num_windows: int, generators: list[torch.Generator]) -> list[Tensor]:
+    """One pass over this rank's windows, each lane in an order of its own; every rank has as many batches."""
+    lanes = len(generators)
+    orders = [torch.randperm(num_windows // lanes, generator=one) * lanes + lane for lane, one in enumerate(generators)]
+    return list(torch.stack(orders, dim=1))
 
 
 def _step(

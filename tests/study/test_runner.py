@@ -64,7 +64,7 @@ def test_a_real_study_ends_in_a_report(finished):
     assert all(run.finetune.model_hash == run.summary.export_hash for run in study.all_runs())
     assert all(run.machines and run.finetune.tasks["words"].content_hash for run in study.all_runs())
     data = json.loads((directory / "report" / "results.json").read_text())
-    assert [row["seeds"] for row in data["tables"]["scores"]] == [2, 2, 1, 1]  # arms, then controls
+    assert [row.get("seeds") for row in data["tables"]["scores"]] == [2, 2, 1, 1, None]  # arms, controls, majority
     assert {row["check"]: row["result"] for row in data["tables"]["fairness"]}["equal budgets"] == "agrees"
     assert "DIFFERS" not in {row["result"] for row in data["tables"]["fairness"]}
     teacher = layout.finished_run(directory / "teacher")

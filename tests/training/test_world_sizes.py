@@ -57,7 +57,10 @@ def curve(run: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(row.get("epsilon_share", 0.0) < 1e-3 for row in rows)
     left_out = ("hours", "tokens_per_second", "epsilon_share")
-    return [{k: v for k, v in row.items() if k not in left_out} for row in rows]
+    numbers = [{k: v for k, v in row.items() if k not in left_out} for row in rows]
+    for row in numbers:  # the probe's curve, number by number
+        row |= {f"curve_{pass_}": loss for pass_, loss in enumerate(row.pop("validation/probe_curve", []))}
+    return numbers
 
 
 def assert_learned_alike(reference: Path, run: Path) -> None:
