@@ -85,7 +85,9 @@ def declared(results: StudyResults) -> list[Comparison]:
     primary = _family(results, first, "primary")
     secondary = _family(results, [pair for pair in wanted if pair not in first], "secondary")
     if len(primary) < len(named) or any(one.verdict not in DECIDED for one in primary):
-        secondary = [replace(one, objection=one.objection or GATED) for one in secondary]
+        secondary = [
+            replace(one, objection=one.objection or GATED) if one.difference.has_interval else one for one in secondary
+        ]
     return [*primary, *secondary]
 
 

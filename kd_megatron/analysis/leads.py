@@ -104,6 +104,13 @@ class GridResults:
         """Whether cells average over different tasks, so that no score of one compares with another's."""
         return len({tuple(cell.study.averaged_tasks) for cell in self.cells if cell.study.arms}) > 1
 
+    @property
+    def primary(self) -> list[Measure]:
+        """Those of `measures` that the protocol names; all of them without one."""
+        protocol = self.recipe.protocol
+        named = [one for one in self.measures if protocol and one.quantity == protocol.measure]
+        return named or self.measures
+
     def position(self, axis: Axis, cell: GridCell) -> float:
         """Where a cell lies on an axis: its budget, or how often the reference read its text."""
         return cell.place.budget if axis == "budget" else cell.epochs(self.reference) or 0.0
@@ -206,20 +213,30 @@ def growths(grid: GridResults, axis: Axis, measure: Measure) -> list[Growth]:
     numbers = {one: len(grid.arms) * len(contrasts(grid, one)) for one in AXES}
     pairs = [((arm,), [contrast]) for arm in grid.arms for contrast in contrasts(grid, axis)]
     found = _family(grid, axis, measure, pairs, sum(numbers.values()) * len(grid.measures))
-    primary = [mean_growth(grid, one, other) for one in AXES for other in grid.measures]
-    if all(one.verdict in DECIDED for one in primary if one):
-        return found
-    return [replace(one, objection=one.objection or GATED) for one in found]
+    return _after_primary(grid, found)
 
 
 @once
 def mean_growth(grid: GridResults, axis: Axis, measure: Measure) -> Growth | None:
-    """The mean over the distilled arms and all levels; None without any. Primary: one family over axes and measures."""
+    """The mean over the distilled arms and all levels; None without any.
+
+    Primary are those of the protocol's measure, or of all: one family over both axes. Others come after them.
+    """
     asked = {one: found for one in AXES if (found := contrasts(grid, one))}
     if not grid.distilled or axis not in asked:
         return None
-    family = _family(grid, axis, measure, [(tuple(grid.distilled), asked[axis])], len(asked) * len(grid.measures))
-    return next(iter(family), None)
+    is_primary = measure in grid.primary
+    alike = [one for one in grid.measures if (one in grid.primary) == is_primary]
+    family = _family(grid, axis, measure, [(tuple(grid.distilled), asked[axis])], len(asked) * len(alike))
+    return next(iter(family if is_primary else _after_primary(grid, family)), None)
+
+
+def _after_primary(grid: GridResults, found: list[Growth]) -> list[Growth]:
+    """Secondary growths, which are judged only where every primary one is decided."""
+    primary = [mean_growth(grid, axis, measure) for axis in AXES for measure in grid.primary]
+    if all(one.verdict in DECIDED for one in primary if one):
+        return found
+    return [replace(one, objection=one.objection or GATED) if one.growth.has_interval else one for one in found]
 
 
 def _family(

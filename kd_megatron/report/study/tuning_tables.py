@@ -58,8 +58,13 @@ def _note(found: dict[str, Any]) -> str:
     paid = "taken off the arm's budget" if found["charged"] else "not charged to the arm's budget"
     return (
         f"{found['num_trials']} trials for every arm, {budget['limit']:g} {budget['unit'].replace('_', ' ')} each, "
-        f"seed {found['seed']}; {paid}. The lowest held-out loss is chosen."
+        f"seed {found['seed']}{_more_seeds(found)}; {paid}. The lowest held-out loss is chosen."
     )
+
+
+def _more_seeds(found: dict[str, Any]) -> str:
+    more = found.get("num_seeds", 1) - 1
+    return f" and the {more} after it, of which the mean counts" if more else ""
 
 
 def show(results: StudyResults) -> None:
@@ -88,9 +93,16 @@ def tuning_caveats(results: StudyResults) -> list[str]:
         return []
     said = [
         f"Before training every arm had {found['num_trials']} trials at {found['budget']['limit']:g} "
-        f"{found['budget']['unit'].replace('_', ' ')} each; the setting with the lowest held-out loss was kept. It was "
-        "measured on the split whose loss is reported: losses of tuned arms are slightly optimistic, alike for all."
+        f"{found['budget']['unit'].replace('_', ' ')} each; the setting with the lowest held-out loss was kept. "
+        + (
+            "It was measured on held-out windows of its own, which no reported loss is of."
+            if found.get("on_windows_of_its_own")
+            else "It was measured on the split whose loss is reported: losses of tuned arms are slightly optimistic, "
+            "alike for all."
+        )
     ]
+    if rounds := found.get("extensions"):
+        said.append(f"Some arm had its best at an edge, so every arm got more trials beyond it, in {rounds} rounds.")
     tried = results.recipe.tuning.weights if results.recipe.tuning else {}
     distilling = [arm for arm in results.recipe.arms if results.learns_from_teacher(arm)]
     if untried := [arm for arm in distilling if arm not in tried]:
