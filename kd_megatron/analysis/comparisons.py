@@ -1,16 +1,19 @@
 """Arms against the reference, and against each other: differences, corrections, and what may be claimed.
 
-Families are corrected separately: the average score (or the probe's loss) over the arms that are compared, the same
-over all pairs of arms, and the tasks within each arm. A claim rests on the corrected interval alone (docs/fairness.md,
-clause 13).
+All contrasts to the reference in one report are one family (`study.contrasts`); those that a protocol calls primary
+are judged first, by themselves, and nothing else is judged before each of them is decided. Two other arms are judged
+against each other only in a quantity in which one of them differs from the reference. So the chance of any false
+verdict in a whole report is at most 5 % (docs/statistics.md; docs/fairness.md, clause 13). Every verdict, bold cell and
+winner is read off these comparisons.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
-from kd_megatron.analysis.fitness import objection
+from kd_megatron.analysis.fitness import Objection, objections, too_few_students
 from kd_megatron.analysis.once import once
-from kd_megatron.analysis.results import FinishedRun, StudyResults
+from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.statistics import (
     Estimate,
     VarianceComponents,
@@ -20,10 +23,11 @@ from kd_megatron.analysis.statistics import (
     variance_components,
     verdict,
 )
+from kd_megatron.study.contrasts import Contrast, Families, Label, families
 
-Pair = tuple[str, str, str, str | None]  # arm, other, quantity, task
 OVERALL = ("score", "probe_loss")
 LOSSES = ("probe_loss", "own_loss")
+DECIDED = ("better", "worse")
 TITLES = {
     "score": "average", "probe_loss": "held-out MLM loss (probe)", "own_loss": "held-out MLM loss (own head)",
 }  # fmt: skip
@@ -37,13 +41,15 @@ class Comparison:
     other: str
     quantity: str  # of StudyResults.by_seed
     task: str | None
+    label: Label  # of the family
     difference: Estimate
     corrected: Estimate  # the same with the interval that holds together with its family's
     num_comparisons: int  # in the family
     p_value: float | None
     p_holm: float | None
     effect_size: float | None  # Hedges' g of the paired differences
-    objection: str | None = None  # what takes the verdict away (`analysis.fitness`), in a word or two
+    smallest_effect: float | None = None  # of interest, where the protocol names one for this quantity
+    objection: Objection | None = None  # what takes the verdict away, the gravest
 
     @property
     def title(self) -> str:
@@ -58,58 +64,143 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """``"better"`` or ``"worse"`` when the corrected interval excludes zero, else why nothing can be said."""
-        return verdict(self.difference, self.corrected, self.objection, "better" if self.is_better else "worse")
+        word = self.objection.word if self.objection else None
+        return verdict(self.difference, self.corrected, word, "better" if self.is_better else "worse")
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the verdict is ``"better"`` or ``"worse"``."""
+        return self.verdict in DECIDED
+
+    @property
+    def excludes_small_effects(self) -> bool | None:
+        """Whether the corrected interval holds no effect below the smallest of interest; None where none is named."""
+        low, high, smallest = self.corrected.low, self.corrected.high, self.smallest_effect
+        if low is None or high is None or smallest is None:
+            return None
+        return low * high > 0 and min(abs(low), abs(high)) >= smallest
+
+    @property
+    def is_equivalent(self) -> bool | None:
+        """Whether it holds no effect above the smallest of interest; None where none is named, or nothing is judged."""
+        low, high, smallest = self.corrected.low, self.corrected.high, self.smallest_effect
+        if low is None or high is None or smallest is None or self.objection or low == high:
+            return None
+        return max(abs(low), abs(high)) <= smallest
+
+    @property
+    def reversed(self) -> "Comparison":
+        """The same, of the other arm against this one."""
+        return replace(
+            self,
+            arm=self.other,
+            other=self.arm,
+            difference=_negative(self.difference),
+            corrected=_negative(self.corrected),
+            effect_size=None if self.effect_size is None else -self.effect_size,
+        )
+
+
+def _negative(value: Estimate) -> Estimate:
+    ends = (None if end is None else -end for end in (value.high, value.low))
+    return Estimate(value.n, -value.mean, *ends)
+
+
+@once
+def to_reference(results: StudyResults) -> list[Comparison]:
+    """Every contrast of the report whose values are known, each judged with its family; by quantity, then by arm.
+
+    Nothing beside the primary ones is judged before each of those, whether it is known yet or not, is decided.
+    """
+    asked, reference = planned(results), results.reference
+    found = _family(results, [(one, reference, None) for one in asked.contrasts if one in asked.primary])
+    closed = _undecided(asked, found)
+    found += _family(results, [(one, reference, closed) for one in asked.contrasts if one not in asked.primary])
+    order = {contrast: place for place, contrast in enumerate(asked.contrasts)}
+    return sorted(found, key=lambda one: order[Contrast(one.arm, one.quantity, one.task)])
+
+
+def _undecided(asked: Families, primary: Sequence[Comparison]) -> Objection | None:
+    """What keeps the secondary contrasts from being judged: a primary one that is not decided."""
+    decided = {Contrast(one.arm, one.quantity, one.task) for one in primary if one.is_decided}
+    open_ones = [one for one in asked.contrasts if one in asked.primary - decided]
+    if not open_ones:
+        return None
+    first = open_ones[0]
+    return Objection(
+        "primary undecided",
+        f"Secondary contrasts are not judged, because the protocol's primary contrast of {first.arm} in the "
+        f"{TITLES[first.quantity]} is not decided.",
+    )
 
 
 @once
 def overall(results: StudyResults, quantity: str) -> list[Comparison]:
-    """Each arm against the reference in ``"score"``, ``"probe_loss"`` or ``"own_loss"``; one family."""
-    others = [arm for arm in results.arms if arm != results.reference]
-    return _family(results, [(arm, results.reference, quantity, None) for arm in others])
-
-
-@once
-def every_pair(results: StudyResults, quantity: str) -> list[Comparison]:
-    """Each arm against each one before it, in ``"score"`` or ``"probe_loss"``; one family."""
-    return _family(results, [(arm, before, quantity, None) for before, arm in combinations(results.arms, 2)])
+    """Each arm against the reference in ``"score"``, ``"probe_loss"`` or ``"own_loss"``."""
+    return [one for one in to_reference(results) if one.quantity == quantity]
 
 
 @once
 def by_task(results: StudyResults, arm: str) -> list[Comparison]:
-    """``arm`` against the reference, task by task; one family."""
-    if arm == results.reference:
-        return []
-    return _family(results, [(arm, results.reference, "task", task) for task in results.tasks])
+    """``arm`` against the reference, task by task."""
+    return [one for one in to_reference(results) if one.quantity == "task" and one.arm == arm]
+
+
+@once
+def _among_others(results: StudyResults, quantity: str, task: str | None) -> list[Comparison]:
+    """Each pair of arms beside the reference; secondary, and judged where one of both differs from it in this quantity."""
+    others = [arm for arm in results.arms if arm != results.reference]
+    decided = [one for one in to_reference(results) if one.is_decided]
+    differing = {one.arm for one in decided if (one.quantity, one.task) == (quantity, task)}
+    closed = _undecided(planned(results), to_reference(results))
+    unequal = Objection(
+        f"both undecided to {results.reference}",
+        f"Two other arms are judged against each other only where one of them differs from {results.reference}.",
+    )
+    pairs = [
+        (Contrast(arm, quantity, task), before, closed or (None if differing & {arm, before} else unequal))
+        for before, arm in combinations(others, 2)
+    ]
+    return _family(results, pairs)
+
+
+@once
+def between(results: StudyResults, arm: str, other: str, quantity: str, task: str | None = None) -> Comparison | None:
+    """Any arm against any other one; None where they share no value."""
+    if results.reference in (arm, other):
+        found = [one for one in to_reference(results) if (one.quantity, one.task) == (quantity, task)]
+    else:
+        found = _among_others(results, quantity, task)
+    for one in found:
+        if (one.arm, one.other) == (arm, other):
+            return one
+        if (one.other, one.arm) == (arm, other):
+            return one.reversed
+    return None
+
+
+@once
+def every_pair(results: StudyResults, quantity: str) -> list[Comparison]:
+    """Each arm against each one before it, in ``"score"`` or ``"probe_loss"``."""
+    pairs = [between(results, arm, before, quantity) for before, arm in combinations(results.arms, 2)]
+    return [one for one in pairs if one]
 
 
 def all_comparisons(results: StudyResults) -> list[Comparison]:
-    """Both families, overall first."""
-    found = [comparison for quantity in OVERALL for comparison in overall(results, quantity)]
-    return found + [comparison for arm in results.arms for comparison in by_task(results, arm)]
+    """Everything that is judged and printed: to the reference, then of every pair."""
+    return [*to_reference(results), *(one for quantity in OVERALL for one in every_pair(results, quantity))]
 
 
 @once
 def winner(results: StudyResults, quantity: str, task: str | None = None) -> str | None:
-    """The arm that is ahead of every other one, beyond doubt; None when there is none.
-
-    Every corrected interval of its differences must exclude zero; the family is all pairs with it, in all tasks when
-    ``task`` is given.
-    """
+    """The arm that is better than every other one by verdicts; None when there is none."""
     means = {arm: results.mean(arm, quantity, task) for arm in results.arms}
     if len(means) < 2 or any(mean is None for mean in means.values()):
         return None
     sign = -1 if quantity in LOSSES else 1
     best = max(results.arms, key=lambda arm: sign * (mean.mean if (mean := means[arm]) else 0.0))
-    pairs = [(best, arm, quantity, task) for arm in results.arms if arm != best]
-    found = _family(results, pairs, len(pairs) * (len(results.tasks) if task else 1))
-    return best if len(found) == len(pairs) and all(one.verdict == "better" for one in found) else None
-
-
-@once
-def best_against(results: StudyResults, best: str, other: str, quantity: str) -> Comparison | None:
-    """The arm picked as the best against ``other``, corrected for all the arms it was picked from."""
-    found = _family(results, [(best, other, quantity, None)], len(results.arms) - 1)
-    return found[0] if found else None
+    found = [between(results, best, arm, quantity, task) for arm in results.arms if arm != best]
+    return best if all(one is not None and one.verdict == "better" for one in found) else None
 
 
 def check_interval(results: StudyResults) -> None:
@@ -117,38 +208,75 @@ def check_interval(results: StudyResults) -> None:
     for arm in results.arms:
         for quantity in OVERALL:
             results.mean(arm, quantity)
-    all_comparisons(results)
+    to_reference(results)
 
 
-def _family(results: StudyResults, pairs: list[Pair], num_comparisons: int | None = None) -> list[Comparison]:
+@once
+def planned(results: StudyResults) -> Families:
+    """The families of the report, by its recipe."""
+    return families(results.recipe)
+
+
+Pair = tuple[Contrast, str, Objection | None]  # an arm in a quantity, the other arm, why it is not judged (None: it is)
+
+
+def _family(results: StudyResults, pairs: Sequence[Pair]) -> list[Comparison]:
+    """Contrasts that are corrected for alike, those of them whose values are known."""
     values = [
-        paired_values(results.by_seed(arm, quantity, task), results.by_seed(other, quantity, task))
-        for arm, other, quantity, task in pairs
+        paired_values(results.by_seed(one.arm, one.quantity, one.task), results.by_seed(other, one.quantity, one.task))
+        for one, other, _ in pairs
     ]
     known = [(pair, differences) for pair, differences in zip(pairs, values, strict=True) if differences]
-    found = judged([differences for _, differences in known], results.interval, num_comparisons)
-    return [
-        Comparison(arm, other, quantity, task, *sure, hedges_g(differences), objection(results, quantity, task))
-        for ((arm, other, quantity, task), differences), sure in zip(known, found, strict=True)
-        if sure
+    if not known:
+        return []
+    contrast, other, _ = known[0][0]
+    asked, is_of_reference = planned(results), other == results.reference
+    num = asked.num_corrected_for(contrast) if is_of_reference else asked.num_among_others
+    label = asked.label(contrast) if is_of_reference or not asked.primary else "secondary"
+    floors = [_finetuning_variance(results, pair) for pair, _ in known]
+    found = judged([differences for _, differences in known], results.interval, num, floors)
+    comparisons = []
+    for (pair, differences), sure in zip(known, found, strict=True):
+        if sure:
+            (one, other, closed), size = pair, hedges_g(differences)
+            doubt = _objection(results, one, sure[0].n, num, closed)
+            effect = _smallest_effect(results, one.quantity)
+            comparisons.append(Comparison(one.arm, other, one.quantity, one.task, label, *sure, size, effect, doubt))
+    return comparisons
+
+
+def _finetuning_variance(results: StudyResults, pair: Pair) -> float:
+    """Of a student's difference: that of both arms."""
+    one, other, _ = pair
+    return sum(results.finetuning_variance(arm, one.quantity, one.task) for arm in (one.arm, other))
+
+
+def _objection(
+    results: StudyResults, one: Contrast, num_students: int, num_contrasts: int, closed: Objection | None
+) -> Objection | None:
+    """The gravest: of the instruments, of too few students, of what had to be decided before."""
+    promised = results.recipe.protocol.students if results.recipe.protocol else None
+    found = [
+        *objections(results, one.quantity, one.task),
+        *too_few_students(num_students, num_contrasts, promised),
+        *([closed] if closed else []),
     ]
+    return next(iter(found), None)
+
+
+def _smallest_effect(results: StudyResults, quantity: str) -> float | None:
+    """The protocol's, of its own measure, in the base unit."""
+    protocol = results.recipe.protocol
+    if protocol is None or protocol.smallest_effect is None or protocol.measure != quantity:
+        return None
+    return protocol.smallest_effect if quantity in LOSSES else protocol.smallest_effect / 100
 
 
 @once
 def variance(results: StudyResults, arm: str, task: str | None = None) -> VarianceComponents | None:
     """How much of a score's noise is of pretraining, and how much of fine-tuning; ``task`` None: of the average."""
-    scores = [_finetuning_scores(run, task, results.tasks) for run in results.runs.get(arm, {}).values()]
-    return variance_components(scores)
-
-
-def _finetuning_scores(run: FinishedRun, task: str | None, tasks: list[str]) -> list[float]:
-    """One score for each fine-tuning seed that all the tasks have."""
-    names = [task] if task else tasks
-    wanted = [run.tasks[name].scores if name in run.tasks else {} for name in names]
-    if not wanted:
-        return []
-    shared = sorted(set.intersection(*(set(scores) for scores in wanted)))
-    return [sum(scores[seed] for scores in wanted) / len(wanted) for seed in shared]
+    tasks = [task] if task else results.tasks
+    return variance_components([run.finetuning_scores(tasks) for run in results.runs.get(arm, {}).values()])
 
 
 def missing_seeds(results: StudyResults) -> str | None:

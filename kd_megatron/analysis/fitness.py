@@ -10,10 +10,12 @@ from kd_megatron.analysis.measure import OWN_HEAD, PROBE
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
+from kd_megatron.study.power import ENOUGH, VERDICT_EFFECT, enough_students, power
 
 FIT_GAP = 0.05  # nats between the probe and an own head, beyond which the probe is no measure of what students know
 
 UNFAIR = "unfair"
+TOO_FEW = "too few students"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,39 @@ def objections(results: StudyResults, quantity: str, task: str | None = None) ->
 def objection(results: StudyResults, quantity: str, task: str | None = None) -> str | None:
     """The word of the gravest objection; None where there is none."""
     return next((one.word for one in objections(results, quantity, task)), None)
+
+
+def too_few_students(num_students: int, num_contrasts: int, promised: int | None) -> list[Objection]:
+    """That so many students cannot carry a verdict; empty where they can, and of one seed, which is no evidence anyway.
+
+    Args:
+        num_students: pairs of them, one for each pretraining seed.
+        num_contrasts: of the family that is corrected for.
+        promised: the number that the recipe fixed before the first step (`protocol.students`); None: power decides.
+    """
+    needed = enough_students(num_contrasts) if promised is None else promised
+    if num_students < 2 or num_students >= needed:
+        return []
+    why = f"a verdict needs {ENOUGH:.0%}, so {needed} students" if promised is None else f"the protocol says {needed}"
+    found = f"{power(VERDICT_EFFECT, num_students, num_contrasts):.0%}"
+    sentence = (
+        f"Too few students for a verdict: of each arm {num_students} are compared, which find a difference of "
+        f"{VERDICT_EFFECT:g} standard deviations with a chance of {found} where intervals are corrected for "
+        f"{num_contrasts}; {why}."
+    )
+    return [Objection(TOO_FEW, sentence)]
+
+
+def power_in_words(what: str, num_students: int, num_contrasts: int, promised: int | None) -> str:
+    """What so many students can find; ``what``: of the family, such as "primary contrasts"."""
+    found = f"{power(VERDICT_EFFECT, num_students, num_contrasts):.0%}"
+    fixed = (
+        f"the protocol fixed {promised}" if promised else f"{enough_students(num_contrasts)} are enough for verdicts"
+    )
+    return (
+        f"Power: {num_students} students of each arm find a difference of {VERDICT_EFFECT:g} standard deviations with "
+        f"a chance of {found} (exact, paired t-test) where intervals are corrected for {num_contrasts} {what}; {fixed}."
+    )
 
 
 def _unfair(results: StudyResults) -> list[Objection]:

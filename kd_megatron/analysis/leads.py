@@ -1,8 +1,8 @@
 """An arm's lead over the reference, cell by cell of a grid, and whether it grows: with repetition, with the budget.
 
 A growth is a difference of differences: the lead in one cell less the lead in another, seed by seed, for students of a
-seed begin from the same weights in all cells. Growths of all arms and levels along one axis are one family and are
-corrected together; the answer rests on their mean over the distilled arms, corrected for the two axes asked about.
+seed begin from the same weights in all cells. The growths of all arms and levels along both axes, by all measures, and
+their means over the distilled arms are one family and are corrected together; the answer rests on the means.
 """
 
 import functools
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kd_megatron.analysis import results
-from kd_megatron.analysis.fitness import objection
+from kd_megatron.analysis.fitness import Objection, objections, too_few_students
 from kd_megatron.analysis.measure import PROBE, SCORE, Measure
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
@@ -55,7 +55,8 @@ class GridCell:
     @once
     def lead(self, arm: str, measure: Measure) -> Estimate | None:
         """Mean of `leads` with its interval; None without any."""
-        return estimate(list(self.leads(arm, measure).values()), method=self.study.interval)
+        floors = [self.study.finetuning_variance(one, measure.quantity) for one in (arm, self.study.reference)]
+        return estimate(list(self.leads(arm, measure).values()), method=self.study.interval, floor=sum(floors))
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class GridResults:
     @property
     def reference(self) -> str:
         """The arm that the others are compared with."""
-        return StudyResults(self.directory, self.recipe, {}, None).reference
+        return self.recipe.reference
 
     @property
     def num_seeds(self) -> list[int]:
@@ -113,9 +114,9 @@ class GridResults:
         """The checks that failed in some cell, with its name."""
         return [f"{cell.place.name}: {'; '.join(found)}" for cell in self.cells if (found := unfair_checks(cell.study))]
 
-    def objection(self, measure: Measure) -> str | None:
-        """What takes verdicts away in some cell, in a word or two."""
-        return next((word for cell in self.cells if (word := objection(cell.study, measure.quantity))), None)
+    def objection(self, measure: Measure) -> Objection | None:
+        """What takes verdicts away in some cell, the gravest of the first."""
+        return next((found[0] for cell in self.cells if (found := objections(cell.study, measure.quantity))), None)
 
 
 @dataclass(frozen=True)
@@ -133,15 +134,16 @@ class Growth:
     num_comparisons: int
     p_value: float | None
     p_holm: float | None
-    objection: str | None = None  # what takes the verdict away in some cell, in a word or two
+    objection: Objection | None = None  # what takes the verdict away
 
     @property
     def verdict(self) -> str:
         """``"grows"`` or ``"shrinks"`` when the corrected interval excludes zero, else why nothing can be said."""
-        return verdict(self.growth, self.corrected, self.objection, "grows" if self.growth.mean > 0 else "shrinks")
+        word = self.objection.word if self.objection else None
+        return verdict(self.growth, self.corrected, word, "grows" if self.growth.mean > 0 else "shrinks")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contrast:
     """Two cells that differ along one axis."""
 
@@ -185,48 +187,78 @@ def contrasts(grid: GridResults, axis: Axis) -> list[Contrast]:
     return found
 
 
+Asked = tuple[Axis, Measure, tuple[str, ...], tuple[Contrast, ...]]  # a growth, before its values are known
+
+
 @once
 def growths(grid: GridResults, axis: Axis, measure: Measure) -> list[Growth]:
-    """Each arm at each level; one family."""
-    pairs = [((arm,), [contrast]) for arm in grid.arms for contrast in contrasts(grid, axis)]
-    return _family(grid, axis, measure, pairs)
+    """Each arm at each level."""
+    wanted = {(axis, measure, (arm,), (one,)) for arm in grid.arms for one in contrasts(grid, axis)}
+    return [growth for asked, growth in all_growths(grid).items() if asked in wanted]
 
 
 @once
 def mean_growth(grid: GridResults, axis: Axis, measure: Measure) -> Growth | None:
-    """The mean over the distilled arms and all levels; None without any. Those of both axes are one family."""
-    asked = {one: found for one in AXES if (found := contrasts(grid, one))}
-    if not grid.distilled or axis not in asked:
-        return None
-    family = _family(grid, axis, measure, [(tuple(grid.distilled), asked[axis])], num_comparisons=len(asked))
-    return next(iter(family), None)
+    """The mean over the distilled arms and all levels; None without any."""
+    return all_growths(grid).get((axis, measure, tuple(grid.distilled), tuple(contrasts(grid, axis))))
 
 
-def _family(
-    grid: GridResults,
-    axis: Axis,
-    measure: Measure,
-    pairs: Sequence[tuple[tuple[str, ...], list[Contrast]]],
-    num_comparisons: int | None = None,
-) -> list[Growth]:
-    """One growth for each pair of arms and contrasts, where they share a seed; means where these are several."""
-    ends = [_ends(arms, found, measure) for arms, found in pairs]
-    known = [(pair, both) for pair, both in zip(pairs, ends, strict=True) if both[0]]
-    values = [[high[seed] - low[seed] for seed in low] for _, (low, high) in known]
-    found, doubt = [], grid.objection(measure)
-    for ((arms, compared), both), sure in zip(known, judged(values, grid.interval, num_comparisons), strict=True):
+@once
+def all_growths(grid: GridResults) -> dict[Asked, Growth]:
+    """Every growth whose values are known: one family over arms, levels, axes and measures, means included."""
+    known = {asked: ends for asked in _asked(grid, grid.arms) if (ends := _ends(*asked[1:]))[0]}
+    values = [[high[seed] - low[seed] for seed in low] for low, high in known.values()]
+    found: dict[Asked, Growth] = {}
+    floors = [_finetuning_variance(grid, *asked[1:]) for asked in known]
+    family = judged(values, grid.interval, num_growths(grid), floors)
+    for (asked, both), sure in zip(known.items(), family, strict=True):
         low, high = (estimate(list(one.values()), method=grid.interval) for one in both)
         if sure and low and high:  # None: a value that is not finite
+            axis, measure, arms, compared = asked
             level = compared[0].level if len(compared) == 1 else f"mean over {len(compared)}"
             read = [_mean_epochs(grid, [getattr(one, end) for one in compared]) for end in ("low", "high")]
-            growth, corrected, num, p, p_holm = sure
-            p_holm = None if p_holm is None else min(1.0, p_holm * num / len(known))  # num: more than are known
-            sizes = (growth, corrected, num, p, p_holm)
-            found.append(Growth(axis, arms, level, low, high, (read[0], read[1]), *sizes, doubt))
+            doubt = _objection(grid, measure, sure[0].n)
+            found[asked] = Growth(axis, arms, level, low, high, (read[0], read[1]), *sure, doubt)
     return found
 
 
-def _ends(arms: tuple[str, ...], found: list[Contrast], measure: Measure) -> list[dict[int, float]]:
+@once
+def num_growths(grid: GridResults) -> int:
+    """The size of the family: of all arms of the recipe, whether they have a result yet or not."""
+    return len(_asked(grid, [arm for arm in grid.recipe.arms if arm != grid.reference]))
+
+
+def _finetuning_variance(
+    grid: GridResults, measure: Measure, arms: tuple[str, ...], found: tuple[Contrast, ...]
+) -> float:
+    """Of a growth, by fine-tunings alone: of means of leads, in which arms of one cell share the reference."""
+    variance = 0.0
+    for cell in (cell for one in found for cell in (one.low, one.high)):
+        own = math.fsum(cell.study.finetuning_variance(arm, measure.quantity) for arm in arms)
+        shared = len(arms) ** 2 * cell.study.finetuning_variance(grid.reference, measure.quantity)
+        variance += (own + shared) / (len(arms) * len(found)) ** 2
+    return variance
+
+
+def _asked(grid: GridResults, arms: Sequence[str]) -> list[Asked]:
+    """Each arm at each level of each axis by each measure, and the mean over all that learn from the teacher."""
+    found: dict[Asked, None] = {}
+    for axis, measure in product(AXES, grid.measures):
+        compared = contrasts(grid, axis)
+        found |= {(axis, measure, (arm,), (one,)): None for arm in arms for one in compared}
+        if compared and grid.distilled:
+            found[axis, measure, tuple(grid.distilled), tuple(compared)] = None
+    return list(found)
+
+
+def _objection(grid: GridResults, measure: Measure, num_seeds: int) -> Objection | None:
+    """The gravest: of the instruments in some cell, or of too few seeds."""
+    protocol = grid.recipe.protocol
+    few = too_few_students(num_seeds, num_growths(grid), protocol.students if protocol else None)
+    return grid.objection(measure) or next(iter(few), None)
+
+
+def _ends(measure: Measure, arms: tuple[str, ...], found: tuple[Contrast, ...]) -> list[dict[int, float]]:
     """Seed -> mean lead at the low end, and at the high one, over the seeds that both have."""
     ends = [_mean_leads(arms, [getattr(one, end) for one in found], measure) for end in ("low", "high")]
     shared = sorted(ends[0].keys() & ends[1].keys())

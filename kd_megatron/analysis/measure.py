@@ -22,11 +22,16 @@ class Measure:
 SCORE = Measure("score", "mean score", "points", 100, 1, True)
 OWN_HEAD = Measure("own_loss", "held-out MLM loss (own head)", "nats", 1, 3, False)
 PROBE = Measure("probe_loss", "held-out MLM loss (probe)", "nats", 1, 3, False)
+MEASURES = (SCORE, OWN_HEAD, PROBE)
 
 
 @once
 def measure_of(results: StudyResults) -> Measure:
-    """The fine-tuning score where there is one, else the probe's loss."""
+    """The protocol's primary measure; without one the fine-tuning score where there is one, else the probe's loss."""
+    protocol = results.recipe.protocol
+    primary = next((one for one in MEASURES if protocol and one.quantity == protocol.measure), None)
+    if primary and any(results.by_seed(arm, primary.quantity) for arm in results.arms):
+        return primary
     return SCORE if any(results.by_seed(arm, "score") for arm in results.arms) else PROBE
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from kd_megatron.analysis import summaries
 from kd_megatron.analysis.once import once
-from kd_megatron.analysis.statistics import Estimate, Method, estimate, paired_difference
+from kd_megatron.analysis.statistics import Estimate, Method, estimate, finetuning_variance, paired_difference
 from kd_megatron.analysis.summaries import FinetuneSummary, RunSummary, TaskSummary
 from kd_megatron.files import records
 from kd_megatron.objectives import of_the_teacher
@@ -19,7 +19,6 @@ from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.recipe.arms import resolve_arm
 from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, read, with_tuning
 from kd_megatron.study.layout import (
-    PREFERRED_REFERENCE,
     RECIPE_FILE,
     arm_directory,
     branch_directory,
@@ -72,6 +71,12 @@ class Student:
         """Average over tasks, in [0, 1]; None before fine-tuning."""
         return self.finetune.average if self.finetune else None
 
+    def finetuning_scores(self, tasks: list[str]) -> list[float]:
+        """Mean score over ``tasks``, one for each fine-tuning seed that all of them have; in [0, 1]."""
+        wanted = [self.tasks[name].scores if name in self.tasks else {} for name in tasks]
+        shared = sorted(set.intersection(*(set(scores) for scores in wanted))) if wanted else []
+        return [sum(scores[seed] for scores in wanted) / len(wanted) for seed in shared]
+
     def task_score(self, task: str) -> float | None:
         """Score of one task (mean over fine-tuning seeds); None before fine-tuning."""
         return self.tasks[task].mean if task in self.tasks else None
@@ -116,7 +121,7 @@ class StudyResults:
     @property
     def reference(self) -> str:
         """The arm that the others are compared with: ``scratch``, else the first one."""
-        return PREFERRED_REFERENCE if PREFERRED_REFERENCE in self.recipe.arms else next(iter(self.recipe.arms))
+        return self.recipe.reference
 
     @property
     def tasks(self) -> list[str]:
@@ -160,7 +165,8 @@ class StudyResults:
     @once
     def mean(self, arm: str, quantity: str, task: str | None = None) -> Estimate | None:
         """Mean over seeds with its interval."""
-        return estimate(list(self.by_seed(arm, quantity, task).values()), method=self.interval)
+        floor = self.finetuning_variance(arm, quantity, task)
+        return estimate(list(self.by_seed(arm, quantity, task).values()), method=self.interval, floor=floor)
 
     @once
     def difference(self, arm: str, quantity: str, task: str | None = None) -> Estimate | None:
@@ -168,7 +174,16 @@ class StudyResults:
         if arm == self.reference:
             return None
         values, reference = self.by_seed(arm, quantity, task), self.by_seed(self.reference, quantity, task)
-        return paired_difference(values, reference, method=self.interval)
+        floors = [self.finetuning_variance(one, quantity, task) for one in (arm, self.reference)]
+        return paired_difference(values, reference, self.interval, sum(floors))
+
+    @once
+    def finetuning_variance(self, arm: str, quantity: str, task: str | None = None) -> float:
+        """Variance of a student's score by its fine-tunings alone (`statistics.finetuning_variance`); of a loss 0."""
+        if quantity not in ("score", "task"):
+            return 0.0
+        tasks = [task] if task else self.tasks
+        return finetuning_variance([run.finetuning_scores(tasks) for run in self.runs.get(arm, {}).values()])
 
 
 def _read(run: FinishedRun, quantity: str, task: str | None) -> float | None:

@@ -1,18 +1,21 @@
 """How sure a number is: intervals of means, differences paired by seed, corrections, effect sizes, sources of variance.
 
 The unit of replication is the pretraining seed: a student's score is the mean over its fine-tuning seeds, and the n of
-every interval counts students. Formulae, sources and what none of this can say: docs/statistics.md.
+every interval counts students. Scores have two levels, students and their fine-tunings; an interval is never narrower
+than fine-tunings alone would make it (``floor``). Formulae, sources and what none of this can say: docs/statistics.md.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from kd_megatron.console.units import counted
 from kd_megatron.errors import RecipeError
+from kd_megatron.study.power import ERROR_RATE
 
-CONFIDENCE = 0.95
+CONFIDENCE = 1 - ERROR_RATE
 Method = Literal["t", "bootstrap"]
 FEWEST_FOR_BOOTSTRAP = 10  # below it, resampled means take few values and the interval is much too narrow
 NUM_RESAMPLES = 9_999
@@ -49,11 +52,15 @@ class Estimate:
         return self.low is not None and self.high is not None and self.low < self.high and self.low * self.high > 0
 
 
-def estimate(values: Sequence[float], confidence: float = CONFIDENCE, method: Method = "t") -> Estimate | None:
+def estimate(
+    values: Sequence[float], confidence: float = CONFIDENCE, method: Method = "t", floor: float = 0.0
+) -> Estimate | None:
     """Mean of ``values`` and its interval; None when there are none (or one of them is not finite).
 
     Args:
         values: one for each seed.
+        floor: variance that each value has of its fine-tunings alone (`finetuning_variance`). Where the values vary by
+            less, it is taken in place of their variance: what students have of their own is not below zero.
         method: ``"t"``: Student's, mean +- t * s / sqrt(n), for independent and roughly normal values; with two or
             three it is wide, and that is the honest answer. ``"bootstrap"``: `scipy.stats.bootstrap`'s BCa (Efron
             1987), which assumes no shape.
@@ -69,10 +76,21 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE, method: Me
         return Estimate(num, mean, *_bootstrap_interval(values, confidence))
     if num == 1:
         return Estimate(1, mean)
+    half = _quantile((1 + confidence) / 2, num - 1) * _standard_error(values, floor)
+    return Estimate(num, mean, mean - half, mean + half)
+
+
+@cache
+def _quantile(probability: float, degrees: int) -> float:
     from scipy import stats  # here: timing training steps imports this module and needs none of it
 
-    half = float(stats.t.ppf((1 + confidence) / 2, num - 1)) * deviation(values) / math.sqrt(num)
-    return Estimate(num, mean, mean - half, mean + half)
+    return float(stats.t.ppf(probability, degrees))
+
+
+def _standard_error(values: Sequence[float], floor: float) -> float:
+    """Of the mean; zero for values that do not vary, whatever ``floor`` is: those are no evidence."""
+    spread = deviation(values)
+    return math.sqrt(max(spread**2, floor) / len(values)) if spread else 0.0
 
 
 def _bootstrap_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
@@ -123,10 +141,10 @@ def paired_values(arm: Mapping[int, float], reference: Mapping[int, float]) -> l
 
 
 def paired_difference(
-    arm: Mapping[int, float], reference: Mapping[int, float], method: Method = "t"
+    arm: Mapping[int, float], reference: Mapping[int, float], method: Method = "t", floor: float = 0.0
 ) -> Estimate | None:
-    """Mean of `paired_values` and its interval; None when they share no seed. Raises as `estimate` does."""
-    return estimate(paired_values(arm, reference), method=method)
+    """Mean of `paired_values` and its interval; None when they share no seed. Arguments and errors as of `estimate`."""
+    return estimate(paired_values(arm, reference), method=method, floor=floor)
 
 
 def simultaneous_confidence(num_comparisons: int) -> float:
@@ -134,13 +152,19 @@ def simultaneous_confidence(num_comparisons: int) -> float:
     return 1 - (1 - CONFIDENCE) / max(num_comparisons, 1)
 
 
-def paired_p_value(differences: Sequence[float]) -> float | None:
-    """Two-sided p of the paired t-test that the mean difference is zero; None for fewer than two, or no variation."""
+def paired_p_value(differences: Sequence[float], floor: float = 0.0) -> float | None:
+    """Two-sided p of the paired t-test that the mean difference is zero; None for fewer than two, or no variation.
+
+    Args:
+        differences: one for each seed.
+        floor: as of `estimate`; 0.0 gives `scipy.stats.ttest_1samp`.
+    """
     if len(differences) < 2 or deviation(differences) == 0:
         return None
     from scipy import stats
 
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+    mean = math.fsum(differences) / len(differences)
+    return float(2 * stats.t.sf(abs(mean) / _standard_error(differences, floor), len(differences) - 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -160,21 +184,26 @@ Judged = tuple[Estimate, Estimate, int, float | None, float | None]  # plain, co
 
 
 def judged(
-    family: Sequence[Sequence[float]], method: Method, num_comparisons: int | None = None
+    family: Sequence[Sequence[float]], method: Method, num_comparisons: int, floors: Sequence[float] | None = None
 ) -> list[Judged | None]:
     """What may be claimed of each mean difference of a family; None where a value is not finite.
 
+    The corrected interval is Student's whatever the method: resampling ten values says nothing of one in a thousand.
+
     Args:
         family: of each member, the differences seed by seed.
-        method: as of `estimate`.
-        num_comparisons: of the family, where more were made than are in it.
+        method: of the plain interval, as of `estimate`.
+        num_comparisons: of the family, known before its values are: those without a value count, and have p = 1.
+        floors: of each member, as of `estimate`; None: 0.0.
     """
-    num = num_comparisons or len(family)
-    p_values = [paired_p_value(differences) for differences in family]
-    adjusted = holm([1.0 if p is None else p for p in p_values])
+    num = max(num_comparisons, len(family))
+    floors = floors or [0.0] * len(family)
+    p_values = [paired_p_value(differences, floor) for differences, floor in zip(family, floors, strict=True)]
+    adjusted = holm([*(1.0 if p is None else p for p in p_values), *[1.0] * (num - len(family))])[: len(family)]
     found: list[Judged | None] = []
-    for differences, p, by_holm in zip(family, p_values, adjusted, strict=True):
-        plain, corrected = (estimate(differences, one, method) for one in (CONFIDENCE, simultaneous_confidence(num)))
+    for differences, floor, p, by_holm in zip(family, floors, p_values, adjusted, strict=True):
+        plain = estimate(differences, CONFIDENCE, method, floor)
+        corrected = estimate(differences, simultaneous_confidence(num), "t", floor)
         found.append((plain, corrected, num, p, None if p is None else by_holm) if plain and corrected else None)
     return found
 
@@ -203,6 +232,23 @@ class VarianceComponents:
     finetuning: float  # between fine-tuning seeds of one student
     num_students: int
     num_scores: int
+
+
+def finetuning_variance(scores: Sequence[Sequence[float]]) -> float:
+    """Variance of a student's mean score by its fine-tunings alone: mean square within, times the mean of 1 / n_i.
+
+    Args:
+        scores: for each student, the score of each fine-tuning seed; those with one alone say nothing of it.
+
+    Returns:
+        In the score's unit squared; 0.0 where no student has two scores.
+    """
+    groups = [group for group in scores if len(group) > 1]
+    if not groups:
+        return 0.0
+    squares = math.fsum(deviation(group) ** 2 * (len(group) - 1) for group in groups)
+    within = squares / sum(len(group) - 1 for group in groups)
+    return within * math.fsum(1 / len(group) for group in groups) / len(groups)
 
 
 def variance_components(scores: Sequence[Sequence[float]]) -> VarianceComponents | None:

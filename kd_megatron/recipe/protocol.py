@@ -20,6 +20,8 @@ class ProtocolRecipe(Strict):
     stopping: str = "one look, when all seeds of all arms are finished"  # in words
 
     def problems(self) -> Iterator[str]:
-        """Arms that are named twice."""
+        """Arms that are named twice, and students who have no interval."""
         if self.arms is not None and len(set(self.arms)) < len(self.arms):
             yield f"protocol.arms names an arm twice: {self.arms}"
+        if self.students == 1:
+            yield "protocol.students 1: a verdict needs an interval, and an interval needs at least 2"

@@ -28,6 +28,8 @@ from kd_megatron.recipe.protocol import ProtocolRecipe
 from kd_megatron.recipe.training import MarkersRecipe, TrainingRecipe, TuningRecipe, ValidationRecipe
 from kd_megatron.recipe.types import Count, Positive, Seed
 
+PREFERRED_REFERENCE = "scratch"
+
 
 class ShardsRecipe(Strict):
     """One prepared shard set and its share of the samples."""
@@ -87,6 +89,11 @@ class StudyRecipe(Strict):
     output: Annotated[PathText | None, WORDS] = None  # anywhere; None: studies/NAME
     notes: Annotated[list[str], WORDS] = []  # printed in the report, such as licences and caveats
 
+    @property
+    def reference(self) -> str:
+        """The arm that the others are compared with: ``scratch``, else the first one."""
+        return PREFERRED_REFERENCE if PREFERRED_REFERENCE in self.arms else next(iter(self.arms))
+
     def problems(self) -> Iterator[str]:
         """Sections that do not go together."""
         if self.teacher and self.teacher.partition and self.training.compile:
@@ -111,8 +118,20 @@ class StudyRecipe(Strict):
             )
         if self.tuning:
             yield from self._problems_of_tuning(self.tuning)
-        if self.protocol and (unknown := sorted({*(self.protocol.arms or [])} - self.arms.keys())):
+        if self.protocol:
+            yield from self._problems_of_protocol(self.protocol)
+
+    def _problems_of_protocol(self, protocol: ProtocolRecipe) -> Iterator[str]:
+        """Primary contrasts that this study does not have."""
+        if unknown := sorted({*(protocol.arms or [])} - self.arms.keys()):
             yield f"protocol.arms names {', '.join(unknown)}, which is no arm of {', '.join(self.arms)}"
+        if self.reference in (protocol.arms or []):
+            yield (
+                f"protocol.arms names {self.reference}, which is the arm that the others are compared with. To fix: "
+                "name the others alone"
+            )
+        if protocol.measure == "score" and self.finetune is None:
+            yield "protocol.measure score needs the section finetune, where scores come from. To fix: take probe_loss"
 
     def _problems_of_branches(self, markers: MarkersRecipe) -> Iterator[str]:
         """Branches of a rate that never comes down, or that has not come up."""

@@ -8,7 +8,6 @@ from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.study.effective import read
 
 RECIPE_FILE = "study.yaml"
-PREFERRED_REFERENCE = "scratch"
 
 
 def teacher_directory(study: Path) -> Path:

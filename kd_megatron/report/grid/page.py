@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kd_megatron import __version__
 from kd_megatron.analysis import leads, run_checks
+from kd_megatron.analysis.fitness import TOO_FEW, power_in_words
 from kd_megatron.analysis.leads import AXES, Axis, GridResults, Growth
 from kd_megatron.analysis.measure import Measure
 from kd_megatron.analysis.statistics import Method
@@ -63,8 +64,8 @@ def answer(grid: GridResults) -> str:
         return "No cell has begun: there is no answer."
     if grid.unfair:
         return f"Nothing is concluded: arms with the same seed differ in more than their objective ({grid.unfair[0]})."
-    if word := grid.objection(grid.measures[0]):
-        return f"Nothing is concluded by the {grid.measures[0].name}: {word} (see the cells' own pages)."
+    if found := grid.objection(grid.measures[0]):
+        return f"Nothing is concluded by the {grid.measures[0].name}: {found.word} (see the cells' own pages)."
     if not grid.distilled:
         return f"No arm with a teacher has a result beside {grid.reference}: there is no answer yet."
     said = [_axis_answer(grid, axis) for axis in AXES]
@@ -142,8 +143,9 @@ def growth_in_words(growth: Growth, measure: Measure) -> str:
     if not varies:
         return f"{said}, the same in {num_seeds(growth.growth.n)}: no variation, which is no evidence"
     zero = "excludes" if growth.corrected.excludes_zero else "includes"
-    both = ", corrected for the two questions asked," if growth.num_comparisons > 1 else ""
-    return f"{said} (95 % interval{both} over {num_seeds(growth.growth.n)}, which {zero} zero)"
+    both = f", corrected for all {growth.num_comparisons} growths," if growth.num_comparisons > 1 else ""
+    said = f"{said} (95 % interval{both} over {num_seeds(growth.growth.n)}, which {zero} zero)"
+    return f"{said}; {growth.objection.word}: no verdict" if growth.objection else said
 
 
 # --- the page ---------------------------------------------------------------------------------------------
@@ -174,9 +176,22 @@ def caveats(grid: GridResults) -> list[str]:
         "Small pools are parts of the large ones, drawn once: how much the choice of a pool matters is in no interval.",
         "Repetition and the size of the pool go together here: a small pool is both read more often and less varied.",
         "The probe's loss favours arms that train masked-language modelling.",
+        *_power(grid),
         *_allowed(grid),
         *grid.recipe.notes,
     ]
+    return said
+
+
+def _power(grid: GridResults) -> list[str]:
+    """What the seeds can find, and where they are too few."""
+    found = leads.all_growths(grid).values()
+    doubts = (one.objection for one in found if one.objection and one.objection.word == TOO_FEW)
+    said = list(dict.fromkeys(doubt.sentence for doubt in doubts))
+    promised = grid.recipe.protocol.students if grid.recipe.protocol else None
+    fewest = min((one.growth.n for one in found), default=0)
+    if not said and promised and fewest > 1:
+        said = [power_in_words("growths", fewest, leads.num_growths(grid), promised)]
     return said
 
 

@@ -73,9 +73,10 @@ def growth_table(grid: GridResults, axis: Axis) -> Table | None:
         "the largest budget less the smallest"
     )  # fmt: skip
     note = (
-        f"Growth: the lead with {ends}, seed by seed, with its 95 % interval. The corrected intervals and p hold "
-        "together for all arms and levels of one measure, those of means over distilled arms for "
-        "the axes asked about. Points, or nats of the probe's loss, where above zero is better."
+        f"Growth: the lead with {ends}, seed by seed, with its 95 % interval. The corrected intervals (Bonferroni) and "
+        f"p (Holm) hold together for one family of {leads.num_growths(grid)} growths: all arms and levels of both axes "
+        "by all measures, means over distilled arms included. Points, or nats of the probe's loss, where above zero is "
+        "better."
     )
     title = "Does the lead grow when text repeats?" if axis == "repetition" else "Does the lead grow with the budget?"
     return Table(f"growth_with_{axis}", title, columns, rows, note)

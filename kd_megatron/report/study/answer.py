@@ -9,6 +9,7 @@ from kd_megatron.analysis.run_checks import unfair_checks
 from kd_megatron.analysis.statistics import Estimate
 from kd_megatron.console import units
 from kd_megatron.console.units import budget_in_words, num_seeds
+from kd_megatron.report.study.certainty_tables import size_in_words
 
 
 def answer(results: StudyResults) -> str:
@@ -32,18 +33,18 @@ def answer(results: StudyResults) -> str:
     if found := objections(results, measure.quantity):
         return f"No winner is named by the {measure.name}. {found[0].sentence}"
     other = results.reference if best != results.reference else ranked[1][0]
-    gap = comparisons.best_against(results, best, other, measure.quantity)
+    gap = comparisons.between(results, best, other, measure.quantity)
     if gap is None:
         return f"{opening}; {other} shares no seed with it, so no difference can be given."
     rest = [arm for arm, _, _ in ranked if arm not in (best, other)]
-    near = _not_told_apart(results, best, rest, measure) if gap.verdict in ("better", "worse") else []
+    near = _not_told_apart(results, best, rest, measure) if gap.is_decided else []
     doubt = f"; these seeds cannot tell {best} from {' or '.join(near)}" if near else ""
     return f"{opening}, {_gap_in_words(gap, measure)}{doubt}."
 
 
 def _not_told_apart(results: StudyResults, best: str, rest: list[str], measure: Measure) -> list[str]:
     """Those of ``rest`` that ``best`` was picked before, and is not ahead of beyond doubt."""
-    found = {arm: comparisons.best_against(results, best, arm, measure.quantity) for arm in rest}
+    found = {arm: comparisons.between(results, best, arm, measure.quantity) for arm in rest}
     return [arm for arm, one in found.items() if one is None or one.verdict != "better"]
 
 
@@ -56,15 +57,19 @@ def _gap_in_words(found: Comparison, measure: Measure) -> str:
     if gap.low == gap.high:  # of no width: no evidence (`Estimate.excludes_zero`)
         return f"{place}, the same in {num_seeds(gap.n)}: no variation, so these seeds cannot tell {best} from {other}"
     interval = f"95 % interval of the difference {_ends(gap, measure)}, paired over {num_seeds(gap.n)}"
-    if not gap.excludes_zero:
-        return f"{place} ({interval}); the interval includes zero: these seeds cannot tell {best} from {other}"
-    if found.num_comparisons == 1:
-        return f"{place} ({interval}); the interval excludes zero"
-    corrected = f"corrected for picking the best of {found.num_comparisons + 1} arms: {_ends(found.corrected, measure)}"
-    if found.corrected.excludes_zero:
-        return f"{place} ({interval}; {corrected}); the interval excludes zero"
-    doubt = f"zero is outside the first and inside the second: these seeds cannot tell {best} from {other}"
-    return f"{place} ({interval}; {corrected}); {doubt}"
+    if found.num_comparisons > 1:
+        of = "primary contrasts" if found.label == "primary" else "contrasts of this report"
+        interval += f"; corrected for {found.num_comparisons} {of}: {_ends(found.corrected, measure)}"
+    if found.objection:
+        why = found.objection.sentence.rstrip(".")
+        return f"{place} ({interval}). No verdict is given, so {best} and {other} cannot be told apart here. {why}"
+    beside = f"; {words}" if (words := size_in_words(found)) else ""
+    if found.is_decided:
+        return f"{place} ({interval}); the interval excludes zero{beside}"
+    doubt = f"these seeds cannot tell {best} from {other}{beside}"
+    if gap.excludes_zero and found.num_comparisons > 1:
+        return f"{place} ({interval}); zero is outside the first and inside the second: {doubt}"
+    return f"{place} ({interval}); the interval includes zero: {doubt}"
 
 
 def _ends(gap: Estimate, measure: Measure) -> str:

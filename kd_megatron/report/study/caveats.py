@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-from kd_megatron.analysis import break_even
-from kd_megatron.analysis.comparisons import OVERALL
-from kd_megatron.analysis.fitness import UNFAIR, objections
-from kd_megatron.analysis.measure import PROBE, measure_of
+from kd_megatron.analysis import break_even, coverage
+from kd_megatron.analysis.comparisons import OVERALL, all_comparisons, planned, to_reference
+from kd_megatron.analysis.fitness import UNFAIR, objections, power_in_words
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import Finding
 from kd_megatron.analysis.summaries import CacheUse
@@ -31,7 +30,9 @@ def caveats(results: StudyResults, findings: list[Finding], allowed: list[Differ
         *_unfair(findings, allowed),
         *_seeds(results),
         *_what_seeds_vary(results),
+        *_power(results),
         *_objections(results),
+        *_coverage(results),
         *_finetuning(results),
         *_repetition(results),
         *_branches(results),
@@ -62,8 +63,28 @@ def _unfair(findings: list[Finding], allowed: list[Difference]) -> list[str]:
 
 def _objections(results: StudyResults) -> list[str]:
     """What takes verdicts away beside unfairness, which the fairness check tells in full."""
-    found = (one for quantity in OVERALL for one in objections(results, quantity) if one.word != UNFAIR)
-    return list(dict.fromkeys(one.sentence for one in found))
+    found = [one for quantity in OVERALL for one in objections(results, quantity)]
+    found += [one.objection for one in all_comparisons(results) if one.objection]
+    return list(dict.fromkeys(one.sentence for one in found if one.word != UNFAIR))
+
+
+def _power(results: StudyResults) -> list[str]:
+    """What the students can find, in the contrasts that are judged first, by those that are compared least."""
+    asked = planned(results)
+    first = [one for one in to_reference(results) if one.label != "secondary"]
+    fewest = min((one.difference.n for one in first), default=0)
+    if fewest < 2:
+        return []
+    promised = results.recipe.protocol.students if results.recipe.protocol else None
+    what = "contrasts of this report" if not asked.primary else "primary contrasts"
+    return [power_in_words(what, fewest, asked.num_decisive, promised)]
+
+
+def _coverage(results: StudyResults) -> list[str]:
+    """That intervals of scores promise more than they hold, where few students have few fine-tunings."""
+    if not any(results.by_seed(arm, "score") for arm in results.arms):
+        return []
+    return coverage.shortfall(results)
 
 
 def _seeds(results: StudyResults) -> list[str]:
@@ -78,8 +99,8 @@ def _seeds(results: StudyResults) -> list[str]:
         said += f" One seed of {', '.join(single)}: there no interval can be given, and a difference may be chance."
     if len(results.arms) > 2:
         said += (
-            f" Those of single numbers are not corrected for picking the best of {len(results.arms)} arms; what is "
-            "claimed of a difference is."
+            f" Those of single numbers are not corrected for picking the best of {len(results.arms)} arms; verdicts "
+            "are, for all contrasts of this report."
         )
     said += " Pretraining seeds are what is counted: a student's score is the mean over its fine-tuning seeds."
     return [said]
@@ -107,7 +128,7 @@ def _what_seeds_vary(results: StudyResults) -> list[str]:
 
 def _finetuning(results: StudyResults) -> list[str]:
     recipe = results.recipe.finetune
-    if measure_of(results) is PROBE:
+    if not any(results.by_seed(arm, "score") for arm in results.arms):
         yet = "" if recipe is None else " yet"
         return [
             f"No fine-tuning{yet}: arms are ranked by the probe's held-out loss, which favours arms that train MLM."

@@ -10,7 +10,10 @@ from kd_megatron.console import units
 from kd_megatron.report.page import words
 from kd_megatron.report.page.table import Column, Table, named, numbers, texts
 
-INTERVALS = {"t": "Student's t", "bootstrap": "BCa bootstrap over seeds"}
+INTERVALS = {
+    "t": "Student's t over students, no narrower than their fine-tunings alone would make it",
+    "bootstrap": "BCa bootstrap over seeds, corrected ones Student's t",
+}
 
 
 def differences(results: StudyResults) -> list[Table]:
@@ -20,7 +23,7 @@ def differences(results: StudyResults) -> list[Table]:
     """
     if comparisons.missing_seeds(results):
         return []
-    overall = [one for quantity in comparisons.OVERALL for one in comparisons.overall(results, quantity)]
+    overall = [one for one in comparisons.to_reference(results) if one.quantity in comparisons.OVERALL]
     by_task = [one for arm in results.arms for one in comparisons.by_task(results, arm)]
     found = [_differences(results, "differences", "", overall)] if overall else []
     if by_task:
@@ -36,6 +39,7 @@ def _differences(results: StudyResults, name: str, title: str, found: list[Compa
     columns = [
         *texts("arm"),
         *([Column("other", "minus", is_text=True)] if are_pairs else []),
+        Column("label", "contrast", is_text=True),
         Column("quantity", "in", is_text=True),
         Column("seeds", "seeds"),
         Column("shown", "difference [95 %]" if are_pairs else f"difference to {results.reference} [95 %]", units.plain),
@@ -43,18 +47,70 @@ def _differences(results: StudyResults, name: str, title: str, found: list[Compa
         Column("p_holm", "p (Holm)", p_value),
         Column("effect_size", "effect size g", _hundredths),
         *texts("verdict"),
+        *([Column("size", _smallest_in_words(found), is_text=True)] if _smallest(found) is not None else []),
     ]
     note = (
         f"Scores in points, losses in nats (lower is better); paired by seed; intervals: {INTERVALS[results.interval]}"
-        ". Corrected intervals hold together at 95 % (Bonferroni) over the tasks within an arm, or in an average over "
-        f"the {'pairs of arms' if are_pairs else 'arms'}; p: paired t-test, corrected by Holm over the same families. "
-        "g: mean of the differences over their deviation, with Hedges' correction, from three seeds on. A verdict, and "
-        "bold, need a corrected interval without zero. n counts students: a student's score is the mean over its "
-        "fine-tuning seeds."
+        f". {_family_in_words(results)}{_pairs_in_words(results) if are_pairs else ''} p: paired t-test, corrected by "
+        "Holm over the same families. g: mean of the differences over their deviation, with Hedges' correction, from "
+        "three seeds on. A verdict, and bold, need a corrected interval without zero, and enough students. n counts "
+        "students: a student's score is the mean over its fine-tuning seeds."
     )
     rows = [_difference_row(one) for one in found]
     strong = {(row, "shown") for row, one in enumerate(found) if one.verdict == "better"}
     return Table(name, title, columns, rows, note, frozenset(strong))
+
+
+def _family_in_words(results: StudyResults) -> str:
+    """What corrected intervals are corrected for."""
+    planned = comparisons.planned(results)
+    whole = f"{len(planned.contrasts)} contrasts to {results.reference}"
+    parts = "arms x (losses by probe and own head, average, tasks)" if results.tasks else "arms x losses"
+    if not planned.primary:
+        return (
+            f"Corrected intervals hold together at 95 % (Bonferroni) over all of this report's {whole}, {parts}: one "
+            "family, exploratory, as the recipe has no protocol."
+        )
+    return (
+        f"Corrected intervals (Bonferroni) of the protocol's {len(planned.primary)} primary contrasts hold together at "
+        f"95 %. The others are secondary, are corrected for all {whole}, {parts}, and are judged only where every "
+        "primary one is decided, which keeps the chance of any false verdict in this report at 5 %."
+    )
+
+
+def _pairs_in_words(results: StudyResults) -> str:
+    """The same of two arms beside the reference."""
+    return (
+        f" Two other arms are judged against each other only in a quantity in which one of them differs from "
+        f"{results.reference}, corrected for {comparisons.planned(results).num_among_others}."
+    )
+
+
+def _smallest(found: list[Comparison]) -> float | None:
+    return next((one.smallest_effect for one in found if one.smallest_effect is not None), None)
+
+
+def _smallest_in_words(found: list[Comparison]) -> str:
+    return f"beside the smallest effect of interest ({_effect_in_words(found)})"
+
+
+def _effect_in_words(found: list[Comparison]) -> str:
+    one = next(one for one in found if one.smallest_effect is not None)
+    assert one.smallest_effect is not None
+    is_loss = one.quantity in comparisons.LOSSES
+    return f"{one.smallest_effect:g} nats" if is_loss else f"{100 * one.smallest_effect:g} points"
+
+
+def size_in_words(one: Comparison) -> str | None:
+    """What the corrected interval says of the smallest effect of interest; None where none is named or judged."""
+    if one.is_equivalent is None:
+        return None
+    size = _effect_in_words([one])
+    if one.is_equivalent:
+        return f"equivalent within {size}"
+    if not one.is_decided:
+        return f"effects above {size} are not excluded"
+    return f"at least {size}" if one.excludes_small_effects else f"effects below {size} are not excluded"
 
 
 def p_value(value: float | None) -> str:
@@ -69,9 +125,9 @@ def _hundredths(value: float | None) -> str:
 
 
 def _difference_row(one: Comparison) -> dict[str, Any]:
-    scale, digits = (1, 3) if one.quantity == "probe_loss" else (100, 1)
+    scale, digits = (1, 3) if one.quantity in comparisons.LOSSES else (100, 1)
     return {
-        **named(one, "arm", "other"),
+        **named(one, "arm", "other", "label"),
         "quantity": one.title,
         "seeds": one.difference.n,
         **named(one, "difference", "corrected"),
@@ -80,6 +136,7 @@ def _difference_row(one: Comparison) -> dict[str, Any]:
         "comparisons": one.num_comparisons,
         "p": one.p_value,
         **named(one, "p_holm", "effect_size", "verdict"),
+        "size": size_in_words(one),
     }
 
 

@@ -15,7 +15,8 @@ from kd_megatron.report.study import figures
 NOTE = (
     "Each student by the masked-language-model head that its objective trained, on the same held-out windows as the "
     "probe. Lower is better, in nats. Arms without a trained head have no such loss. Differences are paired by seed; "
-    "corrected intervals hold together over the arms; the probe's gap is its loss minus that of the own head."
+    "corrected intervals and verdicts are of the report's family, as in the table of differences; the probe's gap is its "
+    "loss minus that of the own head."
 )
 
 
@@ -31,7 +32,9 @@ def table(study: StudyResults) -> Table | None:
             "seeds": len(study.by_seed(arm, OWN_HEAD.quantity)),
             "own_loss": study.mean(arm, OWN_HEAD.quantity),
             "difference": compared[arm].difference if arm in compared else None,
+            "label": compared[arm].label if arm in compared else None,
             "corrected": words.ends(compared[arm].corrected, 1, 3) if arm in compared else None,
+            "comparisons": compared[arm].num_comparisons if arm in compared else None,
             "verdict": compared[arm].verdict if arm in compared else None,
             "gap": estimate(list(probe_gaps(study, arm).values()), method=study.interval),
         }
@@ -42,7 +45,8 @@ def table(study: StudyResults) -> Table | None:
         Column("seeds", "seeds"),
         Column("own_loss", "held-out MLM loss (own head)", words.loss),
         Column("difference", f"difference to {study.reference} [95 %]", words.loss_difference),
-        *numbers(corrected="corrected interval"),
+        Column("label", "contrast", units.plain, is_text=True),
+        *numbers(corrected="corrected interval", comparisons="corrected for"),
         Column("verdict", "verdict", units.plain, is_text=True),
         Column("gap", "the probe's gap", words.loss),
     ]

@@ -52,7 +52,7 @@ def scores(results: StudyResults) -> Table:
         note += " * scored on a partial or substitute split."
     strong = _winners(results)
     if strong:
-        note += " Bold: ahead of every other arm by a corrected interval without zero."
+        note += " Bold: better than every other arm by the verdicts of this report's family (see the differences)."
     rows = [_scores_row(results, arm) for arm in results.arms]
     return Table("scores", "What each arm scores", columns, rows, note, strong)
 
