@@ -8,106 +8,26 @@ winner is read off these comparisons.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import combinations
 
+from kd_megatron.analysis.comparison import LOSSES, TITLES, Comparison
 from kd_megatron.analysis.fitness import Objection, objections, too_few_students
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.statistics import (
-    Estimate,
     VarianceComponents,
     hedges_g,
     judged,
     paired_values,
     variance_components,
-    verdict,
 )
-from kd_megatron.study.contrasts import Contrast, Families, Label, families
+from kd_megatron.study.contrasts import Contrast, Families, families
 
 OVERALL = ("score", "probe_loss")
-LOSSES = ("probe_loss", "own_loss")
-DECIDED = ("better", "worse")
-TITLES = {
-    "score": "average", "probe_loss": "held-out MLM loss (probe)", "own_loss": "held-out MLM loss (own head)",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One arm against another in one quantity, over the seeds they share; in the quantity's base unit."""
-
-    arm: str
-    other: str
-    quantity: str  # of StudyResults.by_seed
-    task: str | None
-    label: Label  # of the family
-    difference: Estimate
-    corrected: Estimate  # the same with the interval that holds together with its family's
-    num_comparisons: int  # in the family
-    p_value: float | None
-    p_holm: float | None
-    effect_size: float | None  # Hedges' g of the paired differences
-    smallest_effect: float | None = None  # of interest, where the protocol names one for this quantity
-    objection: Objection | None = None  # what takes the verdict away, the gravest
-
-    @property
-    def title(self) -> str:
-        """The task, or what is averaged."""
-        return self.task or TITLES[self.quantity]
-
-    @property
-    def is_better(self) -> bool:
-        """Whether the arm is ahead; it may be by chance."""
-        return self.difference.mean < 0 if self.quantity in LOSSES else self.difference.mean > 0
-
-    @property
-    def verdict(self) -> str:
-        """``"better"`` or ``"worse"`` when the corrected interval excludes zero, else why nothing can be said."""
-        word = self.objection.word if self.objection else None
-        return verdict(self.difference, self.corrected, word, "better" if self.is_better else "worse")
-
-    @property
-    def is_decided(self) -> bool:
-        """Whether the verdict is ``"better"`` or ``"worse"``."""
-        return self.verdict in DECIDED
-
-    @property
-    def excludes_small_effects(self) -> bool | None:
-        """Whether the corrected interval holds no effect below the smallest of interest; None where none is named."""
-        low, high, smallest = self.corrected.low, self.corrected.high, self.smallest_effect
-        if low is None or high is None or smallest is None:
-            return None
-        return low * high > 0 and min(abs(low), abs(high)) >= smallest
-
-    @property
-    def is_equivalent(self) -> bool | None:
-        """Whether it holds no effect above the smallest of interest; None where none is named, or nothing is judged."""
-        low, high, smallest = self.corrected.low, self.corrected.high, self.smallest_effect
-        if low is None or high is None or smallest is None or self.objection or low == high:
-            return None
-        return max(abs(low), abs(high)) <= smallest
-
-    @property
-    def reversed(self) -> "Comparison":
-        """The same, of the other arm against this one."""
-        return replace(
-            self,
-            arm=self.other,
-            other=self.arm,
-            difference=_negative(self.difference),
-            corrected=_negative(self.corrected),
-            effect_size=None if self.effect_size is None else -self.effect_size,
-        )
-
-
-def _negative(value: Estimate) -> Estimate:
-    ends = (None if end is None else -end for end in (value.high, value.low))
-    return Estimate(value.n, -value.mean, *ends)
 
 
 @once
-def to_reference(results: StudyResults) -> list[Comparison]:
+def declared(results: StudyResults) -> list[Comparison]:
     """Every contrast of the report whose values are known, each judged with its family; by quantity, then by arm.
 
     Nothing beside the primary ones is judged before each of those, whether it is known yet or not, is decided.
@@ -137,22 +57,22 @@ def _undecided(asked: Families, primary: Sequence[Comparison]) -> Objection | No
 @once
 def overall(results: StudyResults, quantity: str) -> list[Comparison]:
     """Each arm against the reference in ``"score"``, ``"probe_loss"`` or ``"own_loss"``."""
-    return [one for one in to_reference(results) if one.quantity == quantity]
+    return [one for one in declared(results) if one.quantity == quantity]
 
 
 @once
 def by_task(results: StudyResults, arm: str) -> list[Comparison]:
     """``arm`` against the reference, task by task."""
-    return [one for one in to_reference(results) if one.quantity == "task" and one.arm == arm]
+    return [one for one in declared(results) if one.quantity == "task" and one.arm == arm]
 
 
 @once
 def _among_others(results: StudyResults, quantity: str, task: str | None) -> list[Comparison]:
-    """Each pair of arms beside the reference; secondary, and judged where one of both differs from it in this quantity."""
+    """Each pair of arms beside the reference; judged after the primary ones, where one of both differs from it."""
     others = [arm for arm in results.arms if arm != results.reference]
-    decided = [one for one in to_reference(results) if one.is_decided]
+    decided = [one for one in declared(results) if one.is_decided]
     differing = {one.arm for one in decided if (one.quantity, one.task) == (quantity, task)}
-    closed = _undecided(planned(results), to_reference(results))
+    closed = _undecided(planned(results), declared(results))
     unequal = Objection(
         f"both undecided to {results.reference}",
         f"Two other arms are judged against each other only where one of them differs from {results.reference}.",
@@ -168,7 +88,7 @@ def _among_others(results: StudyResults, quantity: str, task: str | None) -> lis
 def between(results: StudyResults, arm: str, other: str, quantity: str, task: str | None = None) -> Comparison | None:
     """Any arm against any other one; None where they share no value."""
     if results.reference in (arm, other):
-        found = [one for one in to_reference(results) if (one.quantity, one.task) == (quantity, task)]
+        found = [one for one in declared(results) if (one.quantity, one.task) == (quantity, task)]
     else:
         found = _among_others(results, quantity, task)
     for one in found:
@@ -188,7 +108,7 @@ def every_pair(results: StudyResults, quantity: str) -> list[Comparison]:
 
 def all_comparisons(results: StudyResults) -> list[Comparison]:
     """Everything that is judged and printed: to the reference, then of every pair."""
-    return [*to_reference(results), *(one for quantity in OVERALL for one in every_pair(results, quantity))]
+    return [*declared(results), *(one for quantity in OVERALL for one in every_pair(results, quantity))]
 
 
 @once
@@ -208,7 +128,7 @@ def check_interval(results: StudyResults) -> None:
     for arm in results.arms:
         for quantity in OVERALL:
             results.mean(arm, quantity)
-    to_reference(results)
+    declared(results)
 
 
 @once
@@ -232,7 +152,7 @@ def _family(results: StudyResults, pairs: Sequence[Pair]) -> list[Comparison]:
     contrast, other, _ = known[0][0]
     asked, is_of_reference = planned(results), other == results.reference
     num = asked.num_corrected_for(contrast) if is_of_reference else asked.num_among_others
-    label = asked.label(contrast) if is_of_reference or not asked.primary else "secondary"
+    role = asked.role(contrast) if is_of_reference or not asked.primary else "secondary"
     floors = [_finetuning_variance(results, pair) for pair, _ in known]
     found = judged([differences for _, differences in known], results.interval, num, floors)
     comparisons = []
@@ -241,7 +161,7 @@ def _family(results: StudyResults, pairs: Sequence[Pair]) -> list[Comparison]:
             (one, other, closed), size = pair, hedges_g(differences)
             doubt = _objection(results, one, sure[0].n, num, closed)
             effect = _smallest_effect(results, one.quantity)
-            comparisons.append(Comparison(one.arm, other, one.quantity, one.task, label, *sure, size, effect, doubt))
+            comparisons.append(Comparison(one.arm, other, one.quantity, one.task, role, *sure, size, effect, doubt))
     return comparisons
 
 

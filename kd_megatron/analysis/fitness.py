@@ -10,7 +10,7 @@ from kd_megatron.analysis.measure import OWN_HEAD, PROBE
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
-from kd_megatron.study.power import ENOUGH, VERDICT_EFFECT, enough_students, power
+from kd_megatron.study.power import ENOUGH, VERDICT_EFFECT, fewest_students, power
 
 FIT_GAP = 0.05  # nats between the probe and an own head, beyond which the probe is no measure of what students know
 
@@ -48,7 +48,7 @@ def too_few_students(num_students: int, num_contrasts: int, promised: int | None
         num_contrasts: of the family that is corrected for.
         promised: the number that the recipe fixed before the first step (`protocol.students`); None: power decides.
     """
-    needed = enough_students(num_contrasts) if promised is None else promised
+    needed = fewest_students(num_contrasts) if promised is None else promised
     if num_students < 2 or num_students >= needed:
         return []
     why = f"a verdict needs {ENOUGH:.0%}, so {needed} students" if promised is None else f"the protocol says {needed}"
@@ -65,7 +65,7 @@ def power_in_words(what: str, num_students: int, num_contrasts: int, promised: i
     """What so many students can find; ``what``: of the family, such as "primary contrasts"."""
     found = f"{power(VERDICT_EFFECT, num_students, num_contrasts):.0%}"
     fixed = (
-        f"the protocol fixed {promised}" if promised else f"{enough_students(num_contrasts)} are enough for verdicts"
+        f"the protocol fixed {promised}" if promised else f"{fewest_students(num_contrasts)} are enough for verdicts"
     )
     return (
         f"Power: {num_students} students of each arm find a difference of {VERDICT_EFFECT:g} standard deviations with "

@@ -22,6 +22,7 @@ from kd_megatron.machine.precision import resolve_precision
 from kd_megatron.models.build import BERT_VOCABULARY
 from kd_megatron.planner import plan_speed, plan_totals
 from kd_megatron.planner.plan_arms import ArmPlan, Means, plan_arm
+from kd_megatron.planner.plan_power import PowerPlan, plan_power
 from kd_megatron.planner.plan_speed import Speed
 from kd_megatron.planner.plan_totals import Item
 from kd_megatron.recipe import CorpusRecipe, StudyRecipe, config
@@ -66,6 +67,7 @@ class Plan:
     speed: Speed | None
     cells: list[CellPlan]  # of a grid; none without
     totals: list[Item]
+    power: PowerPlan | None  # None: one arm is compared with nothing
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for ``plan --json``."""
@@ -108,7 +110,8 @@ def plan(recipe: StudyRecipe, num_processes: int = 1, hardware: Hardware | None 
     totals = plan_totals.before_students(recipe, resolved, costs, vocab_size, means)
     totals += plan_totals.joined([cell.totals for cell in cells or [whole]])
     memory = _memory(resolved, num_processes, vocab_size)
-    return Plan(recipe, whole.arms, vocab_size, source, pool, memory, num_processes, allowed, speed, cells, totals)
+    facts = (memory, num_processes, allowed, speed, cells, totals, plan_power(recipe))
+    return Plan(recipe, whole.arms, vocab_size, source, pool, *facts)
 
 
 def _resolved(recipe: StudyRecipe) -> dict[str, StudyRecipe]:

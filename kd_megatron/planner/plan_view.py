@@ -9,8 +9,10 @@ from kd_megatron.console.units import budget_in_words, num_seeds
 from kd_megatron.engine.batch_split import smaller_than_asked
 from kd_megatron.planner.plan import Plan
 from kd_megatron.planner.plan_arms import ArmPlan
+from kd_megatron.planner.plan_power import EFFECTS, PowerPlan
 from kd_megatron.planner.plan_speed import Speed
 from kd_megatron.recipe import StudyRecipe, TeacherCacheRecipe
+from kd_megatron.study.power import ENOUGH, VERDICT_EFFECT
 
 GIB = 2**30
 
@@ -37,6 +39,9 @@ def show(planned: Plan, console: Console) -> None:
     if planned.cells:
         console.print(_cells_table(planned))
     console.print(_totals_table(planned))
+    if planned.power:
+        console.print(_power_table(planned.power))
+        console.print(_power_in_words(planned.power), style="dim")
     for line in _remarks(planned):
         console.print(line, style="dim")
     console.print(_memory_table(planned))
@@ -103,6 +108,25 @@ def _totals_table(planned: Plan) -> Table:
         together = [units.hours(None if None in hours_ else sum(hours_))] if planned.speed else []
         table.add_row("all", units.flops(sum(flops)), *together, "")
     return table
+
+
+def _power_table(planned: PowerPlan) -> Table:
+    title = f"Power, corrected for {planned.num_contrasts} {planned.family}: chance of finding a difference"
+    table = new_table(title, "students of an arm", *(f"{effect:g} sd" for effect in EFFECTS))
+    for students, chances in planned.chances.items():
+        table.add_row(str(students), *(f"{100 * chance:.0f} %" for chance in chances.values()))
+    return table
+
+
+def _power_in_words(planned: PowerPlan) -> str:
+    own = min(planned.chances)
+    rule = (
+        f"The protocol gives verdicts at {planned.promised}, which it fixes in advance"
+        if planned.promised
+        else f"The report gives verdicts from {planned.enough} on ({VERDICT_EFFECT:g} sd found with {ENOUGH:.0%})"
+    )
+    few = "" if planned.gives_verdicts else f": with {own} it will give none"
+    return f"sd: standard deviation of the differences, paired by seed; exact, two-sided paired t-test. {rule}{few}."
 
 
 def _memory_table(planned: Plan) -> Table:

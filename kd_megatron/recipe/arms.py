@@ -28,7 +28,7 @@ def resolve_arm(study: StudyRecipe, arm: str) -> StudyRecipe:
         )
     options, overrides = split_arm(study.arms[arm])
     raw = study.model_dump(mode="json")
-    raw["arms"], raw["tuning"] = {arm: options}, None  # what tuning chose is an override like any other
+    raw |= {"arms": {arm: options}, "tuning": None, "protocol": None}  # what tuning chose is an override like any other
     for key, value in overrides.items():
         _refuse_unless_allowed(study, arm, key)
         _set(raw, key, value)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from kd_megatron.recipe import StudyRecipe
 
-Label = Literal["primary", "secondary", "exploratory"]
+Role = Literal["primary", "secondary", "exploratory"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Families:
         """What a pair of two other arms is corrected for: all such pairs in all quantities, and never for less."""
         return max(len(self.contrasts), self.num_quantities * self.num_arms * (self.num_arms - 1) // 2)
 
-    def label(self, contrast: Contrast) -> Label:
+    def role(self, contrast: Contrast) -> Role:
         """What a contrast is by the protocol; exploratory without one."""
         if not self.primary:
             return "exploratory"

@@ -37,6 +37,6 @@ def power(effect: float, num_students: int, num_contrasts: int) -> float:
 
 
 @cache
-def enough_students(num_contrasts: int) -> int:
+def fewest_students(num_contrasts: int) -> int:
     """The fewest students with which an effect of `VERDICT_EFFECT` is found with a chance of `ENOUGH`."""
     return next(num for num in range(2, MOST_STUDENTS) if power(VERDICT_EFFECT, num, num_contrasts) >= ENOUGH)

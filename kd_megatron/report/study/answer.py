@@ -1,7 +1,7 @@
 """The answer in one sentence, no stronger than the seeds allow."""
 
 from kd_megatron.analysis import comparisons
-from kd_megatron.analysis.comparisons import Comparison
+from kd_megatron.analysis.comparison import Comparison
 from kd_megatron.analysis.fitness import objections
 from kd_megatron.analysis.measure import Measure, measure_of, ranking
 from kd_megatron.analysis.results import StudyResults
@@ -58,7 +58,7 @@ def _gap_in_words(found: Comparison, measure: Measure) -> str:
         return f"{place}, the same in {num_seeds(gap.n)}: no variation, so these seeds cannot tell {best} from {other}"
     interval = f"95 % interval of the difference {_ends(gap, measure)}, paired over {num_seeds(gap.n)}"
     if found.num_comparisons > 1:
-        of = "primary contrasts" if found.label == "primary" else "contrasts of this report"
+        of = "primary contrasts" if found.role == "primary" else "contrasts of this report"
         interval += f"; corrected for {found.num_comparisons} {of}: {_ends(found.corrected, measure)}"
     if found.objection:
         why = found.objection.sentence.rstrip(".")

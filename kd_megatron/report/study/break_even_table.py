@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from kd_megatron.analysis import break_even, comparisons
+from kd_megatron.analysis import break_even
 from kd_megatron.analysis.break_even import BreakEven
+from kd_megatron.analysis.comparison import TITLES
 from kd_megatron.analysis.crossover import paid_back
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.scaling import Fit
@@ -50,7 +51,7 @@ def table(results: StudyResults, found: list[BreakEven], laws: Mapping[str, Fit]
 def _row(one: BreakEven, num_sharing: int, by_laws: Mapping[str, str]) -> dict[str, Any]:
     return {
         "arm": one.arm,
-        "quantity": comparisons.TITLES[one.quantity],
+        "quantity": TITLES[one.quantity],
         "readings": one.num_readings,
         "saved": one.saved,
         "finding": one.in_words,

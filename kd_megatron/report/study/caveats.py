@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from kd_megatron.analysis import break_even, coverage
-from kd_megatron.analysis.comparisons import OVERALL, all_comparisons, planned, to_reference
+from kd_megatron.analysis.comparisons import OVERALL, all_comparisons, declared, planned
 from kd_megatron.analysis.fitness import UNFAIR, objections, power_in_words
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import Finding
@@ -71,7 +71,7 @@ def _objections(results: StudyResults) -> list[str]:
 def _power(results: StudyResults) -> list[str]:
     """What the students can find, in the contrasts that are judged first, by those that are compared least."""
     asked = planned(results)
-    first = [one for one in to_reference(results) if one.label != "secondary"]
+    first = [one for one in declared(results) if one.role != "secondary"]
     fewest = min((one.difference.n for one in first), default=0)
     if fewest < 2:
         return []

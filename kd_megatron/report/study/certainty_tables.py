@@ -3,17 +3,14 @@
 from typing import Any
 
 from kd_megatron.analysis import comparisons
-from kd_megatron.analysis.comparisons import Comparison
+from kd_megatron.analysis.comparison import LOSSES, TITLES, Comparison
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.statistics import CONFIDENCE
 from kd_megatron.console import units
 from kd_megatron.report.page import words
 from kd_megatron.report.page.table import Column, Table, named, numbers, texts
 
-INTERVALS = {
-    "t": "Student's t over students, no narrower than their fine-tunings alone would make it",
-    "bootstrap": "BCa bootstrap over seeds, corrected ones Student's t",
-}
+INTERVALS = {"t": "Student's t", "bootstrap": "BCa bootstrap over seeds"}
 
 
 def differences(results: StudyResults) -> list[Table]:
@@ -23,7 +20,7 @@ def differences(results: StudyResults) -> list[Table]:
     """
     if comparisons.missing_seeds(results):
         return []
-    overall = [one for one in comparisons.to_reference(results) if one.quantity in comparisons.OVERALL]
+    overall = [one for one in comparisons.declared(results) if one.quantity in comparisons.OVERALL]
     by_task = [one for arm in results.arms for one in comparisons.by_task(results, arm)]
     found = [_differences(results, "differences", "", overall)] if overall else []
     if by_task:
@@ -39,7 +36,7 @@ def _differences(results: StudyResults, name: str, title: str, found: list[Compa
     columns = [
         *texts("arm"),
         *([Column("other", "minus", is_text=True)] if are_pairs else []),
-        Column("label", "contrast", is_text=True),
+        Column("role", "contrast", is_text=True),
         Column("quantity", "in", is_text=True),
         Column("seeds", "seeds"),
         Column("shown", "difference [95 %]" if are_pairs else f"difference to {results.reference} [95 %]", units.plain),
@@ -47,11 +44,12 @@ def _differences(results: StudyResults, name: str, title: str, found: list[Compa
         Column("p_holm", "p (Holm)", p_value),
         Column("effect_size", "effect size g", _hundredths),
         *texts("verdict"),
-        *([Column("size", _smallest_in_words(found), is_text=True)] if _smallest(found) is not None else []),
+        *size_columns(found),
     ]
     note = (
         f"Scores in points, losses in nats (lower is better); paired by seed; intervals: {INTERVALS[results.interval]}"
-        f". {_family_in_words(results)}{_pairs_in_words(results) if are_pairs else ''} p: paired t-test, corrected by "
+        ", corrected ones Student's t; those of scores are never narrower than fine-tunings alone would make them. "
+        f"{_family_in_words(results)}{_pairs_in_words(results) if are_pairs else ''} p: paired t-test, corrected by "
         "Holm over the same families. g: mean of the differences over their deviation, with Hedges' correction, from "
         "three seeds on. A verdict, and bold, need a corrected interval without zero, and enough students. n counts "
         "students: a student's score is the mean over its fine-tuning seeds."
@@ -86,18 +84,17 @@ def _pairs_in_words(results: StudyResults) -> str:
     )
 
 
-def _smallest(found: list[Comparison]) -> float | None:
-    return next((one.smallest_effect for one in found if one.smallest_effect is not None), None)
+def size_columns(found: list[Comparison]) -> list[Column]:
+    """What intervals say of the smallest effect of interest, where the protocol names one of what was ``found``."""
+    named_one = next((size for one in found if (size := _smallest_effect(one))), None)
+    return [Column("size", f"smallest effect of interest: {named_one}", is_text=True)] if named_one else []
 
 
-def _smallest_in_words(found: list[Comparison]) -> str:
-    return f"beside the smallest effect of interest ({_effect_in_words(found)})"
-
-
-def _effect_in_words(found: list[Comparison]) -> str:
-    one = next(one for one in found if one.smallest_effect is not None)
-    assert one.smallest_effect is not None
-    is_loss = one.quantity in comparisons.LOSSES
+def _smallest_effect(one: Comparison) -> str | None:
+    """``"0.05 nats"``, ``"0.5 points"``."""
+    if one.smallest_effect is None:
+        return None
+    is_loss = one.quantity in LOSSES
     return f"{one.smallest_effect:g} nats" if is_loss else f"{100 * one.smallest_effect:g} points"
 
 
@@ -105,7 +102,7 @@ def size_in_words(one: Comparison) -> str | None:
     """What the corrected interval says of the smallest effect of interest; None where none is named or judged."""
     if one.is_equivalent is None:
         return None
-    size = _effect_in_words([one])
+    size = _smallest_effect(one)
     if one.is_equivalent:
         return f"equivalent within {size}"
     if not one.is_decided:
@@ -125,9 +122,9 @@ def _hundredths(value: float | None) -> str:
 
 
 def _difference_row(one: Comparison) -> dict[str, Any]:
-    scale, digits = (1, 3) if one.quantity in comparisons.LOSSES else (100, 1)
+    scale, digits = (1, 3) if one.quantity in LOSSES else (100, 1)
     return {
-        **named(one, "arm", "other", "label"),
+        **named(one, "arm", "other", "role"),
         "quantity": one.title,
         "seeds": one.difference.n,
         **named(one, "difference", "corrected"),
@@ -147,7 +144,7 @@ def variance(results: StudyResults) -> Table | None:
         for task in (None, *results.tasks):
             found = comparisons.variance(results, arm, task)
             if found:
-                row = {"arm": arm, "quantity": task or comparisons.TITLES["score"], "students": found.num_students}
+                row = {"arm": arm, "quantity": task or TITLES["score"], "students": found.num_students}
                 row |= {**named(found, "pretraining", "finetuning"), "scores": found.num_scores}
                 rows.append(row)
     if not rows:

@@ -11,12 +11,13 @@ from kd_megatron.console import units
 from kd_megatron.report.page import words
 from kd_megatron.report.page.table import Column, Table, numbers
 from kd_megatron.report.study import figures
+from kd_megatron.report.study.certainty_tables import size_columns, size_in_words
 
 NOTE = (
     "Each student by the masked-language-model head that its objective trained, on the same held-out windows as the "
     "probe. Lower is better, in nats. Arms without a trained head have no such loss. Differences are paired by seed; "
-    "corrected intervals and verdicts are of the report's family, as in the table of differences; the probe's gap is its "
-    "loss minus that of the own head."
+    "corrected intervals and verdicts are of the report's family, as in the table of differences; the probe's gap is "
+    "its loss minus that of the own head."
 )
 
 
@@ -32,10 +33,11 @@ def table(study: StudyResults) -> Table | None:
             "seeds": len(study.by_seed(arm, OWN_HEAD.quantity)),
             "own_loss": study.mean(arm, OWN_HEAD.quantity),
             "difference": compared[arm].difference if arm in compared else None,
-            "label": compared[arm].label if arm in compared else None,
+            "role": compared[arm].role if arm in compared else None,
             "corrected": words.ends(compared[arm].corrected, 1, 3) if arm in compared else None,
             "comparisons": compared[arm].num_comparisons if arm in compared else None,
             "verdict": compared[arm].verdict if arm in compared else None,
+            "size": size_in_words(compared[arm]) if arm in compared else None,
             "gap": estimate(list(probe_gaps(study, arm).values()), method=study.interval),
         }
         for arm in arms
@@ -45,9 +47,10 @@ def table(study: StudyResults) -> Table | None:
         Column("seeds", "seeds"),
         Column("own_loss", "held-out MLM loss (own head)", words.loss),
         Column("difference", f"difference to {study.reference} [95 %]", words.loss_difference),
-        Column("label", "contrast", units.plain, is_text=True),
+        Column("role", "contrast", units.plain, is_text=True),
         *numbers(corrected="corrected interval", comparisons="corrected for"),
         Column("verdict", "verdict", units.plain, is_text=True),
+        *size_columns(list(compared.values())),
         Column("gap", "the probe's gap", words.loss),
     ]
     return Table("own_heads", "By the students' own heads", columns, rows, NOTE)

@@ -30,7 +30,8 @@ def table(study: StudyResults, found: Laws) -> Table | None:
     note = (
         "L(D) = E + A D^-alpha through the probe's held-out loss, least squares on log L; in brackets 95 % intervals "
         f"by bootstrap, resampling {resampled}. The crossover is at equal budgets, where arms see different amounts of "
-        f"text; it is looked for up to 100 times the largest budget.{_sizes_in_words(found)} See docs/statistics.md."
+        f"text; it is looked for up to 100 times the largest budget.{_sizes_in_words(found)} What laws say of an "
+        "order describes fitted curves: it is corrected for nothing, and is no verdict. See docs/statistics.md."
     )
     return Table("scaling", "", columns, rows, note)
 
