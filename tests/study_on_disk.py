@@ -21,6 +21,8 @@ BUDGET_FLOPS = 6.0e13
 TOKENS_PER_STEP = 64 * 128
 TEACHER_COST = 9.0e14
 
+BY_SCORE = {"measure": "score", "students": 3}  # a protocol that fixes three students of an arm
+
 SCORES = {  # arm -> task -> seed -> score in [0, 1]
     "scratch": {"CoLA": [0.20, 0.26, 0.23], "SST-2": [0.80, 0.82, 0.81]},
     "vanilla_kd": {"CoLA": [0.24, 0.22, 0.26], "SST-2": [0.80, 0.84, 0.82]},

@@ -21,8 +21,13 @@ LOSSES = {"scratch": [8.0, 7.0, 6.0, 5.0], "minilm": [7.0, 6.0, 5.0, 4.0]}  # on
 LEADS = (0.01, 0.0, -0.01)  # nats by seed, so that the lead has a deviation
 
 
+FIXED = {"measure": "probe_loss", "students": 3}
+
+
 def study(tmp_path, num_seeds=3, losses=LOSSES):
-    directory = study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(arms=ARMS, num_seeds=num_seeds))
+    directory = study_on_disk.write_study(
+        tmp_path / "s", study_on_disk.study_recipe(arms=ARMS, num_seeds=num_seeds, protocol=FIXED)
+    )
     for arm, values in losses.items():
         for seed in range(num_seeds):
             run = directory / "arms" / arm / f"seed_{seed}"

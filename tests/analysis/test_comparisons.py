@@ -11,8 +11,9 @@ from kd_megatron.report.study.answer import answer
 from kd_megatron.report.study.page import write_report
 
 
-def read(tmp_path, **arguments):
-    return results.load(study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(**arguments)))
+def read(tmp_path, protocol=study_on_disk.BY_SCORE, **arguments):
+    recipe = study_on_disk.study_recipe(protocol=protocol, **arguments)
+    return results.load(study_on_disk.write_study(tmp_path / "s", recipe))
 
 
 def of(found, arm):
@@ -32,15 +33,29 @@ def test_overall_differences_by_hand(tmp_path):
     assert minilm.verdict == "better"
 
 
-def test_tasks_are_a_family_of_their_own(tmp_path):
-    found = comparisons.by_task(read(tmp_path), "vanilla_kd")
-    assert [one.task for one in found] == ["CoLA", "SST-2"]
-    assert {one.num_comparisons for one in found} == {2}
-    assert {one.verdict for one in found} == {"undecided"}
-    assert comparisons.by_task(read(tmp_path / "again"), "scratch") == []
+def test_all_contrasts_of_a_report_are_one_family_without_a_protocol(tmp_path):
+    study = read(tmp_path, protocol=None)
+    found = comparisons.declared(study)
+    assert len(found) == 3 * (2 + 2)  # arms x (average, loss, two tasks); no own heads here, which count all the same
+    assert {one.num_comparisons for one in found} == {3 * (2 + 3)}
+    assert {(one.role, one.verdict) for one in found} == {("exploratory", "too few students: none")}
+    assert [one.task for one in comparisons.by_task(study, "vanilla_kd")] == ["CoLA", "SST-2"]
+    assert comparisons.by_task(study, "scratch") == []
 
 
-def test_every_pair_is_one_family_and_a_table(tmp_path):
+def test_primary_contrasts_are_a_family_of_their_own_and_come_first(tmp_path):
+    study = read(tmp_path)
+    roles = {(one.quantity, one.role, one.num_comparisons) for one in comparisons.declared(study)}
+    assert roles == {("score", "primary", 3), ("probe_loss", "secondary", 15), ("task", "secondary", 15)}
+    assert of(comparisons.overall(study, "score"), "vanilla_kd").verdict == "undecided"
+    rest = {one.verdict for one in comparisons.declared(study) if one.role == "secondary"}
+    assert rest == {"primary undecided: none"}
+    table = certainty_tables.differences(study)[0]
+    assert {row["role"] for row in table.rows} == {"primary", "secondary"}
+    assert "3 primary contrasts hold together at 95 %" in table.note
+
+
+def test_every_pair_is_a_table_and_corrected_for_all_of_them(tmp_path):
     study = read(tmp_path)
     found = {(one.arm, one.other): one for one in comparisons.every_pair(study, "score")}
     scratch, vanilla_kd, minilm, tinybert = study.arms
@@ -48,15 +63,15 @@ def test_every_pair_is_one_family_and_a_table(tmp_path):
         (vanilla_kd, scratch), (minilm, scratch), (tinybert, scratch),
         (minilm, vanilla_kd), (tinybert, vanilla_kd), (tinybert, minilm),
     ]  # fmt: skip
-    assert {one.num_comparisons for one in found.values()} == {6}
-    alone = of(comparisons.overall(study, "score"), "minilm")
-    assert found[minilm, scratch].difference == alone.difference
-    # six comparisons: t(1 - 0.05 / 12, 2) = 10.8859 beside 7.6488 for three
-    wider = found[minilm, scratch].corrected.half_width / alone.corrected.half_width
-    assert wider == pytest.approx(10.8859 / 7.6488, rel=1e-4)
+    assert found[minilm, scratch] == of(comparisons.overall(study, "score"), "minilm")
+    # three pairs of others in five quantities: t(1 - 0.05 / 30, 2) = 17.2772 beside 4.3027 for one
+    pair = found[tinybert, minilm]
+    assert pair.num_comparisons == 15
+    wider = pair.corrected.half_width / pair.difference.half_width
+    assert wider == pytest.approx(17.2772 / 4.302653, rel=1e-4)
     both = [study.by_seed(arm, "score", None) for arm in (tinybert, minilm)]
     by_hand = [both[0][seed] - both[1][seed] for seed in study.recipe.seeds]
-    assert found[tinybert, minilm].difference.mean == pytest.approx(sum(by_hand) / len(by_hand))
+    assert pair.difference.mean == pytest.approx(sum(by_hand) / len(by_hand))
     table = next(one for one in certainty_tables.differences(study) if one.name == "differences_of_pairs")
     assert len(table.rows) == 2 * 6
     assert [column.heading for column in table.columns][:2] == ["arm", "minus"]
@@ -71,21 +86,23 @@ def test_lower_loss_is_better(tmp_path):
 
 
 def test_a_winner_is_ahead_of_the_runner_up_too(tmp_path, monkeypatch):
-    study = read(tmp_path)
+    named = study_on_disk.BY_SCORE | {"arms": ["minilm"]}
+    study = read(tmp_path, protocol=named)
     assert comparisons.overall(study, "score")[1].verdict == "better"
     assert comparisons.winner(study, "score") is None  # tinybert is too near
     assert tables.scores(study).strong == frozenset()
     monkeypatch.setitem(study_on_disk.SCORES, "tinybert", study_on_disk.SCORES["scratch"])
-    clear = read(
-        tmp_path / "clear", arms={name: study_on_disk.ARMS[name] for name in ("scratch", "minilm", "tinybert")}
-    )
+    arms = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm", "tinybert")}
+    clear = read(tmp_path / "clear", protocol=named, arms=arms)
     assert comparisons.winner(clear, "score") == "minilm"
-    assert tables.scores(clear).strong == {(0, "probe_loss"), (1, "score"), (1, "score_CoLA"), (1, "score_SST-2")}
+    # t(1 - 0.05 / 20, 2) = 14.1: leads of minilm have t of 17.3 in CoLA and of 13 in SST-2
+    assert tables.scores(clear).strong == {(0, "probe_loss"), (1, "score"), (1, "score_CoLA")}
 
 
 def test_bold_cells_are_bold_in_both_renderings(tmp_path):
     arms = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
-    directory = study_on_disk.write_study(tmp_path / "s", study_on_disk.study_recipe(arms=arms))
+    recipe = study_on_disk.study_recipe(arms=arms, protocol=study_on_disk.BY_SCORE)
+    directory = study_on_disk.write_study(tmp_path / "s", recipe)
     page = write_report(directory).read_text()
     assert "<strong>59.2 ± 3.8</strong>" in page
     assert "**59.2 ± 3.8**" in (directory / "report" / "report.md").read_text()
@@ -105,7 +122,7 @@ def test_a_difference_that_does_not_survive_correction_is_not_claimed(tmp_path, 
     assert said.endswith(
         "zero is outside the first and inside the second: these seeds cannot tell minilm from scratch."
     )
-    assert "corrected for picking the best of 4 arms" in said
+    assert "corrected for 3 primary contrasts" in said
     assert tables.scores(study).strong == frozenset()
 
 
@@ -113,7 +130,7 @@ def test_no_variation_is_no_evidence(tmp_path, monkeypatch):
     monkeypatch.setitem(study_on_disk.SCORES, "scratch", {"CoLA": [0.0] * 3, "SST-2": [0.5] * 3})
     monkeypatch.setitem(study_on_disk.SCORES, "minilm", {"CoLA": [0.1] * 3, "SST-2": [0.5] * 3})
     study = read(tmp_path, arms={name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")})
-    assert {one.verdict for one in comparisons.by_task(study, "minilm")} == {"no variation: undecided"}
+    assert of(comparisons.overall(study, "score"), "minilm").verdict == "no variation: undecided"
     assert comparisons.winner(study, "task", "CoLA") is None
 
 

@@ -170,3 +170,24 @@ def test_a_grid_shows_how_often_each_pool_is_read(inputs):
     assert whole.cells == []
     assert "cell" not in text(whole)
     assert planned.to_dict()["cells"][0]["arms"][0]["cost"]["total_flops_per_token"] > 0
+
+
+def test_power_of_the_recipes_seeds_and_of_a_few_more(inputs):
+    recipe = tiny_study(inputs, seeds=[0, 1, 2])
+    planned = plan(recipe).power
+    # three arms beside scratch, by the probe and by their own heads
+    assert (planned.num_contrasts, planned.family, planned.enough) == (6, "contrasts of the report", 7)
+    assert list(planned.chances) == [3, 4, 5, 7]
+    assert planned.chances[7][2.0] >= 0.8 > planned.chances[5][2.0]
+    said = " ".join(text(plan(recipe)).split())
+    assert "Power, corrected for 6 contrasts of the report" in said
+    assert "The report gives verdicts from 7 on (2 sd found with 80%): with 3 it will give none." in said
+    fixed = plan(tiny_study(inputs, seeds=[0, 1, 2], protocol={"students": 3}))
+    assert (fixed.power.num_contrasts, fixed.power.enough) == (3, 6)
+    assert fixed.power.chances[3][2.0] == pytest.approx(0.194, abs=0.001)
+    assert "The protocol gives verdicts at 3, which it fixes in advance." in " ".join(text(fixed).split())
+    assert fixed.to_dict()["power"]["num_contrasts"] == 3
+
+
+def test_one_arm_has_nothing_to_find(inputs):
+    assert plan(tiny_study(inputs).model_copy(update={"arms": {"scratch": {"objective": "scratch"}}})).power is None

@@ -39,9 +39,8 @@ def test_every_arm_is_resolved_once_and_every_check_and_family_made_once(study, 
     publish(study, tmp_path / "page")
     assert calls["resolve"] == len(study_on_disk.ARMS)
     assert calls["checks"] == 1 + 3  # over all seeds, and for each seed by itself
-    # against the reference and of every pair, by both measures; the tasks of three arms; the winners of four columns;
-    # and the best arm before each of the three others
-    assert calls["families"] == 4 + 3 + 4 + 3
+    # to the reference those that are judged first and the others; pairs of other arms by each measure and in each task
+    assert calls["families"] == 2 + 4
 
 
 def test_what_was_found_stays_with_its_study_and_not_with_a_copy(study):

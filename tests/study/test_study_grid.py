@@ -172,13 +172,14 @@ def plant(directory: Path, recipe: StudyRecipe, scores: dict[tuple[str, str], li
 
 
 def planted(tmp_path: Path, often: float = 8.0, **changes: Any) -> Path:
-    """Scratch at 50 points; minilm 1 point ahead on all text, and on repeated text 3, 4 and 5 points, by seed."""
+    """Scratch at 50 points; minilm 1 point ahead on all text, and on repeated text 3.5, 4 and 4.5 points, by seed."""
     arms = {name: study_on_disk.ARMS[name] for name in ("scratch", "minilm")}
+    changes = {"protocol": study_on_disk.BY_SCORE} | changes
     recipe = study_on_disk.study_recipe(arms=arms, grid={"unique_tokens": [512, None]}, **changes)
     scores = {
         ("budget_1_unique_512", "scratch"): [0.50, 0.50, 0.50],
         ("budget_1_unique_all", "scratch"): [0.50, 0.50, 0.50],
-        ("budget_1_unique_512", "minilm"): [0.53, 0.54, 0.55],
+        ("budget_1_unique_512", "minilm"): [0.535, 0.54, 0.545],
         ("budget_1_unique_all", "minilm"): [0.51, 0.51, 0.51],
     }
     return plant(tmp_path / "s", recipe, scores, often)
@@ -190,17 +191,18 @@ def test_growth_is_a_difference_of_differences_by_hand(tmp_path: Path) -> None:
     assert growth is not None
     assert growth.epochs == (1.0, 8.0)
     assert (growth.low.mean, growth.high.mean) == pytest.approx((0.01, 0.04))
-    half = 4.302652729911275 * 0.01 / 3**0.5  # t(0.975, 2) s / sqrt(n), of growths 0.02, 0.03, 0.04
+    half = 4.302652729911275 * 0.005 / 3**0.5  # t(0.975, 2) s / sqrt(n), of growths 0.025, 0.03, 0.035
     assert (growth.growth.mean, growth.growth.low, growth.growth.high) == pytest.approx(
         (0.03, 0.03 - half, 0.03 + half)
     )
+    assert growth.num_comparisons == 2  # one arm, one level, one axis with two such cells, by two measures
     assert growth.verdict == "grows"
     said = grid_report.answer(grid)
     assert said.startswith(
         "Does the lead of distillation over scratch grow when its text repeats? Yes, as far as these"
     )
     assert (
-        "minilm leads by +1.0 where text is read 1.0 times and +4.0 at 8.0 times, a growth of +3.0 [+0.5, +5.5]" in said
+        "minilm leads by +1.0 where text is read 1.0 times and +4.0 at 8.0 times, a growth of +3.0 [+1.2, +4.8]" in said
     )
     assert "which excludes zero" in said
 
@@ -262,7 +264,9 @@ def test_growths_of_several_arms_and_budgets_are_one_family(tmp_path: Path) -> N
     assert [(one.arms, one.level) for one in found[:2]] == [
         (("vanilla_kd",), "1 x budget"), (("vanilla_kd",), "2 x budget")
     ]  # fmt: skip
-    assert {one.num_comparisons for one in found} == {6}
+    # (3 arms x 2 levels and their mean) x 2 axes x 2 measures
+    assert {one.num_comparisons for one in found} == {28}
+    assert {one.verdict for one in found} == {"too few students: none"}
     with_budget = leads.mean_growth(grid, "budget", SCORE)
     assert with_budget is not None
     assert with_budget.growth.mean == pytest.approx(0.0)  # all arms gain alike
