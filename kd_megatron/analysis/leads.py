@@ -144,7 +144,7 @@ class Growth:
 
 
 @dataclass(frozen=True, eq=False)
-class Contrast:
+class CellPair:
     """Two cells that differ along one axis."""
 
     level: str
@@ -177,17 +177,17 @@ def load(directory: Path, interval: Method = "t") -> GridResults:
 
 
 @once
-def contrasts(grid: GridResults, axis: Axis) -> list[Contrast]:
+def contrasts(grid: GridResults, axis: Axis) -> list[CellPair]:
     """For each budget the pools read least and most often; for each pool the smallest and the largest budget."""
     found, position = [], partial(grid.position, axis)
     for level, cells in grid.levels(axis).items():
         low, high = min(cells, key=position), max(cells, key=position)
         if position(high) >= (MORE_OFTEN if axis == "repetition" else 1.0) * position(low) and high is not low:
-            found.append(Contrast(level, low, high))
+            found.append(CellPair(level, low, high))
     return found
 
 
-Asked = tuple[Axis, Measure, tuple[str, ...], tuple[Contrast, ...]]  # a growth, before its values are known
+Asked = tuple[Axis, Measure, tuple[str, ...], tuple[CellPair, ...]]  # a growth, before its values are known
 
 
 @once
@@ -229,7 +229,7 @@ def num_growths(grid: GridResults) -> int:
 
 
 def _finetuning_variance(
-    grid: GridResults, measure: Measure, arms: tuple[str, ...], found: tuple[Contrast, ...]
+    grid: GridResults, measure: Measure, arms: tuple[str, ...], found: tuple[CellPair, ...]
 ) -> float:
     """Of a growth, by fine-tunings alone: of means of leads, in which arms of one cell share the reference."""
     variance = 0.0
@@ -258,7 +258,7 @@ def _objection(grid: GridResults, measure: Measure, num_seeds: int) -> Objection
     return grid.objection(measure) or next(iter(few), None)
 
 
-def _ends(measure: Measure, arms: tuple[str, ...], found: tuple[Contrast, ...]) -> list[dict[int, float]]:
+def _ends(measure: Measure, arms: tuple[str, ...], found: tuple[CellPair, ...]) -> list[dict[int, float]]:
     """Seed -> mean lead at the low end, and at the high one, over the seeds that both have."""
     ends = [_mean_leads(arms, [getattr(one, end) for one in found], measure) for end in ("low", "high")]
     shared = sorted(ends[0].keys() & ends[1].keys())

@@ -12,6 +12,7 @@ from kd_megatron.analysis.statistics import (
     estimate,
     hedges_g,
     holm,
+    judged,
     paired_difference,
     paired_p_value,
     simultaneous_confidence,
@@ -200,3 +201,21 @@ def test_variance_components_of_unequal_numbers():
 @pytest.mark.parametrize("scores", [[], [[1.0, 2.0]], [[1.0], [2.0], [3.0]], [[1.0, 2.0], [3.0]]])
 def test_variance_components_need_two_by_two(scores):
     assert variance_components(scores) is None
+
+
+def test_a_family_counts_those_without_a_value_too():
+    values = [[0.1, 0.2, 0.3], [0.5, 0.4, 0.6]]
+    found = judged(values, "t", 5)
+    p_values = [stats.ttest_1samp(one, 0.0).pvalue for one in values]
+    assert [one[3] for one in found] == pytest.approx(p_values)
+    assert [one[4] for one in found] == pytest.approx(holm([*p_values, 1.0, 1.0, 1.0])[:2])
+    assert {one[2] for one in found} == {5}
+    assert found[0][1] == estimate(values[0], simultaneous_confidence(5))
+    assert judged([*values, [math.nan]], "t", 5)[2] is None
+
+
+def test_what_is_corrected_is_students_t_whatever_is_asked_for():
+    values = [0.1 * number**2 for number in range(FEWEST_FOR_BOOTSTRAP)]
+    [(plain, corrected, *_)] = judged([values], "bootstrap", 20)
+    assert plain == estimate(values, method="bootstrap")
+    assert corrected == estimate(values, simultaneous_confidence(20))

@@ -62,7 +62,7 @@ def _gap_in_words(found: Comparison, measure: Measure) -> str:
         interval += f"; corrected for {found.num_comparisons} {of}: {_ends(found.corrected, measure)}"
     if found.objection:
         why = found.objection.sentence.rstrip(".")
-        return f"{place} ({interval}). No verdict is given, so {best} and {other} cannot be told apart here. {why}"
+        return f"{place} ({interval}). No verdict is given. {why}"
     beside = f"; {words}" if (words := size_in_words(found)) else ""
     if found.is_decided:
         return f"{place} ({interval}); the interval excludes zero{beside}"
