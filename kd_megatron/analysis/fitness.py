@@ -51,8 +51,10 @@ def too_few_students(num_students: int, num_contrasts: int, promised: int | None
     needed = fewest_students(num_contrasts) if promised is None else promised
     if num_students < 2 or num_students >= needed:
         return []
-    why = f"a verdict needs {ENOUGH:.0%}, so {needed} students" if promised is None else f"the protocol says {needed}"
-    found = f"{power(VERDICT_EFFECT, num_students, num_contrasts):.0%}"
+    why = (
+        f"a verdict needs {_whole(ENOUGH)}, so {needed} students" if promised is None else f"the protocol says {needed}"
+    )
+    found = _whole(power(VERDICT_EFFECT, num_students, num_contrasts))
     sentence = (
         f"Too few students for a verdict: of each arm {num_students} are compared, which find a difference of "
         f"{VERDICT_EFFECT:g} standard deviations with a chance of {found} where intervals are corrected for "
@@ -61,9 +63,13 @@ def too_few_students(num_students: int, num_contrasts: int, promised: int | None
     return [Objection(TOO_FEW, sentence)]
 
 
+def _whole(chance: float) -> str:
+    return f"{100 * chance:.0f} %"
+
+
 def power_in_words(what: str, num_students: int, num_contrasts: int, promised: int | None) -> str:
     """What so many students can find; ``what``: of the family, such as "primary contrasts"."""
-    found = f"{power(VERDICT_EFFECT, num_students, num_contrasts):.0%}"
+    found = _whole(power(VERDICT_EFFECT, num_students, num_contrasts))
     fixed = (
         f"the protocol fixed {promised}" if promised else f"{fewest_students(num_contrasts)} are enough for verdicts"
     )

@@ -120,10 +120,11 @@ def _power_table(planned: PowerPlan) -> Table:
 
 def _power_in_words(planned: PowerPlan) -> str:
     own = min(planned.chances)
+    found = f"{VERDICT_EFFECT:g} sd found with {100 * ENOUGH:.0f} %"
     rule = (
         f"The protocol gives verdicts at {planned.promised}, which it fixes in advance"
         if planned.promised
-        else f"The report gives verdicts from {planned.enough} on ({VERDICT_EFFECT:g} sd found with {ENOUGH:.0%})"
+        else f"The report gives verdicts from {planned.enough} on ({found})"
     )
     few = "" if planned.gives_verdicts else f": with {own} it will give none"
     return f"sd: standard deviation of the differences, paired by seed; exact, two-sided paired t-test. {rule}{few}."

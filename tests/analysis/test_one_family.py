@@ -103,7 +103,7 @@ def test_three_students_decide_nothing_unless_the_protocol_fixed_their_number():
     assert tables.scores(study).strong == frozenset()
     assert "No verdict is given" in answer(study)
     said = "\n".join(caveats(study, [], []))
-    assert "of each arm 3 are compared, which find a difference of 2 standard deviations with a chance of 27%" in said
+    assert "of each arm 3 are compared, which find a difference of 2 standard deviations with a chance of 27 %" in said
     fixed = strong(3, protocol={"students": 3})
     assert (of(fixed).verdict, of(fixed).role) == ("better", "primary")
     assert "the protocol fixed 3" in "\n".join(caveats(fixed, [], []))

@@ -181,7 +181,7 @@ def test_power_of_the_recipes_seeds_and_of_a_few_more(inputs):
     assert planned.chances[7][2.0] >= 0.8 > planned.chances[5][2.0]
     said = " ".join(text(plan(recipe)).split())
     assert "Power, corrected for 6 contrasts of the report" in said
-    assert "The report gives verdicts from 7 on (2 sd found with 80%): with 3 it will give none." in said
+    assert "The report gives verdicts from 7 on (2 sd found with 80 %): with 3 it will give none." in said
     fixed = plan(tiny_study(inputs, seeds=[0, 1, 2], protocol={"students": 3}))
     assert (fixed.power.num_contrasts, fixed.power.enough) == (3, 6)
     assert fixed.power.chances[3][2.0] == pytest.approx(0.194, abs=0.001)

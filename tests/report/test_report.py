@@ -111,7 +111,6 @@ def test_results_are_json_in_base_units(study):
     "sentence",
     [
         "Student's t over 3 seeds",
-        "Power: 3 students of each arm find a difference of 2 standard deviations with a chance of 4%",
         "Too few students for a verdict",
         "intervals at 95 % from 3 students with 1 fine-tuning each hold a mean score in 49 % of simulated studies",
         "not corrected for picking the best of 4 arms",

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from kd_megatron.analysis import break_even, coverage
 from kd_megatron.analysis.comparisons import OVERALL, all_comparisons, declared, planned
-from kd_megatron.analysis.fitness import UNFAIR, objections, power_in_words
+from kd_megatron.analysis.fitness import TOO_FEW, UNFAIR, objections, power_in_words
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import Finding
 from kd_megatron.analysis.summaries import CacheUse
@@ -73,7 +73,7 @@ def _power(results: StudyResults) -> list[str]:
     asked = planned(results)
     first = [one for one in declared(results) if one.role != "secondary"]
     fewest = min((one.difference.n for one in first), default=0)
-    if fewest < 2:
+    if fewest < 2 or any(one.objection and one.objection.word == TOO_FEW for one in first):  # which says it as well
         return []
     promised = results.recipe.protocol.students if results.recipe.protocol else None
     what = "contrasts of this report" if not asked.primary else "primary contrasts"

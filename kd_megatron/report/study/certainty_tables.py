@@ -11,6 +11,7 @@ from kd_megatron.report.page import words
 from kd_megatron.report.page.table import Column, Table, named, numbers, texts
 
 INTERVALS = {"t": "Student's t", "bootstrap": "BCa bootstrap over seeds"}
+CORRECTED = {"t": "", "bootstrap": " (corrected ones, and so verdicts: Student's t)"}
 
 
 def differences(results: StudyResults) -> list[Table]:
@@ -48,7 +49,7 @@ def _differences(results: StudyResults, name: str, title: str, found: list[Compa
     ]
     note = (
         f"Scores in points, losses in nats (lower is better); paired by seed; intervals: {INTERVALS[results.interval]}"
-        ", corrected ones Student's t; those of scores are never narrower than fine-tunings alone would make them. "
+        f"{CORRECTED[results.interval]}; those of scores are never narrower than fine-tunings alone would make them. "
         f"{_family_in_words(results)}{_pairs_in_words(results) if are_pairs else ''} p: paired t-test, corrected by "
         "Holm over the same families. g: mean of the differences over their deviation, with Hedges' correction, from "
         "three seeds on. A verdict, and bold, need a corrected interval without zero, and enough students. n counts "
