@@ -6,10 +6,12 @@ padded to ``max_length``, while the real ones end with their longest row.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PretrainedConfig
 
+from kd_megatron.console import units
+from kd_megatron.console.units import num_seeds
 from kd_megatron.engine.flops import (
     ArmCost,
     arm_cost,
@@ -25,6 +27,7 @@ from kd_megatron.models.build import student_config
 from kd_megatron.planner.plan_arms import ArmPlan, Means, plan_arm
 from kd_megatron.recipe import FinetuneRecipe, StudyRecipe, TaskRecipe, TuningRecipe
 from kd_megatron.recipe.controls import TEACHER, UNTRAINED
+from kd_megatron.study import extension
 from kd_megatron.tensors import Needs
 from kd_megatron.training.run import TEACHER_ARM, teacher_study
 from kd_megatron.training.validate import SLICE
@@ -49,9 +52,10 @@ def before_students(
     vocab_size: int,
     means: Means,
 ) -> list[Item]:
-    """What is done once, whatever the number of cells: the teacher, and the trials of tuning at most.
+    """What is done once, whatever the number of cells: the teacher, and the trials of tuning.
 
-    Both are validated: the teacher where students are, a trial at its end.
+    Both are validated: the teacher where students are, a trial at its end. Trials beyond the edges of what the recipe
+    tries are in the note alone: nobody knows before whether there will be any.
     """
     found, validations, notes = [], [], []
     if recipe.teacher and recipe.teacher.train:
@@ -62,11 +66,17 @@ def before_students(
         validations.append(places * _validation_flops(alone, cost, vocab_size))
         notes.append(f"{places} of the teacher")
     if recipe.tuning is not None:
-        numbers = {arm: recipe.tuning.num_trials(arm) for arm in costs}
-        found.append(_tuning(recipe.tuning, resolved, costs, numbers, means))
-        once = {arm: _validation_flops(resolved[arm], cost, vocab_size) for arm, cost in costs.items()}
-        validations += [number * once[arm] for arm, number in numbers.items()]
-        notes.append(f"{sum(numbers.values())} of trials")
+        num_trials = recipe.tuning.num_trials(next(iter(costs)))  # every arm has as many
+        item = _tuning(recipe.tuning, resolved, costs, num_trials, means)
+        if (most := extension.most_trials(recipe)) > num_trials:
+            beyond = _tuning(recipe.tuning, resolved, costs, most, means)
+            spent = "" if beyond.flops is None else f" ({units.flops(beyond.flops)} FLOPs)"
+            item = replace(item, note=f"{item.note}; at most {most * len(costs)}{spent}, if best values lie at edges")
+        found.append(item)
+        once = [_validation_flops(resolved[arm], cost, vocab_size) for arm, cost in costs.items()]
+        num_runs = num_trials * recipe.tuning.num_seeds
+        validations += [num_runs * flops for flops in once]
+        notes.append(f"{num_runs * len(costs)} of trials")
     if validations:
         found.append(_item("validations before", math.fsum(validations), ", ".join(notes), means))
     return found
@@ -76,26 +86,27 @@ def _tuning(
     tuning: TuningRecipe,
     resolved: Mapping[str, StudyRecipe],
     costs: Mapping[str, ArmCost],
-    numbers: Mapping[str, int],
+    num_trials: int,
     means: Means,
 ) -> Item:
-    """The trials' training, ``numbers`` of them for each arm."""
+    """The trials' training, ``num_trials`` of them for each arm, each with every seed of tuning."""
     flops, hours = [], []
     for arm, cost in costs.items():
         alone = resolved[arm].model_copy(update={"budget": tuning.budget})
         trial = plan_arm(alone, arm, cost, cost, means)
-        flops.append(_times(numbers[arm], trial.flops))
-        hours.append(_times(numbers[arm], trial.hours))
-    return Item("tuning", _all_of(flops), _all_of(hours), f"{sum(numbers.values())} trials")
+        flops.append(_times(num_trials * tuning.num_seeds, trial.flops))
+        hours.append(_times(num_trials * tuning.num_seeds, trial.hours))
+    each = f" of {num_seeds(tuning.num_seeds)} each" if tuning.num_seeds > 1 else ""
+    return Item("tuning", _all_of(flops), _all_of(hours), f"{num_trials * len(costs)} trials{each}")
 
 
 def of_students(
     recipe: StudyRecipe, resolved: Mapping[str, StudyRecipe], arms: Sequence[ArmPlan], vocab_size: int, means: Means
 ) -> list[Item]:
     """What students cost, all arms and seeds of one study or cell together; ``resolved`` are the arms' own recipes."""
-    num_seeds = len(recipe.seeds)
-    num_students = len(arms) * num_seeds
-    flops, hours = (_all_of([getattr(entry, kind) for entry in arms], num_seeds) for kind in ("flops", "hours"))
+    seeds = len(recipe.seeds)
+    num_students = len(arms) * seeds
+    flops, hours = (_all_of([getattr(entry, kind) for entry in arms], seeds) for kind in ("flops", "hours"))
     found = [Item("students", flops, hours, f"{num_students} runs")]
     branches = recipe.markers.branches if recipe.markers else []
     if recipe.markers and branches:
@@ -104,7 +115,7 @@ def of_students(
         found.append(Item("branches", _times(more, flops), _times(more, hours), note))
     once = [_validation_flops(resolved[entry.arm], entry.cost, vocab_size) for entry in arms]
     places = _num_validations(recipe) + len(branches)
-    found.append(_item("validations", num_seeds * places * sum(once), f"{places} a student", means))
+    found.append(_item("validations", seeds * places * sum(once), f"{places} a student", means))
     if recipe.finetune:
         tuned = 1 + len(branches) * bool(recipe.markers and recipe.markers.finetune)
         grid, unknown = finetune_flops(recipe.finetune, student_config(recipe.student, vocab_size))

@@ -150,12 +150,14 @@ class StudyRecipe(Strict):
                 f"many values, and {max(numbers.values())} learning rates in tuning.learning_rates_alone to arms "
                 "without a weight; null in place of a value is a trial that an arm gives up"
             )
-        if both := sorted({*tuning.seeds} & {*self.seeds}):
-            yield f"tuning.seed {both[0]} is one of seeds: what is chosen on a run must not be reported of it"
+        for seed in tuning.seeds:
+            if seed in self.seeds:
+                named = f"tuning.seed {seed}" if tuning.num_seeds == 1 else f"seed {seed} of tuning"
+                yield f"{named} is one of seeds: what is chosen on a run must not be reported of it"
         if tuning.charged and (tuning.budget.unit, tuning.budget.charge) != (self.budget.unit, self.budget.charge):
             yield (
                 "tuning.charged takes trials off the budget, so both have one unit and charge the same accounts; "
                 f"given: {tuning.budget.unit} {tuning.budget.charge} and {self.budget.unit} {self.budget.charge}"
             )
-        if tuning.charged and tuning.budget.limit * tuning.num_seeds * max(numbers.values()) >= self.budget.limit:
+        if tuning.charged and tuning.num_seeds * tuning.budget.limit * max(numbers.values()) >= self.budget.limit:
             yield "tuning.charged: the trials would use up the whole budget; make tuning.budget smaller"

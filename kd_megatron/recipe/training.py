@@ -1,6 +1,6 @@
 """How students are trained, validated, tuned, and left on the way."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -9,7 +9,7 @@ from kd_megatron.recipe.budget import Budget
 from kd_megatron.recipe.config import Strict
 from kd_megatron.recipe.paths import PathPart
 from kd_megatron.recipe.policy import ACROSS, AT_RESUME, BY_ARM, FOUND_OUT, KEPT, NO_WEIGHT, ON
-from kd_megatron.recipe.types import Count, Fraction, Positive, Precision, Seed
+from kd_megatron.recipe.types import LARGEST_SEED, Count, Fraction, Positive, Precision, Seed
 
 
 class TrainingRecipe(Strict):
@@ -56,7 +56,8 @@ class TuningRecipe(Strict):
     """Trials before training, as many for every arm at the same small budget (docs/fairness.md, clause 16).
 
     A trial is a learning rate, with a value of one option of the objective where the arm has a list of those. In lists
-    that may hold it, null stands for a trial that an arm gives up.
+    that may hold it, null stands for a trial that an arm gives up. Where the best value of some arm lies at an edge of
+    what it tried, every arm is given one more trial beyond, and again (`kd_megatron.study.extension`).
     """
 
     learning_rates: Annotated[list[Positive], Field(min_length=1)]
@@ -65,19 +66,26 @@ class TuningRecipe(Strict):
     learning_rates_alone: list[Positive | None] | None = None  # of arms without a weight, where other arms have one
     budget: Budget  # of each trial
     seed: Seed = 1000  # of all trials, and of no run that is reported
-    num_seeds: Count = 1  # of each trial: seed, seed + 1, ...; the mean of their losses chooses
-    # rounds in which every arm gets as many trials more, beyond the edge at which the best of some arm lies
-    most_extensions: Annotated[int, Field(ge=0, le=10)] = 2
-    measure: Literal["probe_mlm_loss"] = "probe_mlm_loss"  # held out; the lowest is chosen
+    num_seeds: Annotated[int, Field(ge=1, le=1000)] = 1  # runs of each trial: with seed, seed + 1 and so on
+    most_extensions: Annotated[int, Field(ge=0, le=20)] = 2  # rounds of trials beyond an edge; 0: none
+    measure: Literal["probe_mlm_loss"] = "probe_mlm_loss"  # held out, mean over the seeds; the lowest is chosen
     charged: bool = False  # whether what an arm's trials spent is taken off that arm's budget
 
     @property
     def seeds(self) -> list[int]:
-        """Those of each trial."""
+        """The seeds that every trial is run with."""
         return list(range(self.seed, self.seed + self.num_seeds))
 
+    @property
+    def most_extra_trials(self) -> int:
+        """How many trials an arm may be given beyond the recipe's: one for each end of each list, in each round."""
+        rates = (self.learning_rates, self.learning_rates_alone or [])
+        weights = (values for options in self.weights.values() for values in options.values())
+        lists = [any(_has_ends(values) for values in rates), any(_has_ends(values) for values in weights)]
+        return self.most_extensions * 2 * sum(lists)
+
     def num_trials(self, arm: str) -> int:
-        """How many trials ``arm`` is given at first, those it gives up included."""
+        """How many trials the recipe gives ``arm``, those it gives up included and those beyond an edge not."""
         if arm in self.weights:
             return len(self.learning_rates) * len(next(iter(self.weights[arm].values())))
         return len(self.learning_rates if self.learning_rates_alone is None else self.learning_rates_alone)
@@ -95,6 +103,13 @@ class TuningRecipe(Strict):
             given = [value for value in values if value is not None]
             if len(set(given)) != len(given) or (values and not given):
                 yield f"{values}: different values, at least one (null stands for a trial that is given up)"
+        if self.seeds[-1] > LARGEST_SEED:
+            yield f"seed {self.seed} with num_seeds {self.num_seeds} goes beyond the largest seed, {LARGEST_SEED}"
+
+
+def _has_ends(values: Sequence[float | None]) -> bool:
+    """Whether a list of values tried has a smallest and a largest one."""
+    return len({value for value in values if value is not None}) > 1
 
 
 class MarkersRecipe(Strict):

@@ -11,6 +11,7 @@ from kd_megatron.recipe import StudyRecipe, arms
 from kd_megatron.study import fairness, journal, layout, tuning
 from kd_megatron.study.cells import cell_recipe, places
 from kd_megatron.study.claim import claim_study, has_begun
+from kd_megatron.study.effective import effective_recipe
 
 
 def begin(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> None:
@@ -41,7 +42,10 @@ def refuse_too_small(recipe: StudyRecipe, directory: Path) -> None:
 
     runs = {arm: [layout.arm_directory(directory, arm, seed) for seed in recipe.seeds] for arm in recipe.arms}
     waiting = [arm for arm, places in runs.items() if any(layout.finished_run(place) is None for place in places)]
-    charged = tuning.less_trials(recipe)
+    if tuning.has_chosen(recipe, directory):
+        charged = effective_recipe(recipe, directory)
+    else:
+        charged = tuning.less_trials(recipe, at_most=True)
     resolved = {arm: arms.resolve_arm(charged, arm) for arm in waiting}
     for one in resolved.values():
         split(one.training, dist.world_size())  # refuses a batch that so many processes cannot share

@@ -16,6 +16,7 @@ from kd_megatron.study import layout
 from kd_megatron.study.cells import CELLS
 from kd_megatron.study.edits import FINETUNE, STALE, RecipeChange, compare, move_aside
 from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, read
+from kd_megatron.study.extension import rounds_file
 
 PARTS = ("arms", FINETUNE, "tuning")  # directories with one of each arm in them
 OF_EACH_ARM = ("arms", "chosen", "trials", "at_edge", "charged")  # parts of a calibration, and of a tuning
@@ -118,6 +119,8 @@ def _move_aside(change: RecipeChange, directory: Path) -> None:
     """
     sources = [directory / part / arm for arm in change.arms for part in PARTS]
     sources += layout.finetune_directories(directory) * change.finetune
+    if all(path.name in change.arms for path in (directory / "tuning").glob("*/")):  # no arm is left to follow them
+        sources.append(rounds_file(directory))
     for name in (CALIBRATION_FILE, TUNING_FILE):
         _forget(directory / name, change.arms)
     move_aside(sources, directory)

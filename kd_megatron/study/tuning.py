@@ -1,34 +1,25 @@
 """Equal tuning effort: every arm gets as many trials at the same small budget (docs/fairness.md, clause 16).
 
 A trial is an ordinary run in ``tuning/ARM/trial_K`` with a learning rate of its own and, where the recipe tunes one, a
-weight of the objective. The lowest held-out probe loss is chosen; a trial that was not finite counts as the worst. All
-trials are kept in ``tuning.json``.
+weight of the objective; with several seeds it is one run for each. The lowest held-out probe loss is chosen; a trial
+that was not finite counts as the worst. Best values at an edge are followed (`study.extension`). All trials are kept in
+``tuning.json``.
 """
 
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kd_megatron.console.logs import say
-from kd_megatron.errors import NonFiniteError, RecipeError, disk_full_is_clear
+from kd_megatron.errors import RecipeError, disk_full_is_clear
 from kd_megatron.files.records import write_json
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe, TuningRecipe
 from kd_megatron.recipe.arms import split_arm
-from kd_megatron.study.effective import (
-    CALIBRATION_FILE,
-    LEARNING_RATE,
-    TUNING_FILE,
-    read,
-    run_recipe,
-    setting_in_words,
-    with_setting,
-    with_steps,
-    with_tuning,
-)
-from kd_megatron.study.piece import Piece, teacher_path
-from kd_megatron.study.trials import NON_FINITE_FILE, Trial, at_edge, best, outcome, places, result, trials
-from kd_megatron.study.tuning_edges import all_rounds, num_added
+from kd_megatron.study import extension
+from kd_megatron.study.effective import LEARNING_RATE, TUNING_FILE, read, setting_in_words, with_setting, with_tuning
+from kd_megatron.study.piece import Piece
+from kd_megatron.study.trials import Trial, best, trial_pieces, trials
 
 
 def check(recipe: StudyRecipe) -> None:
@@ -52,18 +43,16 @@ def check(recipe: StudyRecipe) -> None:
 
 
 def tuning_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
-    """Every trial, arms alternating, then the choice."""
+    """Every trial, arms alternating, then those beyond the edges, round by round, then the choice."""
     tuning, path = recipe.tuning, directory / TUNING_FILE
     if tuning is None:
         return []
     all_trials = sorted((trial for arm in recipe.arms for trial in trials(tuning, arm)), key=lambda one: one.number)
-
-    def is_finished() -> bool:
-        found = read(path)
-        return found is not None and recipe.arms.keys() <= found["chosen"].keys()
+    of_trials = [piece for trial in all_trials for piece in trial_pieces(recipe, directory, trial)]
+    rounds = [_round_piece(recipe, directory, number) for number in range(1, tuning.most_extensions + 1)]
 
     def run() -> None:
-        found = summed_up(recipe, directory)
+        found = dist.on_main(lambda: summed_up(recipe, directory))
         if dist.is_main():
             with disk_full_is_clear(directory):
                 write_json(path, found)
@@ -71,21 +60,55 @@ def tuning_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
             say(f"{arm}: {setting_in_words(setting)} of {found['num_trials']} trials")
         dist.barrier()
 
-    choice = Piece("choice", "tuning: choose", is_finished, run)
-    given = [_trial_piece(recipe, directory, trial, seed) for trial in all_trials for seed in tuning.seeds]
-    return [*given, *extension_pieces(recipe, directory, is_finished), choice]
+    choice = Piece("choice", "tuning: choose", lambda: has_chosen(recipe, directory), run)
+    return [*of_trials, *rounds, choice]
 
 
-def less_trials(recipe: StudyRecipe) -> StudyRecipe:
+def has_chosen(recipe: StudyRecipe, directory: Path) -> bool:
+    """Whether a setting was chosen for every arm of ``recipe``."""
+    found = read(directory / TUNING_FILE)
+    return found is not None and recipe.arms.keys() <= found["chosen"].keys()
+
+
+def _round_piece(recipe: StudyRecipe, directory: Path, number: int) -> Piece:
+    """One round of trials beyond the edges, as many for every arm; none where no best value lies at one."""
+
+    def is_finished() -> bool:
+        rounds, closed = extension.decided(directory)
+        if has_chosen(recipe, directory) or len(rounds) < number:
+            return closed
+        return all(piece.is_finished() for trial in _decided() for piece in trial_pieces(recipe, directory, trial))
+
+    def _decided() -> list[Trial]:
+        return extension.decide(recipe, directory, number)
+
+    def run() -> None:
+        found = dist.on_main(_decided)
+        if not found:
+            say("no best value lies at an edge that can be extended")
+        for trial in found:
+            for piece in trial_pieces(recipe, directory, trial):
+                if not dist.on_main(piece.is_finished):
+                    say(f"beyond the edge, {piece.label}")
+                    piece.run()
+
+    return Piece("beyond", f"tuning: trials beyond the edges, round {number}", is_finished, run)
+
+
+def less_trials(recipe: StudyRecipe, at_most: bool = False) -> StudyRecipe:
     """``recipe`` before its trials are run, less what they are charged: each is taken to spend all of its budget.
+
+    Args:
+        at_most: takes those beyond the edges as well, as many as there may be.
 
     Raises:
         RecipeError: nothing of an arm's budget would be left.
     """
     if recipe.tuning is None or not recipe.tuning.charged:
         return recipe
-    limit, trial = recipe.budget.limit, recipe.tuning.budget.limit
-    charged = {arm: len(trials(recipe.tuning, arm)) * recipe.tuning.num_seeds * trial for arm in recipe.arms}
+    limit, tuning = recipe.budget.limit, recipe.tuning
+    numbers = {arm: extension.most_trials(recipe) if at_most else tuning.num_trials(arm) for arm in recipe.arms}
+    charged = {arm: number * extension.trial_cost(recipe) for arm, number in numbers.items()}
     most = max(charged.values())
     if most >= limit:
         raise RecipeError(
@@ -97,83 +120,6 @@ def less_trials(recipe: StudyRecipe) -> StudyRecipe:
     return with_tuning(recipe, {"chosen": {}, "charged": charged})
 
 
-def trial_recipe(recipe: StudyRecipe, directory: Path, trial: Trial, seed: int | None = None) -> StudyRecipe:
-    """What a trial is given: its setting, tuning's budget and seed; nothing is validated or kept on the way.
-
-    It is measured on the held-out windows after those that students are: what chooses is not what is reported.
-    """
-    assert recipe.tuning is not None
-    arms = {**recipe.arms, trial.arm: with_setting(recipe.arms[trial.arm], trial.setting)}
-    allowed = [*recipe.allow_difference, *{LEARNING_RATE} - {*recipe.allow_difference}]
-    tried = recipe.model_copy(update={"arms": arms, "allow_difference": allowed})
-    run = run_recipe(tried, trial.arm, recipe.tuning.seed if seed is None else seed)
-    reported = run.validation.skip_samples + run.validation.num_samples
-    run = run.model_copy(
-        update={
-            "budget": recipe.tuning.budget,
-            "validation": run.validation.model_copy(update={"at": [], "skip_samples": reported}),
-            "training": run.training.model_copy(update={"keep_at": [], "keep_every_steps": None}),
-        }
-    )
-    if recipe.budget.calibrate is None or not run.budget.is_time:
-        return run
-    return with_steps(run, trial.arm, read(directory / CALIBRATION_FILE))
-
-
-def _trial_piece(recipe: StudyRecipe, directory: Path, trial: Trial, seed: int) -> Piece:
-    assert recipe.tuning is not None
-    where = places(recipe.tuning, directory, trial)[seed]
-    label = f"tuning: {trial.label}" + (f", seed {seed}" if recipe.tuning.num_seeds > 1 else "")
-
-    def run() -> None:
-        from kd_megatron.study.calibration import require_this_machine
-        from kd_megatron.training.branch import forget_checkpoints
-        from kd_megatron.training.run import pretrain
-
-        require_this_machine(directory)
-        study = trial_recipe(recipe, directory, trial, seed)
-        try:
-            pretrain(study, trial.arm, seed, where, teacher_path(recipe, directory))
-        except NonFiniteError as error:  # on all ranks
-            say(f"{trial.label}: not finite, which counts as the worst: {error.given}")
-            if dist.is_main():
-                write_json(where / NON_FINITE_FILE, {"error": error.given})
-        if dist.is_main():
-            forget_checkpoints(where)
-        dist.barrier()
-
-    return Piece("trial", label, lambda: outcome(where) is not None, run)
-
-
-def extension_pieces(recipe: StudyRecipe, directory: Path, is_chosen: Callable[[], bool]) -> list[Piece]:
-    """One for each round in which trials may be added; finished where a choice was made, or no best lies at an edge."""
-    tuning = recipe.tuning
-    if tuning is None or tuning.charged:  # what is charged is known before it is spent
-        return []
-    most = tuning.most_extensions
-
-    def piece(number: int) -> Piece:
-        def added() -> list[Trial]:
-            rounds = all_rounds(recipe, directory)
-            return rounds[number] if len(rounds) > number else []
-
-        def run() -> None:
-            waiting: list[Trial] = dist.on_main(added)
-            for trial in waiting:
-                for seed in tuning.seeds:
-                    one = _trial_piece(recipe, directory, trial, seed)
-                    if not dist.on_main(one.is_finished):
-                        say(one.label)
-                        one.run()
-
-        def is_finished() -> bool:
-            return is_chosen() or all(result(tuning, directory, trial) for trial in added())
-
-        return Piece("trials", f"tuning: beyond an edge, round {number} of at most {most}", is_finished, run)
-
-    return [piece(number) for number in range(1, most + 1)]
-
-
 def summed_up(recipe: StudyRecipe, directory: Path) -> dict[str, Any]:
     """What ``tuning.json`` holds: all trials, the choice of each arm, and what is taken off its budget.
 
@@ -182,33 +128,30 @@ def summed_up(recipe: StudyRecipe, directory: Path) -> dict[str, Any]:
     """
     tuning = recipe.tuning
     assert tuning is not None
-    rounds = all_rounds(recipe, directory)
-    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in recipe.arms}
-    for trial in (trial for one in rounds for trial in one):
-        row = result(tuning, directory, trial)
-        assert row is not None, "the choice comes after the trials"
-        found[trial.arm].append(row)
+    rounds, _ = extension.decided(directory)
+    found = {arm: extension.rows_of(recipe, directory, arm, rounds) for arm in recipe.arms}
     chosen = {arm: best(arm, tried) for arm, tried in found.items()}
-    charged = {arm: sum(_charge(recipe, tuning, row["spent"]) for row in tried) for arm, tried in found.items()}
+    charged = {arm: sum(_charge(recipe, tuning, row) for row in tried) for arm, tried in found.items()}
     return {
         "measure": tuning.measure,
         "seed": tuning.seed,
-        "budget": {"unit": tuning.budget.unit, "limit": tuning.budget.limit, "charge": list(tuning.budget.charge)},
-        "num_trials": tuning.num_trials(next(iter(recipe.arms))) + num_added(recipe, rounds),
         "num_seeds": tuning.num_seeds,
-        "extensions": len(rounds) - 1,
         "on_windows_of_its_own": True,
+        "budget": {"unit": tuning.budget.unit, "limit": tuning.budget.limit, "charge": list(tuning.budget.charge)},
+        "num_trials": tuning.num_trials(next(iter(recipe.arms))) + sum(map(len, rounds)),
+        "extensions": [[asdict(end) for end in one] for one in rounds],
         "charged": charged if tuning.charged else None,
         "chosen": chosen,
-        "at_edge": {arm: at_edge(tried, chosen[arm]) for arm, tried in found.items()},
+        "at_edge": {arm: list(extension.at_edge(tried, chosen[arm])) for arm, tried in found.items()},
         "trials": found,
     }
 
 
-def _charge(recipe: StudyRecipe, tuning: TuningRecipe, spent: float | None) -> float:
-    """What one trial takes off its arm's budget, by what it spent; None: it was not finite and left no ledger.
+def _charge(recipe: StudyRecipe, tuning: TuningRecipe, row: dict[str, Any]) -> float:
+    """What one trial takes off its arm's budget, by what its runs spent; None: not finite, and it left no ledger.
 
-    The whole of its own budget, where that is unknown or was turned into steps: the clock then decides nothing.
+    The whole of a run's own budget, where that is unknown or was turned into steps: the clock then decides nothing.
     """
     is_calibrated = recipe.budget.calibrate is not None and tuning.budget.is_time
-    return tuning.budget.limit * tuning.num_seeds if spent is None or is_calibrated else spent
+    spent = [run["spent"] for run in row.get("runs", [row])]
+    return float(sum(tuning.budget.limit if one is None or is_calibrated else one for one in spent))

@@ -206,6 +206,27 @@ def test_tuning_branches_and_a_teacher_of_its_own_are_in_it(inputs):
     assert totals["validations before"] == pytest.approx(2 * teacher + 3 * students)
 
 
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({}, "12 trials; at most 28 ("),  # two rounds of one more at both ends
+        ({"most_extensions": 0}, "12 trials"),
+        ({"num_seeds": 2, "most_extensions": 1}, "12 trials of 2 seeds each; at most 20 ("),
+        ({"charged": True}, "12 trials"),  # a fourth of an arm would be more than half of its budget
+    ],
+)
+def test_the_plan_says_how_many_trials_there_are_and_may_be(inputs, section, said):
+    trials = {"learning_rates": [1e-3, 2e-3, 4e-3], "budget": {"tokens": 3 * STEP_TOKENS}}
+    planned = plan(tiny_study(inputs, tuning=trials | section))
+    items = {item.what: item for item in planned.totals}
+    assert items["tuning"].note.startswith(said)
+    assert ("at most" in items["tuning"].note) == ("at most" in said)
+    per_token = sum(entry.cost.total_flops_per_token for entry in planned.arms)
+    seeds = section.get("num_seeds", 1)
+    assert items["tuning"].flops == pytest.approx(seeds * 3 * 3 * STEP_TOKENS * per_token)
+    assert items["validations before"].note == f"{12 * seeds} of trials"
+
+
 @pytest.mark.parametrize("grid", [None, {"budgets": [1.0, 2.0], "unique_tokens": [None]}])
 def test_charged_trials_are_taken_off_an_arms_budget(inputs, grid):
     tuning = {"learning_rates": [1e-3, 2e-3, 4e-3], "budget": {"tokens": 5 * STEP_TOKENS}, "charged": True}

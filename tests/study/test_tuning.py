@@ -14,7 +14,7 @@ from kd_megatron.recipe import CalibrateRecipe, StudyRecipe, config
 from kd_megatron.recipe.arms import resolve_arm
 from kd_megatron.report.study import tuning_tables
 from kd_megatron.report.study.page import write_report
-from kd_megatron.study import begin, calibration, fairness, layout, runner, tuning
+from kd_megatron.study import begin, calibration, fairness, layout, runner, trials, tuning
 from kd_megatron.study.claim import claim_study
 from kd_megatron.study.effective import (
     LEARNING_RATE,
@@ -25,7 +25,6 @@ from kd_megatron.study.effective import (
     with_steps,
     with_tuning,
 )
-from kd_megatron.study.trials import NON_FINITE_FILE, trial_directory
 
 TUNING = {"learning_rates": [1e-3, 3e-3], "budget": {"flops": 1e12}}
 HOURS, TRIAL_HOURS = 2.4 / 3600, 1.2 / 3600  # many steps of a few ms, so that a busy machine does some of them too
@@ -39,7 +38,7 @@ def validated(**changes):
 
 def test_every_arm_tries_the_same_learning_rates():
     recipe = validated(tuning=TUNING)
-    tried = {arm: [trial.setting for trial in tuning.trials(recipe.tuning, arm)] for arm in recipe.arms}
+    tried = {arm: [trial.setting for trial in trials.trials(recipe.tuning, arm)] for arm in recipe.arms}
     assert tried["scratch"] == tried["vanilla_kd"] == [{LEARNING_RATE: 1e-3}, {LEARNING_RATE: 3e-3}]
 
 
@@ -47,8 +46,8 @@ def test_a_weight_is_tried_with_every_learning_rate_and_other_arms_get_as_many_r
     rates = [5e-4, 7e-4, 1e-3, 2e-3, 3e-3, None]
     recipe = validated(tuning=TUNING | {"weights": WEIGHTS, "learning_rates_alone": rates})
     assert recipe.tuning.num_trials("scratch") == recipe.tuning.num_trials("vanilla_kd") == 6
-    assert [trial.setting["weight_kd"] for trial in tuning.trials(recipe.tuning, "vanilla_kd")] == [1.0, 5.0, 25.0] * 2
-    given = tuning.trials(recipe.tuning, "scratch")
+    assert [trial.setting["weight_kd"] for trial in trials.trials(recipe.tuning, "vanilla_kd")] == [1.0, 5.0, 25.0] * 2
+    given = trials.trials(recipe.tuning, "scratch")
     assert [trial.setting[LEARNING_RATE] for trial in given] == rates[:5]  # the last is given up
 
 
@@ -59,6 +58,7 @@ def test_a_weight_is_tried_with_every_learning_rate_and_other_arms_get_as_many_r
         ({"weights": {"minilm": {"x": [1.0]}}}, "minilm, which is no arm"),
         ({"weights": {"vanilla_kd": {"weight_kd": [1.0], "weight_mlm": [1.0]}}}, "one for each arm"),
         ({"seed": 1}, "tuning.seed 1 is one of seeds"),
+        ({"seed": 2**32 - 1, "num_seeds": 2}, "goes beyond the largest seed"),
         ({"learning_rates": [1e-3, 1e-3]}, "different values"),
         ({"charged": True, "budget": {"tokens": 10}}, "one unit"),
         ({"charged": True, "budget": {"flops": 3.1e13}}, "use up the whole budget"),
@@ -79,7 +79,7 @@ def test_a_trial_that_its_objective_does_not_know_is_refused_before_anything_is_
 
 def test_a_trial_is_measured_on_other_held_out_windows_than_a_student(tmp_path):
     recipe = study_recipe(tuning={"learning_rates": [1e-3], "budget": {"flops": 1e12}})
-    trial = tuning.trial_recipe(recipe, tmp_path, tuning.trials(recipe.tuning, "scratch")[0])
+    trial = trials.trial_recipe(recipe, tmp_path, trials.trials(recipe.tuning, "scratch")[0], 1000)
     assert recipe.validation.skip_samples == 0
     assert trial.validation.skip_samples == recipe.validation.num_samples == trial.validation.num_samples
 
@@ -101,11 +101,11 @@ def test_a_path_leads_through_lists_and_mappings():
 def write_trials(directory, recipe, losses):
     """Finished trials of chosen losses; None is one that was not finite."""
     for arm, values in losses.items():
-        for trial, loss in zip(tuning.trials(recipe.tuning, arm), values, strict=True):
-            where = trial_directory(directory, trial)
+        for trial, loss in zip(trials.trials(recipe.tuning, arm), values, strict=True):
+            where = trials.trial_directory(directory, trial, recipe.tuning, 1000)
             where.mkdir(parents=True)
             if loss is None:
-                (where / NON_FINITE_FILE).write_text('{"error": "the loss is nan"}')
+                (where / trials.NON_FINITE_FILE).write_text('{"error": "the loss is nan"}')
                 continue
             validation = {"probe_mlm_loss": loss}
             summary = {"status": "finished", "steps": 3, "tokens": 30, "budget": {"spent": 1.25e12}}

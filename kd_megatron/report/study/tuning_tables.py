@@ -34,6 +34,9 @@ def tuning(results: StudyResults) -> Table | None:
                     "outcome": _outcome(found, arm, trial),
                 }
             )
+            if "runs" in trial:
+                losses = (units.thousandths(run["probe_mlm_loss"]) for run in trial["runs"])
+                rows[-1]["losses_by_seed"] = ", ".join(losses)
     columns = [
         *texts("arm"),
         Column("trial", "trial"),
@@ -41,6 +44,7 @@ def tuning(results: StudyResults) -> Table | None:
         *texts("weight"),
         Column("weight_value", "its value", units.number),
         Column("probe_mlm_loss", "held-out loss (probe), nats", units.thousandths),
+        *(texts(losses_by_seed="by seed") if found.get("num_seeds", 1) > 1 else []),
         Column("tokens", "tokens seen", units.count),
         *texts("outcome"),
     ]
@@ -48,23 +52,24 @@ def tuning(results: StudyResults) -> Table | None:
 
 
 def _outcome(found: dict[str, Any], arm: str, trial: dict[str, Any]) -> str:
+    said = [f"beyond an edge, round {trial['round']}"] if trial.get("round") else []
     if not trial["is_finite"]:
-        return "not finite: counts as the worst"
-    return "chosen" if trial["setting"] == found["chosen"][arm] else ""
+        said.append("not finite: counts as the worst")
+    elif trial["setting"] == found["chosen"][arm]:
+        said.append("chosen")
+    return "; ".join(said)
 
 
 def _note(found: dict[str, Any]) -> str:
-    budget = found["budget"]
+    budget, num_seeds = found["budget"], found.get("num_seeds", 1)
     paid = "taken off the arm's budget" if found["charged"] else "not charged to the arm's budget"
+    seeds, of = f"seed {found['seed']}", ""
+    if num_seeds > 1:
+        seeds, of = f"seeds {found['seed']} to {found['seed'] + num_seeds - 1}", f", mean over {num_seeds} seeds,"
     return (
         f"{found['num_trials']} trials for every arm, {budget['limit']:g} {budget['unit'].replace('_', ' ')} each, "
-        f"seed {found['seed']}{_more_seeds(found)}; {paid}. The lowest held-out loss is chosen."
+        f"{seeds}; {paid}. The lowest held-out loss{of} is chosen."
     )
-
-
-def _more_seeds(found: dict[str, Any]) -> str:
-    more = found.get("num_seeds", 1) - 1
-    return f" and the {more} after it, of which the mean counts" if more else ""
 
 
 def show(results: StudyResults) -> None:
@@ -101,12 +106,11 @@ def tuning_caveats(results: StudyResults) -> list[str]:
             "alike for all."
         )
     ]
-    if rounds := found.get("extensions"):
-        said.append(f"Some arm had its best at an edge, so every arm got more trials beyond it, in {rounds} rounds.")
     tried = results.recipe.tuning.weights if results.recipe.tuning else {}
     distilling = [arm for arm in results.recipe.arms if results.learns_from_teacher(arm)]
     if untried := [arm for arm in distilling if arm not in tried]:
         said.append(f"Learning rates were tried, weights of the objective were not, in {', '.join(untried)}.")
+    said += _extensions(found)
     edges = {arm: paths for arm, paths in found["at_edge"].items() if paths}
     if edges:
         listed = "; ".join(
@@ -117,11 +121,27 @@ def tuning_caveats(results: StudyResults) -> list[str]:
     given_up = {arm: found["num_trials"] - len(rows) for arm, rows in found["trials"].items()}
     if any(given_up.values()):
         listed = ", ".join(f"{arm} {number}" for arm, number in given_up.items() if number)
-        said.append(f"The recipe gives trials up: {listed} of {found['num_trials']}.")
+        said.append(f"Trials that were given up: {listed} of {found['num_trials']}.")
     if found["charged"]:
         spent = ", ".join(f"{arm} {amount:.4g}" for arm, amount in found["charged"].items())
         said.append(f"What the trials spent is taken off each arm's budget ({found['budget']['unit']}): {spent}.")
     return said
+
+
+def _extensions(found: dict[str, Any]) -> list[str]:
+    """Where best values lay at an edge, and what every arm was therefore given."""
+    rounds = found.get("extensions") or []
+    if not rounds:
+        return []
+    listed = "; then ".join(
+        ", ".join(f"{end['which'].replace('_', ' ')} {end['side']} ({', '.join(end['arms'])})" for end in one)
+        for one in rounds
+    )
+    extra = sum(map(len, rounds))
+    return [
+        f"Best values lay at an edge of those tried, so that every arm was given {units.counted(extra, 'trial')} more, "
+        f"one beyond each edge: {listed}."
+    ]
 
 
 def calibration(results: StudyResults) -> Table | None:
