@@ -7,9 +7,9 @@ for the caveats; the gravest comes first.
 from collections import Counter
 from dataclasses import dataclass
 
-from kd_megatron.analysis import promises
 from kd_megatron.analysis.measure import OWN_HEAD, PROBE, SCORE
 from kd_megatron.analysis.once import once
+from kd_megatron.analysis.preregistration import finetuned_again, students_in_words, trained_again
 from kd_megatron.analysis.results import StudyResults
 from kd_megatron.analysis.run_checks import unfair_checks
 from kd_megatron.console.units import counted
@@ -17,7 +17,7 @@ from kd_megatron.console.units import counted
 FIT_GAP = 0.05  # nats between the probe and an own head, beyond which the probe is no measure of what students know
 
 FEWEST_FINETUNING_SEEDS = 3  # of a student: fewer do not show how much of its score is the luck of a draw
-UNFAIR = "unfair"
+UNFAIR, SEEN = "unfair", "seen before"
 OF_TASKS = (SCORE.quantity, "task")  # quantities that fine-tuning measures
 
 
@@ -64,26 +64,27 @@ def _probe_has_not_converged(results: StudyResults) -> list[Objection]:
     return []
 
 
-def _seen_before(results: StudyResults, quantity: str) -> list[Objection]:
-    """That students, or their fine-tunings, were made again with the same seeds after somebody had looked."""
-    again = promises.made_again(results)
-    what = "trained"
-    if not again and quantity in OF_TASKS:
-        again, what = promises.tuned_again(results), "fine-tuned"
-    if not again:
-        return []
-    sentence = (
-        f"{', '.join(again)} {'was' if len(again) == 1 else 'were'} {what} again after somebody had looked at results "
-        "of the same seeds: what is compared may have been chosen by what was seen. New seeds would tell; these give "
-        "no verdict."
-    )
-    return [Objection("seen before", sentence)]
-
-
 def _unfair(results: StudyResults) -> list[Objection]:
     if checks := unfair_checks(results):
         return [Objection(UNFAIR, f"Arms with the same seed differ in more than their objective ({checks[0]}).")]
     return []
+
+
+def _seen_before(results: StudyResults, quantity: str) -> list[Objection]:
+    """That seeds were done again after a report had shown them; of scores, fine-tunings as well."""
+    found = []
+    if again := trained_again(results):
+        found.append(Objection(SEEN, _seen(students_in_words(again), "trained", "results")))
+    if quantity in OF_TASKS and (again := finetuned_again(results)):
+        found.append(Objection(SEEN, _seen(students_in_words(again), "fine-tuned", "scores")))
+    return found
+
+
+def _seen(students: str, done: str, what: str) -> str:
+    return (
+        f"Seen before: {students} were {done} again after a report had shown their {what}, so that these were chosen "
+        "between two. Nothing is claimed of them; new seeds in a study of their own would be evidence."
+    )
 
 
 @once

@@ -21,7 +21,6 @@ from kd_megatron.objectives import of_the_teacher
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.recipe.arms import resolve_arm
 from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, read, with_tuning
-from kd_megatron.study.journal import journal, registered
 from kd_megatron.study.layout import (
     RECIPE_FILE,
     arm_directory,
@@ -111,9 +110,6 @@ class StudyResults:
     interval: Method = "t"  # how intervals are made
     tuning: dict[str, Any] | None = None  # tuning.json of a tuned study
     calibration: dict[str, Any] | None = None  # calibration.json of a calibrated one
-    registered: list[dict[str, Any]] = field(default_factory=list)  # each version of the promise (`study.journal`)
-    looks: list[dict[str, Any]] = field(default_factory=list)  # at its results
-    as_given: StudyRecipe | None = None  # the recipe as the file says, without what tuning chose; None: as `recipe`
     resolved: dict[str, StudyRecipe] = field(default_factory=dict)  # arm -> what it really runs (`load` resolves)
     judged: list[JudgedTask] | None = None  # each task by the rule of inclusion; None: it cannot be applied
     controls: dict[str, Control] = field(default_factory=dict)  # those of the recipe, finished or not
@@ -206,7 +202,7 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
     recipe = config.load(directory / RECIPE_FILE, StudyRecipe)
     tuning = read(directory / TUNING_FILE) if recipe.tuning else None
     calibration = read(directory / CALIBRATION_FILE) if recipe.budget.calibrate else None
-    given, recipe = recipe, with_tuning(recipe, tuning)
+    recipe = with_tuning(recipe, tuning)
     runs: dict[str, dict[int, FinishedRun]] = {arm: {} for arm in recipe.arms}
     missing = []
     teacher = summaries.finished_run(teacher_directory(directory))
@@ -230,9 +226,6 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
     controls = {name: load_control(directory, name, recipe.finetune is not None) for name in recipe.wanted_controls}
     return StudyResults(
         *(directory, recipe, runs, teacher, missing, interval, tuning, calibration),
-        registered=registered(directory),
-        looks=journal(directory),
-        as_given=given,
         resolved=resolved,
         judged=judged,
         controls=controls,

@@ -1,6 +1,7 @@
 """Small files of a run: JSON written whole, and the rows of its metrics."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,11 @@ class MetricsWriter:
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """The rows of a run's ``metrics.jsonl``; a line torn by a crash is skipped."""
-    path = directory / "metrics.jsonl"
+    return read_lines(directory / "metrics.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file with one JSON mapping in each line; none where there is no file, torn lines are skipped."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -71,3 +76,18 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return rows
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Append ``row`` to such a file by one write that has reached the disk when this returns.
+
+    A line that a crash tore ends before it: the row begins on a line of its own.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, ("\n" * is_torn + json.dumps(row) + "\n").encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -13,16 +13,16 @@ from typing import Any
 from kd_megatron.analysis.statistics import Method
 from kd_megatron.errors import DataError, OutputError
 from kd_megatron.files import records
+from kd_megatron.files.portable import without_places
 from kd_megatron.finetune.places import MACHINES
 from kd_megatron.recipe import recipe_yaml
-from kd_megatron.report.page.places import without_places
 from kd_megatron.study import layout
-from kd_megatron.study.journal import JOURNAL, journal
+from kd_megatron.study.journal import JOURNAL
 
 RAW_FILE = "raw.json"
 FORMAT = 1
 METRICS = "metrics.jsonl"
-PACKED = ("summary.json", MACHINES, METRICS, layout.RECIPE_FILE)  # and every .json beside a recipe, and its journal
+PACKED = ("summary.json", MACHINES, METRICS, layout.RECIPE_FILE)  # and every .json, and a journal, beside a recipe
 LEFT_OUT = ("report", "checkpoints", "export", "tensorboard", "tuning", "stale")  # directories
 OF_NAMES = ("arms", "finetune", "cells")  # directories of directories that a recipe names, by such words too
 MOST_TRAINING_ROWS = 50  # of a run, beside its validations: enough for a curve
@@ -101,17 +101,20 @@ def files(directory: Path) -> Iterator[Path]:
         is_left_out = path.name in LEFT_OUT and (has_recipe or directory.name not in OF_NAMES)
         if path.is_dir() and not is_left_out and not path.is_symlink():
             yield from files(path)
-        elif path.is_file() and (
-            path.name in PACKED or (has_recipe and (path.suffix == ".json" or path.name == JOURNAL))
-        ):
+        elif path.is_file() and (path.name in PACKED or (has_recipe and _is_found(path))):
             yield path
+
+
+def _is_found(path: Path) -> bool:
+    """Whether a study itself wrote this down beside its recipe."""
+    return path.suffix == ".json" or path.name == JOURNAL
 
 
 def _content(path: Path) -> Any:
     if path.name == METRICS:
         return without_places(_thinned(records.read_metrics(path.parent)))
     if path.name == JOURNAL:
-        return journal(path.parent)
+        return without_places(records.read_lines(path))
     try:
         text = path.read_text(encoding="utf-8")
         return without_places(recipe_yaml.read(text) if path.suffix == ".yaml" else json.loads(text))

@@ -12,6 +12,7 @@ from kd_megatron.report.packed import Raw
 from kd_megatron.report.page import places
 from kd_megatron.report.page.page import HTML, MARKDOWN
 from kd_megatron.report.study import page
+from kd_megatron.study import journal
 
 OWN = ("figures/*", "tables/*", "cells/*/report/*/*")  # of a report that is written anew
 
@@ -36,6 +37,8 @@ def publish(
         RecipeError: too few seeds for this kind of interval.
     """
     packed = raw.find(source)
+    if packed is None:  # a packed study is a copy, whose journal ends where it was packed
+        journal.note_look(source)
     study = raw.read(packed) if packed else raw.pack(source, interval or "t", beside)
     study = Raw(study.files, study.beside, interval or study.interval)
     place = target or (packed or source).parent

@@ -111,7 +111,7 @@ def pieces(directory: Path) -> dict[str, tuple[int, int]]:
     """The files that say what is finished, with time and size: the report changes when these do."""
     found = {}
     for path in packed.files(directory):
-        if path.name != packed.METRICS:
+        if path.name not in (packed.METRICS, packed.JOURNAL):
             with contextlib.suppress(FileNotFoundError):  # moved aside at this moment
                 facts = path.stat()
                 found[path.relative_to(directory).as_posix()] = (facts.st_mtime_ns, facts.st_size)

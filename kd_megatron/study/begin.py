@@ -8,14 +8,15 @@ from kd_megatron.engine.batch_split import split
 from kd_megatron.files.manifest import MANIFEST, read_manifest
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe, arms
-from kd_megatron.study import fairness, journal, layout, tuning
+from kd_megatron.study import fairness, layout, tuning
 from kd_megatron.study.cells import cell_recipe, places
-from kd_megatron.study.claim import claim_study, has_begun
+from kd_megatron.study.claim import claim_study
 from kd_megatron.study.effective import effective_recipe
+from kd_megatron.study.registration import register
 
 
 def begin(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> None:
-    """Refuse what cannot be a fair study, then make ``directory`` this one's own. Collective.
+    """Refuse what cannot be a fair study, make ``directory`` this one's own, write down what it promises. Collective.
 
     Raises:
         RecipeError: the arms differ in more than the study allows, a trial of its tuning cannot be run, or the budget
@@ -28,7 +29,7 @@ def begin(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) -> Non
     refuse_too_small(recipe, directory)
     require_pools(recipe)
     claim_study(recipe, directory, redo)
-    dist.on_main(lambda: journal.register(recipe, directory, has_begun(directory)))
+    dist.on_main(lambda: register(recipe, directory))
 
 
 def refuse_too_small(recipe: StudyRecipe, directory: Path) -> None:

@@ -17,6 +17,7 @@ from kd_megatron.study.cells import CELLS
 from kd_megatron.study.edits import FINETUNE, STALE, RecipeChange, compare, move_aside
 from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, read
 from kd_megatron.study.extension import rounds_file
+from kd_megatron.study.journal import note_redo
 
 PARTS = ("arms", FINETUNE, "tuning")  # directories with one of each arm in them
 OF_EACH_ARM = ("arms", "chosen", "trials", "at_edge", "charged")  # parts of a calibration, and of a tuning
@@ -50,6 +51,7 @@ def _claim_on_main(recipe: StudyRecipe, directory: Path, redo: Sequence[str]) ->
         found = compare(config.load(path, StudyRecipe), recipe)
         if problem := _problem(found, recipe, directory, redo):
             return problem
+        note_redo(directory, found.arms, found.finetune, found.keys)
         _move_aside(found, directory)
     elif directory.exists() and any(directory.iterdir()):
         return (
@@ -71,7 +73,7 @@ def begun(directory: Path, arm: str) -> list[str]:
     return found + ["its trials"] * (directory / "tuning" / arm).is_dir()
 
 
-def has_begun(directory: Path) -> bool:
+def _has_runs(directory: Path) -> bool:
     """Whether a run of some arm, or a trial, has begun."""
     return any(any((study / part).glob("*/*")) for study in _studies(directory) for part in PARTS)
 
@@ -90,7 +92,7 @@ def _problem(
     tuned = (place for study in _studies(directory) for place in layout.finetune_directories(study))
     finetune_is_stale = change.finetune and any(place.is_dir() for place in tuned)
     wanted = [*stale, *[FINETUNE] * finetune_is_stale]
-    shrunk = change.shrunk if has_begun(directory) else []
+    shrunk = change.shrunk if _has_runs(directory) else []
     if not shrunk and not teacher_is_stale and set(wanted) <= set(redo):
         return None
     valid = [arm for arm in recipe.arms if arm not in stale and begun(directory, arm)]

@@ -1,94 +1,92 @@
-"""What was promised of a study before its first step, and when its results were looked at (docs/preregistration.md).
+"""A study's journal: when its results were looked at, and what was then done again. Lines are added, never changed.
 
-``registered.json`` has each version of the promise with the time and the commit at which it was made; ``journal.jsonl``
-has each look at results: which students there were, by the hash of their weights, and what they scored. Both only grow.
-A student that is made again with the same seed after a look shows by its hash.
+A look is a report that is written while students are finished. Who does seeds again that a report has shown chooses
+between two results, and no interval knows of it: the report takes verdicts away for that
+(`kd_megatron.analysis.preregistration`, docs/preregistration.md).
 """
 
-import hashlib
-import json
-from datetime import UTC, datetime
+import datetime
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_megatron.files import atomic, records
-from kd_megatron.machine import facts
-from kd_megatron.recipe import StudyRecipe, diff
+from kd_megatron.console import logs
+from kd_megatron.errors import disk_full_is_clear
+from kd_megatron.files import records
+from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.study import layout
-from kd_megatron.study.effective import read
+from kd_megatron.study.cells import CELLS
 
-REGISTERED, JOURNAL = "registered.json", "journal.jsonl"
+JOURNAL = "journal.jsonl"
+LOOK, REDO = "look", "redo"
 
 
-def register(recipe: StudyRecipe, directory: Path, has_begun: bool) -> None:
-    """Record what ``recipe`` promises, unless the newest record has it already. Rank 0 alone.
+def now() -> str:
+    """This moment in UTC: ``"2026-12-01T10:11:54+00:00"``."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def read(directory: Path) -> list[dict[str, Any]]:
+    """The entries of a study's journal, oldest first; none where it has none."""
+    return records.read_lines(directory / JOURNAL)
+
+
+def note_look(directory: Path) -> None:
+    """Note that a report of the study in ``directory`` is written now; of a grid, in each of its cells.
+
+    Nothing is noted while no student is finished, or where the last entry is a look at the very same students.
+    """
+    for study in (directory, *sorted((directory / CELLS).glob("*/"))):
+        students = list(_finished(study))
+        last = (read(study) or [{}])[-1]
+        if students and (last.get("what") != LOOK or last["students"] != students):
+            _append(study, {"what": LOOK, "time": now(), "students": students})
+
+
+def note_redo(directory: Path, arms: Sequence[str], finetune: bool, keys: Sequence[str]) -> None:
+    """Note that what there is of ``arms``, or of all fine-tunings, is moved aside now to be done again.
 
     Args:
-        directory: of the study.
-        has_begun: whether a run, or a trial, has begun before.
+        arms: whose runs and trials are stale.
+        finetune: whether all fine-tunings are.
+        keys: of the recipe that were edited, in words.
     """
-    promised = promise(recipe)
-    digest = hashlib.sha256(json.dumps(promised, sort_keys=True).encode()).hexdigest()
-    entries = registered(directory)
-    if entries and entries[-1]["sha256"] == digest:
+    begun = [path for arm in arms for path in sorted((directory / "arms" / arm).glob("seed_*"))]
+    students = [_student(directory, path.parent.name, int(path.name.removeprefix("seed_"))) for path in begun]
+    trials = [arm for arm in arms if (directory / "tuning" / arm).is_dir()]
+    tuned = finetune and (directory / "finetune").is_dir()
+    if students or trials or tuned:
+        entry = {"what": REDO, "time": now(), "keys": list(keys), "students": students}
+        _append(directory, entry | {"trials": trials, "finetune": tuned})
+
+
+def num_looks(directory: Path) -> int:
+    """How often the study was looked at so far."""
+    return sum(entry["what"] == LOOK for entry in read(directory))
+
+
+def _finished(directory: Path) -> Iterator[dict[str, Any]]:
+    path = directory / layout.RECIPE_FILE
+    if not path.is_file():
         return
-    entry = {
-        "time": _now(),
-        "commit": facts.commit(),
-        "uncommitted_changes": facts.uncommitted_changes(),
-        "after_the_first_step": has_begun,
-        "sha256": digest,
-        "promise": promised,
-    }
-    records.write_json(directory / REGISTERED, [*entries, entry])
+    recipe = config.load(path, StudyRecipe)
+    for arm in recipe.arms:
+        for seed in recipe.seeds:
+            if layout.finished_run(layout.arm_directory(directory, arm, seed)) is not None:
+                yield _student(directory, arm, seed)
 
 
-def promise(recipe: StudyRecipe) -> dict[str, Any]:
-    """All of a recipe that results hang on, and its protocol, as plain data."""
-    without_words = diff.without(recipe, "edit").model_dump(mode="json")
-    return without_words | {"protocol": recipe.protocol.model_dump(mode="json") if recipe.protocol else None}
+def _student(directory: Path, arm: str, seed: int) -> dict[str, Any]:
+    """Which one it is: the hash of its export, None of one that is not finished or recorded none; its average score."""
+    summary = layout.finished_run(layout.arm_directory(directory, arm, seed)) or {}
+    tuned = layout.read_summary(layout.finetune_directory(directory, arm, seed))
+    found = {"arm": arm, "seed": seed, "export": summary.get("export_hash"), "finetuned": tuned is not None}
+    return found | {"score": tuned.get("average") if tuned else None}
 
 
-def registered(directory: Path) -> list[dict[str, Any]]:
-    """Every version of the promise, the first one first; none of a study of an earlier version."""
-    found: Any = read(directory / REGISTERED, expected="what a study promised before its first step")
-    return found or []
-
-
-def record_look(directory: Path) -> None:
-    """Record that somebody sees the results there are now; not twice in a row the same. Of a grid, in each cell too."""
-    for study in [directory, *sorted(directory.glob("cells/*/"))]:
-        seen = _seen(study)
-        looks = journal(study)
-        if seen["students"] and (not looks or {key: looks[-1][key] for key in seen} != seen):
-            with atomic.new_file(study / JOURNAL) as aside:
-                lines = [json.dumps(one) for one in [*looks, {"time": _now(), **seen}]]
-                aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def journal(directory: Path) -> list[dict[str, Any]]:
-    """Every look at a study, the first one first; a line that a crash tore is left out."""
-    path, found = directory / JOURNAL, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
-
-
-def _seen(study: Path) -> dict[str, Any]:
-    """Of each finished student, ``ARM/SEED``, the hash of its weights, and its average score where there is one."""
-    students, scores = {}, {}
-    for path in sorted(study.glob("arms/*/seed_*/summary.json")):
-        arm, seed = path.parent.parent.name, int(path.parent.name.removeprefix("seed_"))
-        if summary := layout.finished_run(path.parent):
-            students[f"{arm}/{seed}"] = summary.get("export_hash")
-            tuned = layout.read_summary(layout.finetune_directory(study, arm, seed))
-            if tuned and tuned.get("average") is not None:
-                scores[f"{arm}/{seed}"] = tuned["average"]
-    return {"students": students, "scores": scores}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _append(directory: Path, entry: dict[str, Any]) -> None:
+    try:
+        with disk_full_is_clear(directory):
+            records.append_line(directory / JOURNAL, entry)
+    except PermissionError:  # somebody else's study, which may be read
+        logs.warn(f"{directory} cannot be written to: its journal does not have this {entry['what']}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kd_megatron.console.units import counted
 from kd_megatron.files import records
+from kd_megatron.files.portable import without_places
 from kd_megatron.finetune.places import MACHINES, SUMMARY
 from kd_megatron.report.finetune import figures, tables
 from kd_megatron.report.finetune import results as finetune_results
@@ -58,7 +59,7 @@ def write_page(output: Path, target: Path | None = None, published: Path | None 
     with places.renewed(target, last=PAGE, own=OWN if (target / PAGE).is_file() else ()) as aside:
         page.write(aside)
         if is_kept:
-            records.write_json(aside / SUMMARY, places.without_places(layout.read_summary(output)))
+            records.write_json(aside / SUMMARY, without_places(layout.read_summary(output)))
             records.write_json(aside / MACHINES, results.machines)
             cells = [cell for part in results.cells.values() for cell in part]  # the page is written from them again
             records.write_text(aside / finetune_results.CELLS, "".join(json.dumps(cell) + "\n" for cell in cells))
@@ -106,7 +107,7 @@ def _method(results: FinetuneResults) -> list[Block]:
     ]
     blocks: list[Block] = [Bullets(facts)]
     if table := tables.settings(results):
-        blocks.append(Details("All settings", [TableBlock(replace(table, rows=places.without_places(table.rows)))]))
+        blocks.append(Details("All settings", [TableBlock(replace(table, rows=without_places(table.rows)))]))
     machines: list[Block] = [TableBlock(table) for table in tables.machines(results)]
     if machines:
         blocks.append(Details("Commit, versions, hardware", machines))

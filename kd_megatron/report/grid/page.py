@@ -22,7 +22,9 @@ from kd_megatron.report.page import words
 from kd_megatron.report.page.document import Block, Bullets, Details, Heading, Paragraph
 from kd_megatron.report.page.page import Page, figure_blocks, table_blocks
 from kd_megatron.report.page.table import Table
+from kd_megatron.report.study.protocol import registration_in_words
 from kd_megatron.study import fairness, layout
+from kd_megatron.study.registration import read_entries
 
 CAPTIONS = {
     "lead_against_repetition": "Lead over the reference against how often the reference read its text, one panel for "
@@ -216,4 +218,5 @@ def _method(grid: GridResults) -> list[str]:
         f"Seeds: {', '.join(map(str, recipe.seeds))}; students of one seed begin from the same weights in all cells.",
         "Data, teacher and what tuning chose are the same in all cells. A growth is a difference of differences, "
         "paired by seed; families are corrected by Bonferroni (intervals) and Holm (p): docs/statistics.md.",
+        *[registration_in_words(entry) for entry in read_entries(grid.directory)[:1]],
     ]

@@ -1,18 +1,14 @@
 """Puts a finished page where it belongs: file by file by one rename, the page itself last."""
 
 import contextlib
-import math
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 from kd_megatron.errors import disk_full_is_clear
 
 ENDINGS = (".png", ".csv", ".tex", ".md", ".json")  # of what reports write
-_PLACE = re.compile(r"(?<![\w.:/~])(?:~|/[\w.+@-]+)(?:/[\w.+@-]+)+/?")  # an absolute path; no URL, no ratio
 
 
 @contextlib.contextmanager
@@ -48,18 +44,3 @@ def move(page: Path, place: Path, last: str, own: Iterable[str] = ()) -> None:
     for old in (old for pattern in own for old in place.glob(pattern) if old not in moved):
         if old.is_file() and old.suffix in ENDINGS:
             old.unlink()
-
-
-def without_places(value: Any) -> Any:
-    """Plain data as another machine may have it: paths cut, below the working directory to what is relative to it.
-
-    Numbers that are not finite, which JSON does not have, become None.
-    """
-    if isinstance(value, dict):
-        return {key: without_places(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [without_places(part) for part in value]
-    if isinstance(value, str):
-        here = f"{Path.cwd()}/"
-        return _PLACE.sub(lambda found: PurePosixPath(found[0]).name, value.replace(here, ""))
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,8 +12,9 @@ from kd_megatron.analysis.summaries import CacheUse
 from kd_megatron.console import units
 from kd_megatron.console.units import num_seeds, seeds_of
 from kd_megatron.recipe.diff import Difference
-from kd_megatron.report.study import control_rows, protocol, tables
+from kd_megatron.report.study import control_rows, tables
 from kd_megatron.report.study.certainty_tables import INTERVALS
+from kd_megatron.report.study.protocol import protocol_caveats
 from kd_megatron.report.study.tuning_tables import calibration_caveats, tuning_caveats
 
 TOPS = {  # what fine-tuning does with an untrained top
@@ -33,7 +34,7 @@ def caveats(results: StudyResults, findings: list[Finding], allowed: list[Differ
         *_seeds(results),
         *_what_seeds_vary(results),
         *_objections(results),
-        *protocol.caveats(results),
+        *protocol_caveats(results),
         *_finetuning(results),
         *control_rows.caveats(results),
         *_repetition(results),

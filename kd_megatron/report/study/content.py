@@ -25,7 +25,6 @@ from kd_megatron.report.study import (
     inclusion_table,
     own_heads,
     probe_table,
-    protocol,
     published,
     run_details,
     scaling_table,
@@ -34,6 +33,7 @@ from kd_megatron.report.study import (
 )
 from kd_megatron.report.study.answer import answer
 from kd_megatron.report.study.caveats import caveats
+from kd_megatron.report.study.protocol import protocol_blocks, registration_fact
 
 CAPTIONS = {
     "scores": "Score of each arm. Filled marker: mean over seeds, with its 95 % interval from two seeds on; open "
@@ -123,9 +123,9 @@ def content(study: StudyResults, found: Analysis, tables: Sequence[Table]) -> li
             blocks += figure_blocks(CAPTIONS, [curve_figures.break_even], study, found.break_evens)
         blocks += [Heading("More text, more budget"), *_laws(found.laws, shown("scaling"))]
         blocks += figure_blocks(CAPTIONS, [curve_figures.scaling], study, found.laws)
-    blocks += protocol.blocks(study)
     if before := shown("tuning", "calibration"):
         blocks += [Heading("Before training"), *before]
+    blocks += protocol_blocks(study)
     blocks += [Heading("Caveats"), Bullets(caveats(study, found.findings, found.allowed))]
     return [*blocks, Heading("Method"), *_method(study, found, shown)]
 
@@ -168,6 +168,7 @@ def _method(study: StudyResults, found: Analysis, shown: Callable[..., list[Bloc
         f"Seeds: {', '.join(map(str, recipe.seeds))}. Arms with the same seed see the same batches, masked alike.",
         f"Statistics: means over seeds with intervals at 95 % ({certainty_tables.INTERVALS[study.interval]}); "
         "differences are taken seed by seed, corrected as their table says (docs/statistics.md).",
+        *registration_fact(study),
     ]
     blocks: list[Block] = [Bullets(facts), *(shown("fairness") if found.findings else [])]
     if found.allowed:

@@ -16,6 +16,7 @@ from kd_megatron.files import atomic, locks
 from kd_megatron.recipe import recipe_yaml
 from kd_megatron.report.grid.page import grid_page
 from kd_megatron.report.page.page import HTML, Page
+from kd_megatron.report.study import protocol
 from kd_megatron.report.study.answer import answer
 from kd_megatron.report.study.caveats import caveats
 from kd_megatron.report.study.content import Analysis, all_tables, content, subtitle
@@ -23,7 +24,7 @@ from kd_megatron.study import fairness, journal, layout
 
 
 def write_report(directory: Path | str, interval: Method = "t", beside: Sequence[Path | str] = ()) -> Path:
-    """Write ``directory/report`` anew from what the study's pieces left behind.
+    """Write ``directory/report`` anew from what the study's pieces left behind, and note in its journal that it was.
 
     Args:
         directory: of a study, finished or not.
@@ -42,10 +43,9 @@ def write_report(directory: Path | str, interval: Method = "t", beside: Sequence
         raise layout.no_study(directory)
     final = directory / "report"
     alone = locks.exclusive(directory, wait=True)  # a study writes its own at its end, while somebody watches it
-    with alone, disk_full_is_clear(final):
-        journal.record_look(directory)
-        with atomic.new_directory(final) as aside:
-            write_files(directory, aside, interval, beside)
+    with alone, disk_full_is_clear(final), atomic.new_directory(final) as aside:
+        journal.note_look(directory)
+        write_files(directory, aside, interval, beside)
     return final / HTML
 
 
@@ -75,6 +75,7 @@ def study_page(study: StudyResults, beside: Sequence[Path | str] = ()) -> Page:
         "tables": {table.name: table.plain_rows() for table in tables},
         "caveats": caveats(study, found.findings, found.allowed),
         "scaling_warnings": found.laws.warnings,
+        "preregistration": protocol.plain(study),
         "fingerprint": study.all_runs()[0].summary.fingerprint if study.arms else None,
         "recipe": recipe_yaml.read((study.directory / layout.RECIPE_FILE).read_text(encoding="utf-8")),
     }
