@@ -133,16 +133,20 @@ def _may_be_left_out(name: str) -> Iterator[None]:
 
 def share_controls(grid: Path, cell: Path) -> None:
     """Give a cell what reports read of the grid's controls. Rank 0 alone."""
-    for path in _shared_files(grid):
-        target = cell / path.relative_to(grid)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        records.write_text(target, path.read_text(encoding="utf-8"))
+    for path, copy in _not_shared(grid, cell):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        records.write_text(copy, path.read_text(encoding="utf-8"))
 
 
 def are_shared(grid: Path, cell: Path) -> bool:
     """Whether a cell has the grid's controls as they are now."""
+    return not _not_shared(grid, cell)
+
+
+def _not_shared(grid: Path, cell: Path) -> list[tuple[Path, Path]]:
+    """(file of the grid, its place in the cell), where the cell has no such copy."""
     pairs = ((path, cell / path.relative_to(grid)) for path in _shared_files(grid))
-    return all(copy.is_file() and copy.read_bytes() == path.read_bytes() for path, copy in pairs)
+    return [(path, copy) for path, copy in pairs if not copy.is_file() or copy.read_bytes() != path.read_bytes()]
 
 
 def _shared_files(grid: Path) -> list[Path]:

@@ -60,11 +60,11 @@ def test_a_real_study_ends_in_a_report(finished):
     _, directory = finished
     study = results.load(directory)
     assert study.missing == []
-    assert all(0.0 <= run.score <= 1.0 for run in study.all_runs())
+    assert all(0.0 <= run.task_score("words") <= 1.0 for run in study.all_runs())
     assert all(run.finetune.model_hash == run.summary.export_hash for run in study.all_runs())
     assert all(run.machines and run.finetune.tasks["words"].content_hash for run in study.all_runs())
     data = json.loads((directory / "report" / "results.json").read_text())
-    assert [row["seeds"] for row in data["tables"]["scores"]] == [2, 2]
+    assert [row["seeds"] for row in data["tables"]["scores"]] == [2, 2, 1, 1, None]  # arms, then controls
     assert {row["check"]: row["result"] for row in data["tables"]["fairness"]}["equal budgets"] == "agrees"
     assert "DIFFERS" not in {row["result"] for row in data["tables"]["fairness"]}
     teacher = layout.finished_run(directory / "teacher")
@@ -111,8 +111,9 @@ def test_a_lost_piece_alone_is_done_again(finished):
 def test_arms_alternate_within_a_seed(tmp_path):
     labels = [piece.label for piece in pieces(study_recipe(num_seeds=2), tmp_path, write_report)]
     assert labels[:5] == [f"{arm} seed 0: pretrain" for arm in ARMS] + ["scratch seed 1: pretrain"]
-    assert labels[8] == "scratch seed 0: fine-tune"
-    assert len(labels) == 16
+    assert [label.partition(":")[0] for label in labels[8:12]] == ["control untrained", "control teacher"] * 2
+    assert labels[12] == "scratch seed 0: fine-tune"
+    assert len(labels) == 16 + 4
 
 
 def test_data_and_teacher_come_first(tmp_path):
@@ -126,7 +127,8 @@ def test_data_and_teacher_come_first(tmp_path):
 
 def test_finished_pieces_are_known_from_their_files(tmp_path):
     directory = write_study(tmp_path / "s", study_recipe())
-    assert all(piece.is_finished() for piece in pieces(study_recipe(), directory, write_report))
+    left = [piece for piece in pieces(study_recipe(), directory, write_report) if not piece.is_finished()]
+    assert {piece.of for piece in left} == {"control untrained", "control teacher"}, "as of an earlier version"
     assert not any(piece.is_finished() for piece in pieces(study_recipe(), tmp_path / "other", write_report))
 
 

@@ -54,6 +54,10 @@ def test_cells_are_studies_with_the_grids_teacher(finished: tuple[StudyRecipe, P
     assert {run.summary.tokens for run in [*small.all_runs(), *large.all_runs()]} == {12 * 8 * 16}
     teacher = summaries.finished_run(layout.teacher_directory(directory))
     assert small.teacher == large.teacher == teacher
+    made = results.load(directory).controls
+    assert small.controls == large.controls == made
+    assert all(control.summary for control in made.values())
+    assert not list(directory.glob("cells/*/controls/*/export")), "cells have copies of what a report reads"
     assert teacher is not None
     learned_from = small.runs["minilm"][0].summary.teacher
     assert learned_from is not None
@@ -74,7 +78,7 @@ def test_a_finished_grid_is_left_alone_and_a_lost_piece_alone_is_done_again(
     loss = json.loads(lost.read_text())["validation"]
     lost.unlink()
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("summary.json")}
-    assert [piece.is_finished() for piece in pieces(recipe, directory, write_report)] == [True, True, False]
+    assert [piece.is_finished() for piece in pieces(recipe, directory, write_report)] == [True] * 4 + [False]
     run_study(recipe, directory, write_report)
     assert all(piece.is_finished() for piece in pieces(recipe, directory, write_report))
     assert json.loads(lost.read_text())["validation"] == loss

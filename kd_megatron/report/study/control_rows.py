@@ -77,7 +77,7 @@ def _majority(results: StudyResults) -> list[dict[str, Any]]:
     averaged = [scores[task] for task in results.averaged_tasks]
     row = {"score": _one(math.fsum(averaged) / len(averaged) if averaged else None)}
     row |= {f"score_{task}": _one(score) for task, score in scores.items()}
-    return [{"arm": _label(MAJORITY), **row}]
+    return [{"arm": _label(MAJORITY), "seeds": None, **row}]
 
 
 def _gap(control: Control) -> float | None:
