@@ -344,3 +344,16 @@ def test_a_grid_is_committed_and_made_again_like_a_study(tmp_path: Path, monkeyp
     cells = list((tmp_path / "again" / "cells").iterdir())  # each with its own report
     assert len(cells) == 2
     assert all((cell / "report" / "report.md").is_file() for cell in cells)
+
+
+def test_scores_over_other_tasks_are_not_compared_between_cells(tmp_path: Path) -> None:
+    directory = planted(tmp_path)
+    assert not leads.load(directory).averages_differ
+    for seed in range(3):
+        study_on_disk.edit_task(
+            cell_directory(directory, GridPoint(1.0, 512)), "scratch", seed, "CoLA", num_collapsed=3
+        )
+    grid = leads.load(directory)
+    assert grid.measures == [PROBE]
+    said = " ".join(grid_report.caveats(grid))
+    assert "budget_1_unique_512: SST-2; budget_1_unique_all: CoLA, SST-2" in said
