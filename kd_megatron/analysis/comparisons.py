@@ -24,7 +24,7 @@ from kd_megatron.analysis.statistics import (
     variance_components,
     verdict,
 )
-from kd_megatron.study.power import fewest_students
+from kd_megatron.study.power import students_needed
 
 Pair = tuple[str, str, str, str | None]  # arm, other, quantity, task
 Role = Literal["primary", "secondary", "exploratory", "not judged"]
@@ -134,12 +134,6 @@ def _negative(size: Estimate) -> Estimate:
     return Estimate(size.n, -size.mean, low, high)
 
 
-def students_needed(results: StudyResults, num_comparisons: int) -> int:
-    """The students of an arm with which a family gives verdicts: by the protocol, else by power."""
-    protocol = results.recipe.protocol
-    return fewest_students(num_comparisons) if protocol is None or protocol.students is None else protocol.students
-
-
 def check_interval(results: StudyResults) -> None:
     """Raises `RecipeError` when there are too few seeds for the kind of interval that was asked for."""
     for arm in results.arms:
@@ -155,7 +149,7 @@ def _family(results: StudyResults, pairs: Sequence[Pair], role: Role) -> list[Co
         for arm, other, quantity, task in pairs
     ]
     known = [(pair, differences) for pair, differences in zip(pairs, values, strict=True) if differences]
-    needed = students_needed(results, len(known)) if known else 0
+    needed = students_needed(results.recipe, len(known)) if known else 0
     found = judged([differences for _, differences in known], results.interval)
     return [
         Comparison(

@@ -4,9 +4,9 @@ A task at the majority class adds the same constant to every arm, and one whose 
 the luck of the draw. Which tasks stay is decided by all arms together, so that all averages are over the same ones.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from kd_megatron.analysis.summaries import FinetuneSummary, TaskSummary
 from kd_megatron.recipe import InclusionRecipe
@@ -57,14 +57,14 @@ def average_of(finetune: FinetuneSummary | None, averaged: Sequence[str] | None)
         return finetune.average if finetune else None
     if not averaged or not finetune.tasks.keys() >= {*averaged}:
         return None
-    return math.fsum(finetune.tasks[task].mean for task in averaged) / len(averaged)
+    return fmean(finetune.tasks[task].mean for task in averaged)
 
 
 def _judged(task: str, by_arm: Mapping[str, Sequence[TaskSummary]], rule: InclusionRecipe) -> JudgedTask:
     first = next(iter(by_arm.values()))[0]
     majority = first.majority_score
     assert majority is not None  # `judge` has looked
-    means = {arm: _mean(part.mean for part in parts) for arm, parts in by_arm.items()}
+    means = {arm: fmean(part.mean for part in parts) for arm, parts in by_arm.items()}
     best = max(means, key=lambda arm: means[arm])
     collapsed = {arm: sum(part.num_collapsed for part in parts) for arm, parts in by_arm.items()}
     num_cells = {arm: sum(len(part.scores) for part in parts) for arm, parts in by_arm.items()}
@@ -82,8 +82,3 @@ def _judged(task: str, by_arm: Mapping[str, Sequence[TaskSummary]], rule: Inclus
         )
     said = ", and ".join(against)
     return JudgedTask(task, first.metric, majority, collapsed, num_cells, best, means[best], said)
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return math.fsum(found) / len(found)

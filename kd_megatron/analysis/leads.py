@@ -26,7 +26,7 @@ from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.study import layout
 from kd_megatron.study.cells import GridPoint, cell_directory, cell_recipe, places
 from kd_megatron.study.edits import compare
-from kd_megatron.study.power import fewest_students
+from kd_megatron.study.power import students_needed
 
 Axis = Literal["repetition", "budget"]
 AXES: tuple[Axis, ...] = get_args(Axis)
@@ -74,7 +74,7 @@ class GridResults:
     @property
     def reference(self) -> str:
         """The arm that the others are compared with."""
-        return StudyResults(self.directory, self.recipe, {}, None).reference
+        return layout.reference_of(self.recipe)
 
     @property
     def num_seeds(self) -> list[int]:
@@ -132,12 +132,6 @@ class GridResults:
     def objection(self, measure: Measure) -> str | None:
         """What takes verdicts away in some cell, in a word or two."""
         return next((word for cell in self.cells if (word := objection(cell.study, measure.quantity))), None)
-
-    def students_needed(self, num_comparisons: int) -> int:
-        """The seeds with which a family gives verdicts: by the protocol, else by power."""
-        protocol = self.recipe.protocol
-        fixed = protocol.students if protocol else None
-        return fewest_students(num_comparisons) if fixed is None else fixed
 
 
 @dataclass(frozen=True)
@@ -250,7 +244,7 @@ def _family(
     ends = [_ends(arms, found, measure) for arms, found in pairs]
     known = [(pair, both) for pair, both in zip(pairs, ends, strict=True) if both[0]]
     values = [[high[seed] - low[seed] for seed in low] for _, (low, high) in known]
-    found, doubt, needed = [], grid.objection(measure), grid.students_needed(num_comparisons)
+    found, doubt, needed = [], grid.objection(measure), students_needed(grid.recipe, num_comparisons)
     for ((arms, compared), both), sure in zip(known, judged(values, grid.interval, num_comparisons), strict=True):
         low, high = (estimate(list(one.values()), method=grid.interval) for one in both)
         if sure and low and high:  # None: a value that is not finite

@@ -1,6 +1,7 @@
 """Whether a study kept to what it promised, and whether its students were made again after somebody had looked."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from kd_megatron.analysis.once import once
 from kd_megatron.analysis.results import StudyResults
@@ -28,12 +29,17 @@ def _differing(results: StudyResults, key: str, now: Mapping[str, object]) -> li
     return sorted({name for name, was in seen if now.get(name) not in (None, was)})
 
 
+def protocols(results: StudyResults) -> list[dict[str, Any]]:
+    """The registered promises that have a protocol, the first one first."""
+    return [entry for entry in results.registered if entry["promise"]["protocol"]]
+
+
 @once
 def departures(results: StudyResults) -> list[str]:
     """In sentences, how the study departed from its protocol; empty where it has none, or kept to it."""
     if results.recipe.protocol is None:
         return []
-    promised = [entry for entry in results.registered if entry["promise"]["protocol"]]
+    promised = protocols(results)
     if not promised:
         return ["The study has a protocol, and no record of when it was written."]
     first, said = promised[0], []

@@ -63,7 +63,11 @@ class MetricsWriter:
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """The rows of a run's ``metrics.jsonl``; a line torn by a crash is skipped."""
-    path = directory / "metrics.jsonl"
+    return read_lines(directory / "metrics.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON of each line of ``path``, none where there is no such file; a line torn by a crash is skipped."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

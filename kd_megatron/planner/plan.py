@@ -31,7 +31,7 @@ from kd_megatron.recipe.diff import Difference
 from kd_megatron.study import fairness, tuning
 from kd_megatron.study.budget_checks import require_enough
 from kd_megatron.study.cells import GridPoint, cell_recipe, places
-from kd_megatron.study.layout import PREFERRED_REFERENCE
+from kd_megatron.study.layout import reference_of
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _cell(
     for arm, one in resolved.items():
         known = own.speed.tokens_per_second(arm, costs[arm]) if own.speed else None
         require_enough(one, arm, charged_flops_per_token(one, costs[arm]), known, own.num_devices)
-    reference = costs.get(PREFERRED_REFERENCE, next(iter(costs.values())))
+    reference = costs[reference_of(recipe)]
     arms = [plan_arm(resolved[arm], arm, cost, reference, own) for arm, cost in costs.items()]
     return CellPlan(place, own.pool, arms, plan_totals.of_students(recipe, resolved, arms, vocab_size, own))
 

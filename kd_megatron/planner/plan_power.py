@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.study.layout import reference_of
-from kd_megatron.study.power import fewest_students, power
+from kd_megatron.study.power import power, students_needed
 
 EFFECTS = (1.0, 1.5, 2.0, 3.0)  # standard deviations of the paired differences
 MORE_SEEDS = (3, 5, 6, 8, 12)
@@ -38,7 +38,7 @@ def plan_power(recipe: StudyRecipe, arms_with_heads: Collection[str]) -> PowerPl
     if protocol is not None:
         named = protocol.arms or others
         num = len([arm for arm in named if arm in own]) if protocol.measure == "own_loss" else len(named)
-    needed = fewest_students(max(num, 1)) if protocol is None or protocol.students is None else protocol.students
+    needed = students_needed(recipe, max(num, 1))
     seeds = sorted({len(recipe.seeds), needed, *MORE_SEEDS} - {0, 1})
     chances = {n: [power(effect, n, num) if n >= needed else 0.0 for effect in EFFECTS] for n in seeds}
     return PowerPlan(num, protocol is not None, needed, EFFECTS, chances)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kd_megatron.files import atomic, records
+from kd_megatron.files import records
 from kd_megatron.machine import facts
 from kd_megatron.recipe import StudyRecipe, diff
 from kd_megatron.study import layout
@@ -61,20 +61,13 @@ def record_look(directory: Path) -> None:
         seen = _seen(study)
         looks = journal(study)
         if seen["students"] and (not looks or {key: looks[-1][key] for key in seen} != seen):
-            with atomic.new_file(study / JOURNAL) as aside:
-                lines = [json.dumps(one) for one in [*looks, {"time": _now(), **seen}]]
-                aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            lines = (json.dumps(look) for look in [*looks, {"time": _now(), **seen}])
+            records.write_text(study / JOURNAL, "".join(f"{line}\n" for line in lines))
 
 
 def journal(directory: Path) -> list[dict[str, Any]]:
     """Every look at a study, the first one first; a line that a crash tore is left out."""
-    path, found = directory / JOURNAL, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
+    return records.read_lines(directory / JOURNAL)
 
 
 def _seen(study: Path) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import functools
 import math
 
+from kd_megatron.recipe import StudyRecipe
+
 LEVEL = 0.05  # the chance of any false claim in a family of comparisons
 PLAIN_EFFECT = 2.0  # standard deviations of the paired differences
 ENOUGH_POWER = 0.8
@@ -30,3 +32,9 @@ def fewest_students(num_comparisons: int) -> int:
     while power(PLAIN_EFFECT, num, num_comparisons) < ENOUGH_POWER:
         num += 1
     return num
+
+
+def students_needed(recipe: StudyRecipe, num_comparisons: int) -> int:
+    """The students of an arm with which a family of comparisons gives verdicts: by the protocol, else by power."""
+    fixed = recipe.protocol.students if recipe.protocol else None
+    return fewest_students(num_comparisons) if fixed is None else fixed

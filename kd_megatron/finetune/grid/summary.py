@@ -44,6 +44,7 @@ def summarise_task(task: Task, cells: list[dict[str, Any]]) -> dict[str, Any]:
     }
     best = max(chosen_by, key=lambda setting: chosen_by[setting])
     scores = [cell["score"] for cell in by_setting[best]]
+    majority = majority_score(task)
     return {
         "metric": task.metric.title,
         "content_hash": task.content_hash(),
@@ -58,11 +59,11 @@ def summarise_task(task: Task, cells: list[dict[str, Any]]) -> dict[str, Any]:
             "num_settings": len(by_setting),
             "score": chosen_by[best],
         },
-        "majority_score": majority_score(task),
-        "num_collapsed": sum(_collapsed(task, cell) for cell in by_setting[best]),
+        "majority_score": majority,
+        "num_collapsed": sum(_collapsed(cell, majority) for cell in by_setting[best]),
         "cells": [
             {name: cell[name] for name in CELL_FIELDS}
-            | {"used_seed": cell.get("used_seed", cell["seed"]), "collapsed": _collapsed(task, cell)}
+            | {"used_seed": cell.get("used_seed", cell["seed"]), "collapsed": _collapsed(cell, majority)}
             for cell in cells
         ],
         "best_cell": {"learning_rate": best[0], "batch_size": best[1]},
@@ -72,9 +73,9 @@ def summarise_task(task: Task, cells: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _collapsed(task: Task, cell: dict[str, Any]) -> bool:
+def _collapsed(cell: dict[str, Any], majority: float) -> bool:
     """Whether a cell collapsed; of one that an earlier version finished, by its score alone."""
-    return bool(cell.get("collapsed", is_at_majority(cell["score"], majority_score(task))))
+    return bool(cell.get("collapsed", is_at_majority(cell["score"], majority)))
 
 
 def summarise(tasks: dict[str, dict[str, Any]], recipe: FinetuneRecipe) -> dict[str, Any]:

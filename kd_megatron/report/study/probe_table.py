@@ -1,5 +1,6 @@
 """How the probes were trained: whether each converged, after how much, and what it reads where the top is untrained."""
 
+from statistics import fmean
 from typing import Any
 
 from kd_megatron.analysis.results import FinishedRun, StudyResults
@@ -40,15 +41,11 @@ def _row(study: StudyResults, arm: str, runs: list[FinishedRun]) -> dict[str, An
     return {
         "arm": arm,
         "converged": f"{sum(probe.converged for probe in probes)} of {len(probes)}",
-        "steps": _mean([probe.steps for probe in probes]),
-        "passes": _mean([len(probe.curve) - 1 for probe in probes]),
-        "begins": _mean([probe.curve[0] for probe in probes]),
-        "ends": _mean([min(probe.curve) for probe in probes]),
+        "steps": fmean([probe.steps for probe in probes]),
+        "passes": fmean([len(probe.curve) - 1 for probe in probes]),
+        "begins": fmean([probe.curve[0] for probe in probes]),
+        "ends": fmean([min(probe.curve) for probe in probes]),
         "layer": probes[0].tap_layer,
         "tap_loss": estimate(taps, method=study.interval),
         "probe_loss": study.mean(arm, "probe_loss"),
     }
-
-
-def _mean(values: list[float] | list[int]) -> float:
-    return sum(values) / len(values)

@@ -22,8 +22,7 @@ def blocks(study: StudyResults) -> list[Block]:
         unit = "points" if protocol.measure == "score" else "nats"
         said.append(f"The smallest effect of interest is {protocol.smallest_effect:g} {unit}.")
     said.append(f"Looks: {protocol.stopping}.")
-    entries = [entry for entry in study.registered if entry["promise"]["protocol"]]
-    if entries:
+    if entries := promises.protocols(study):
         first = entries[0]
         said.append(
             f"Registered on {first['time']} at commit {first['commit'][:HASH_SHOWN]}, "
