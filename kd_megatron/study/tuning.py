@@ -194,7 +194,7 @@ def summed_up(recipe: StudyRecipe, directory: Path) -> dict[str, Any]:
         "measure": tuning.measure,
         "seed": tuning.seed,
         "budget": {"unit": tuning.budget.unit, "limit": tuning.budget.limit, "charge": list(tuning.budget.charge)},
-        "num_trials": tuning.num_trials(next(iter(recipe.arms))) + num_added(recipe, rounds),
+        "num_trials": tuning.num_trials(next(iter(recipe.arms))) + num_added(rounds),
         "num_seeds": tuning.num_seeds,
         "extensions": len(rounds) - 1,
         "on_windows_of_its_own": True,

@@ -101,6 +101,24 @@ def test_a_weight_goes_on_as_well_and_an_arm_without_one_gets_as_many_trials(tmp
     }
 
 
+def test_an_arm_that_comes_after_the_choice_follows_the_rounds_and_adds_none(tmp_path):
+    """Its best lies beyond all that was tried; the others, which may be trained, keep their trials and their choice."""
+    study = recipe()
+    losses = nearest_to({"scratch": 4e-3, "vanilla_kd": 2e-3, "minilm": 1.0})
+    for _ in range(3):
+        finish(tmp_path, study, losses)
+    before = tuning.summed_up(study, tmp_path)
+    assert (before["extensions"], before["chosen"]["scratch"]) == (1, {LEARNING_RATE: 4e-3})
+    (tmp_path / "tuning.json").write_text(json.dumps(before))
+    grown = study.model_copy(update={"arms": {**study.arms, "minilm": ARMS["minilm"]}})
+    for _ in range(3):
+        finish(tmp_path, grown, losses)
+    after = tuning.summed_up(grown, tmp_path)
+    assert {arm: len(rows) for arm, rows in after["trials"].items()} == {"scratch": 4, "vanilla_kd": 4, "minilm": 4}
+    assert {arm: after["chosen"][arm] for arm in study.arms} == before["chosen"]
+    assert after["at_edge"]["minilm"] == [LEARNING_RATE]  # which the report says
+
+
 def test_several_seeds_of_a_trial_choose_by_their_mean(tmp_path):
     study = recipe(num_seeds=2, most_extensions=0)
     finish(tmp_path, study, nearest_to({"scratch": 2e-3, "vanilla_kd": 2e-3}))
