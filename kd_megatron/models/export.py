@@ -11,6 +11,7 @@ from kd_megatron.errors import disk_full_is_clear
 from kd_megatron.files import atomic
 
 FACTS = "kd_megatron.json"
+LOADED_OFFLINE = "local_files_only"  # what transformers writes of how it found a tokenizer
 
 
 def export(
@@ -28,9 +29,12 @@ def export(
     missing = {name for name, _ in plain.named_parameters()} - set(weights)
     if missing:
         raise ValueError(f"export lacks weights: {sorted(missing)}")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=False)
+    if LOADED_OFFLINE in tokenizer.init_kwargs:  # true where the hub is switched off, and part of the hash
+        tokenizer.init_kwargs[LOADED_OFFLINE] = False
     with disk_full_is_clear(directory), atomic.new_directory(directory) as aside:
         plain.save_pretrained(aside)
-        AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=False).save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
         (aside / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (aside / "README.md").write_text(card(facts), encoding="utf-8")
 

@@ -11,6 +11,7 @@ from tiny_study import write_teacher
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertModel
 
 from kd_megatron.errors import ModelError
+from kd_megatron.files.manifest import model_hash
 from kd_megatron.models.build import build_student, check_same_vocabulary, load_model, load_teacher
 from kd_megatron.models.export import export
 from kd_megatron.models.initialise import initialise, uniform_layers
@@ -198,3 +199,19 @@ def test_an_export_loads_without_missing_or_unexpected_keys_and_is_the_model(tok
     assert "cls.predictions.bias" in (tmp_path / "export" / "README.md").read_text()
     with pytest.raises(ValueError, match="lacks weights"):
         export(model, dict(list(weights.items())[1:]), tokenizer, tmp_path / "torn", facts)
+
+
+def test_an_export_has_the_same_hash_where_the_hub_is_switched_off(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores, and what was seen before, are matched to students by it."""
+    model = student()
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    facts = {"name": "n", "objective": "scratch", "seed": 0, "tokens": 10, "flops": 1e9, "budget": "10 tokens",
+             "data": "d", "untrained_parameters": []}  # fmt: skip
+    hashes = set()
+    for is_off in (False, True):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", is_off)
+        export(model, weights, tokenizer, tmp_path / f"export_{is_off}", facts)
+        hashes.add(model_hash(tmp_path / f"export_{is_off}"))
+    assert len(hashes) == 1

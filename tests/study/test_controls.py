@@ -149,6 +149,7 @@ def test_several_processes_find_the_same(finished: tuple[StudyRecipe, Path], tmp
     alone, together = (results.load(where).controls for where in (directory, tmp_path / "study"))
     for name, control in together.items():
         assert control.missing == []
+        assert control.summary.export_hash == alone[name].summary.export_hash
         assert control.summary.own_loss == pytest.approx(alone[name].summary.own_loss, rel=PARITY_FLOAT32_RELATIVE)
         assert control.summary.probe_loss == pytest.approx(alone[name].summary.probe_loss, rel=PARITY_FLOAT32_RELATIVE)
         found, before = (one[name].finetune.tasks["words"] for one in (together, alone))
