@@ -128,7 +128,13 @@ class StudyRecipe(Strict):
         if self.training.schedule == "constant" and markers.decay > 0:
             yield (
                 "with training.schedule constant the last student's learning rate never comes down, and that of "
-                "branches would. To fix: take another schedule, or markers.decay 0"
+                "branches would. To fix: take schedule wsd, whose last student decays as branches do, or markers.decay 0"
+            )
+        if self.training.schedule == "wsd" and markers.decay != self.training.decay_fraction:
+            yield (
+                f"markers.decay {markers.decay:g} is not training.decay_fraction {self.training.decay_fraction:g}: the "
+                "last student would decay over another share of its budget than those of smaller budgets. To fix: give "
+                "both one value"
             )
         early = [at for at in markers.branches if markers.start(at) < warmup]
         if early:

@@ -21,7 +21,8 @@ class TrainingRecipe(Strict):
     warmup_fraction: Fraction = 0.06  # of the budget
     warmup_tokens: Count | None = None  # given: the warm-up's length instead of the fraction
     warmup_min_steps: Count = 5  # it is never shorter: a small budget's fraction may be less than a step
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"  # wsd: constant, then a linear decay to zero
+    decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # of the budget: the decay of schedule wsd
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01  # not on biases and layer norms
     betas: tuple[float, float] = (0.9, 0.98)
     epsilon: Positive = 1e-15  # far below any arm's gradients: a larger one mutes an arm whose loss is small

@@ -39,7 +39,12 @@ def learning_rate(
     fraction = min(1.0, fraction)
     warmup = 0.0 if recipe.warmup_tokens is not None else recipe.warmup_fraction
     progress = max(0.0, fraction - warmup) / max(1.0 - warmup, 1e-12)
-    shape = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
+    shape = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+        "wsd": (1.0 - fraction) / recipe.decay_fraction,  # of the peak, from where it falls below 1
+    }
     return recipe.learning_rate * min(warm_up(recipe, fraction, num_steps, length), shape[recipe.schedule])
 
 

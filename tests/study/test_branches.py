@@ -223,6 +223,7 @@ def test_curves_laws_and_figures_are_of_branches(tmp_path: Path) -> None:
     [
         ({"markers": {"at": [0.05], "decay": 0.1}}, "within the warm-up"),
         ({"markers": {"at": [0.5]}, "training": {"schedule": "constant"}}, "never comes down"),
+        ({"markers": {"at": [0.5], "decay": 0.2}, "training": {"schedule": "wsd"}}, "another share of its budget"),
         ({"markers": {"at": []}}, "at least 1 item"),
         ({"markers": {"at": [1.2]}}, "less than or equal to 1"),
         ({"markers": {"at": [0.5], "decay": 1.0}}, "less than 1"),

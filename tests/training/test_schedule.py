@@ -22,10 +22,14 @@ MANY_STEPS, LENGTH = 10**12, 32
         ("cosine", 1.0, 0.0),
         ("constant", 0.05, 0.5),
         ("constant", 0.9, 1.0),
+        ("wsd", 0.05, 0.5),
+        ("wsd", 0.8, 1.0),
+        ("wsd", 0.9, 0.5),
+        ("wsd", 1.0, 0.0),
     ],
 )
 def test_by_hand(schedule: str, fraction: float, expected: float) -> None:
-    recipe = TrainingRecipe(learning_rate=2.0, warmup_fraction=0.1, schedule=schedule)
+    recipe = TrainingRecipe(learning_rate=2.0, warmup_fraction=0.1, schedule=schedule, decay_fraction=0.2)
     assert learning_rate(recipe, fraction, MANY_STEPS, LENGTH) == pytest.approx(2.0 * expected)
 
 
