@@ -7,6 +7,7 @@ More seeds or arms may be added to the recipe later; what was finished is kept. 
   kd-megatron study recipes/demo.yaml seeds=[0,1,2] name=demo_3_seeds
   kd-megatron study recipes/demo.yaml arms.minilm.num_relation_heads=4 --redo minilm
   kd-megatron study recipes/wiki_small.yaml budget.flops=2e14 --output studies/wiki_twice_the_budget
+  kd-megatron study recipes/proxy.yaml --workers 2      two processes, each with half the cores, share its runs
 """
 
 import argparse
@@ -34,10 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="on another machine than the one a study with budget.calibrate began on, while nothing is trained yet",
     )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="N processes side by side, each with its share of the cores and each at runs of its own: sooner than one "
+        "process where runs are small (budgets in FLOPs or tokens; a study may also be started twice by hand)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run or continue the study on all ranks, and print the report's path."""
+    if args.workers != 1:
+        return _run_workers(args)
     from pathlib import Path
 
     from kd_megatron.launch.preflight import compare_nodes
@@ -57,6 +68,20 @@ def run(args: argparse.Namespace) -> int:
         if dist.is_main():
             print(directory / "report" / "index.html")
     return 0
+
+
+def _run_workers(args: argparse.Namespace) -> int:
+    from kd_megatron.errors import RecipeError
+    from kd_megatron.launch.workers import run_workers
+
+    if args.workers < 1 or args.redo or args.recalibrate:
+        raise RecipeError(
+            given=f"--workers {args.workers}" + (" with --redo or --recalibrate" if args.workers > 0 else ""),
+            expected="a number of at least 1, and nothing that is moved aside while others look",
+            fix="run the command once without --workers, stop it when the first run begins, then add --workers",
+        )
+    output = ["--output", args.output] if args.output else []
+    return run_workers(["study", args.recipe, *args.overrides, *output], args.workers)
 
 
 def _report(directory: "Path") -> None:

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.ranks import dist
     from kd_megatron.recipe import StudyRecipe, config
     from kd_megatron.report.study import tuning_tables
-    from kd_megatron.study import begin, execute, runner
+    from kd_megatron.study import begin, execute, runner, taking
 
     recipe = config.load(args.recipe, StudyRecipe, args.overrides)
     if recipe.tuning is None:
@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
         compare_nodes([args.recipe, *args.overrides])
         recipe = resolve_precision(recipe)
         begin.begin(recipe, directory)
-        execute.run_pieces(runner.preparing_pieces(recipe, directory), directory)
+        with taking.alone_if_timed(recipe, directory):
+            execute.run_pieces(runner.preparing_pieces(recipe, directory), directory)
         if dist.is_main():
             tuning_tables.show(results.load(directory))
     return 0

@@ -128,7 +128,7 @@ class StudyRecipe(Strict):
         if self.training.schedule == "constant" and markers.decay > 0:
             yield (
                 "with training.schedule constant the last student's learning rate never comes down, and that of "
-                "branches would. To fix: take schedule wsd, whose last student decays as branches do, or markers.decay 0"
+                "branches would. To fix: take schedule wsd, whose last student decays like branches, or markers.decay 0"
             )
         if self.training.schedule == "wsd" and markers.decay != self.training.decay_fraction:
             yield (

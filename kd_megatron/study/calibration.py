@@ -54,7 +54,7 @@ def calibration_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
             say(line)
         dist.barrier()
 
-    return [Piece("calibration", "calibration: time every arm's steps", is_finished, run)]
+    return [Piece("calibration", "calibration: time every arm's steps", is_finished, run, barrier=True)]
 
 
 def _require_enough(run: StudyRecipe, arm: str, calibration: dict[str, Any]) -> None:

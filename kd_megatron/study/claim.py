@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_megatron.errors import EnvironmentFault, OutputError, RecipeError, disk_full_is_clear, nearest
-from kd_megatron.files import records
+from kd_megatron.files import locks, records
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe, config, recipe_yaml
 from kd_megatron.recipe.paths import refuse_file_or_links_out
@@ -37,10 +37,18 @@ def claim_study(recipe: StudyRecipe, directory: Path, redo: Sequence[str] = ()) 
     if unknown := [name for name in redo if name not in (*recipe.arms, FINETUNE)]:
         raise RecipeError(given=f"--redo {unknown[0]}: {nearest(unknown[0], [*recipe.arms, FINETUNE])}")
     refuse_file_or_links_out(directory)
-    problem = dist.from_main(_claim_on_main(recipe, directory, redo) if dist.is_main() else None)
+    problem = dist.on_main(lambda: _claim_alone(recipe, directory, redo))
     if problem:
         given, expected, fix = problem
         raise OutputError(given=f"{directory} {given}", expected=expected, fix=fix)
+
+
+def _claim_alone(recipe: StudyRecipe, directory: Path, redo: Sequence[str]) -> tuple[str, str, str] | None:
+    """`_claim_on_main`, one process after another: several may begin one study at a time."""
+    with disk_full_is_clear(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with locks.exclusive(directory.parent, wait=True):
+            return _claim_on_main(recipe, directory, redo)
 
 
 def _claim_on_main(recipe: StudyRecipe, directory: Path, redo: Sequence[str]) -> tuple[str, str, str] | None:

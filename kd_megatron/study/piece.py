@@ -19,6 +19,9 @@ class Piece:
     is_finished: Callable[[], bool]
     run: Callable[[], Any]
     of: str | None = None  # the student that it is a part of, "minilm seed 0": if it diverges, the other students go on
+    # all before it must be finished when it begins, and all after it wait for it: what they build on, such as a teacher
+    barrier: bool = False
+    is_shared: bool = False  # made of pieces that are taken one by one: several processes may be in it
 
 
 def teacher_path(recipe: StudyRecipe, directory: Path) -> str | None:

@@ -52,7 +52,10 @@ def _data_piece(recipe: StudyRecipe) -> Piece:
                 fix="make data.shards and the corpus recipe's output agree, or prepare the other shard sets first",
             )
 
-    return Piece("data", "data: prepare", lambda: all((path / MANIFEST).is_file() for path in shards), run)
+    def is_finished() -> bool:
+        return all((path / MANIFEST).is_file() for path in shards)
+
+    return Piece("data", "data: prepare", is_finished, run, barrier=True)
 
 
 def _teacher_piece(recipe: StudyRecipe, directory: Path) -> Piece:
@@ -63,7 +66,7 @@ def _teacher_piece(recipe: StudyRecipe, directory: Path) -> Piece:
 
         train_teacher(_as_trained(recipe), where)
 
-    return Piece("teacher", "teacher: train", lambda: layout.finished_run(where) is not None, run)
+    return Piece("teacher", "teacher: train", lambda: layout.finished_run(where) is not None, run, barrier=True)
 
 
 def _as_trained(recipe: StudyRecipe) -> StudyRecipe:

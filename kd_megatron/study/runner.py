@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from kd_megatron.files import atomic, records
+from kd_megatron.files import atomic, locks, records
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.study import layout, tuning
@@ -21,6 +21,7 @@ from kd_megatron.study.execute import Report, run_and_report
 from kd_megatron.study.piece import Piece
 from kd_megatron.study.prerequisites import input_pieces
 from kd_megatron.study.students import finetuning_pieces, student_pieces, training_pieces
+from kd_megatron.study.taking import alone_if_timed
 
 NOT_COPIED = shutil.ignore_patterns("checkpoints", "tensorboard")  # of the teacher's directory
 
@@ -39,7 +40,8 @@ def run_study(recipe: StudyRecipe, directory: Path, report: Report, redo: Sequen
         KdError: whatever else a piece raises; what is finished stays.
     """
     begin(recipe, directory, redo)
-    run_and_report(pieces(recipe, directory, report, redo), directory, report)
+    with alone_if_timed(recipe, directory):
+        run_and_report(pieces(recipe, directory, report, redo), directory, report)
 
 
 def preparing_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
@@ -65,15 +67,19 @@ def _cell_piece(recipe: StudyRecipe, directory: Path, place: GridPoint, report: 
 
     def run() -> None:
         begin(cell, where, redo)
-        if dist.is_main():
-            share(directory, where)
-        dist.barrier()
+        dist.on_main(lambda: _share_alone(directory, where))
         run_and_report(student_pieces(cell, where), where, report)
 
     def is_done() -> bool:
         return is_finished(cell, where) and are_shared(directory, where)
 
-    return Piece("cell", f"cell {place.name}: a study of its own", is_done, run, f"cell {place.name}")
+    label = f"cell {place.name}: a study of its own"
+    return Piece("cell", label, is_done, run, f"cell {place.name}", is_shared=True)
+
+
+def _share_alone(grid: Path, cell: Path) -> None:
+    with locks.exclusive(cell, wait=True):  # several processes may be in a cell
+        share(grid, cell)
 
 
 def is_finished(cell: StudyRecipe, where: Path) -> bool:

@@ -26,6 +26,7 @@ from kd_megatron.study.effective import (
     with_steps,
     with_tuning,
 )
+from kd_megatron.study.execute import run_pieces
 from kd_megatron.study.piece import Piece, teacher_path
 from kd_megatron.study.trials import NON_FINITE_FILE, Trial, at_edge, best, outcome, places, result, trials
 from kd_megatron.study.tuning_edges import all_rounds, num_added
@@ -71,7 +72,7 @@ def tuning_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
             say(f"{arm}: {setting_in_words(setting)} of {found['num_trials']} trials")
         dist.barrier()
 
-    choice = Piece("choice", "tuning: choose", is_finished, run)
+    choice = Piece("choice", "tuning: choose", is_finished, run, barrier=True)
     given = [_trial_piece(recipe, directory, trial, seed) for trial in all_trials for seed in tuning.seeds]
     return [*given, *extension_pieces(recipe, directory, is_finished), choice]
 
@@ -159,17 +160,14 @@ def extension_pieces(recipe: StudyRecipe, directory: Path, is_chosen: Callable[[
 
         def run() -> None:
             waiting: list[Trial] = dist.on_main(added)
-            for trial in waiting:
-                for seed in tuning.seeds:
-                    one = _trial_piece(recipe, directory, trial, seed)
-                    if not dist.on_main(one.is_finished):
-                        say(one.label)
-                        one.run()
+            work = [_trial_piece(recipe, directory, trial, seed) for trial in waiting for seed in tuning.seeds]
+            run_pieces(work, directory)
 
         def is_finished() -> bool:
             return is_chosen() or all(result(tuning, directory, trial) for trial in added())
 
-        return Piece("trials", f"tuning: beyond an edge, round {number} of at most {most}", is_finished, run)
+        label = f"tuning: beyond an edge, round {number} of at most {most}"
+        return Piece("trials", label, is_finished, run, barrier=True, is_shared=True)
 
     return [piece(number) for number in range(1, most + 1)]
 
