@@ -43,6 +43,7 @@ def student_config(
         "num_attention_heads": recipe.num_attention_heads,
         "intermediate_size": recipe.intermediate_size,
         "hidden_dropout_prob": recipe.hidden_dropout,
+        "initializer_range": recipe.initializer_range,
         "attention_probs_dropout_prob": recipe.attention_dropout,
         **(special_ids or {}),
     }

@@ -38,6 +38,7 @@ class EncoderRecipe(Strict):
     hidden_dropout: Fraction = 0.0
     attention_dropout: Fraction = 0.0
     initialise: InitialiseRecipe = InitialiseRecipe()
+    initializer_range: Positive = 0.02  # standard deviation of random first weights; BERT's, made for a width of 768
 
     def problems(self) -> Iterator[str]:
         """Heads that do not divide the width."""
