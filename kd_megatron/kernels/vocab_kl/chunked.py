@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kd_megatron.kernels.arithmetic import accumulation_dtype
+from kd_megatron.kernels.arithmetic import accumulation_dtype, products_of_bfloat16
 from kd_megatron.kernels.autograd import scaled
 from kd_megatron.kernels.vocab_kl.block import Targets, TopRows, losses_of_logits, losses_of_top
 from kd_megatron.tensors import IGNORED, FactoredLogits, TopLogits
@@ -93,7 +93,8 @@ class _VocabularyLosses(torch.autograd.Function):
             cross_entropy=labelled.to(dtype)[:, None] * gradient_weights[1],
         )
         gradient = _Gradient(student, ctx.needs_input_grad[:3], dtype, student_head.weight.dtype)
-        divergence, cross_entropy = _row_losses(student_head, teacher_side, targets, temperature, gradient)
+        with products_of_bfloat16(*_factors(student)):
+            divergence, cross_entropy = _row_losses(student_head, teacher_side, targets, temperature, gradient)
         ctx.save_for_backward(gradient.states, gradient.weight, gradient.bias)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (states, weight, bias)]
         ctx.gradient_weights = gradient_weights
