@@ -1,0 +1,94 @@
+"""What libraries are answered when they ask for the GPU in Python, and who takes Triton's launches."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+Launch = Callable[[str, dict[str, Any]], None]
+
+DEEPSPEED_ACCELERATOR = "deepspeed.accelerator.real_accelerator.ds_accelerator"
+
+
+def _always(value: Any) -> Callable[..., Any]:
+    return lambda *_, **__: value
+
+
+TORCH_CUDA: dict[str, Callable[..., Any]] = {
+    "_lazy_init": _always(None),
+    "is_available": _always(True),
+    "device_count": _always(1),
+    "current_device": _always(0),
+    "set_device": _always(None),
+    "_exchange_device": _always(0),
+    "_maybe_exchange_device": _always(0),
+    "is_bf16_supported": _always(True),
+    "get_device_name": _always("a fake GPU"),
+    "get_device_capability": _always((9, 0)),
+    "memory_allocated": _always(0),
+    "max_memory_allocated": _always(0),
+    "reset_peak_memory_stats": _always(None),
+    "empty_cache": _always(None),
+}
+
+
+def accelerator(wait: Callable[..., Any]) -> Any:
+    """DeepSpeed's view of the GPU: that of a CPU, but for where tensors live and what waits for it."""
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    class FakeAccelerator(CPU_Accelerator):
+        def device_name(self, device_index: int | None = None) -> str:
+            return "cuda" if device_index is None else f"cuda:{device_index}"
+
+        def current_device(self) -> int:
+            return 0
+
+        def current_device_name(self) -> str:
+            return "cuda:0"
+
+        def device_count(self) -> int:
+            return 1
+
+        def is_synchronized_device(self) -> bool:
+            return False
+
+        def on_accelerator(self, tensor: torch.Tensor) -> bool:
+            return bool(tensor.is_cuda)
+
+        def Stream(self, *_: Any, **__: Any) -> "_Stream":
+            return _Stream()
+
+        def current_stream(self, device_index: int | None = None) -> "_Stream":
+            return _Stream()
+
+        def synchronize(self, device_index: int | None = None) -> None:
+            wait()
+
+    return FakeAccelerator()
+
+
+class _Stream:
+    """A queue of a device on which nothing takes time: one that waits for another costs the host nothing."""
+
+    def wait_stream(self, other: "_Stream") -> None:
+        """Begin what comes after what ``other`` has been given."""
+
+
+@contextlib.contextmanager
+def launches(launch: Launch) -> Iterator[None]:
+    """Pass every launch of a Triton kernel to ``launch`` instead of running it, by name and named arguments."""
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        parameters = inspect.signature(kernel.fn).parameters
+        options = {name: value for name, value in kwargs.items() if name in parameters}
+        bound = inspect.signature(kernel.fn).bind_partial(*args, **options)
+        bound.apply_defaults()
+        launch(kernel.fn.__name__, dict(bound.arguments))
+
+    with patch.object(JITFunction, "run", run), patch.object(InterpretedFunction, "run", run):
+        yield
