@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -28,18 +29,20 @@ TORCH_CUDA: dict[str, Callable[..., Any]] = {
     "is_bf16_supported": _always(True),
     "get_device_name": _always("a fake GPU"),
     "get_device_capability": _always((9, 0)),
+    "get_device_properties": _always(SimpleNamespace(name="a fake GPU", major=9, minor=0, multi_processor_count=132)),
     "memory_allocated": _always(0),
     "max_memory_allocated": _always(0),
     "reset_peak_memory_stats": _always(None),
     "empty_cache": _always(None),
+    "get_rng_state": lambda *_: torch.get_rng_state(),  # torch.compile puts them back after it has looked at a function
+    "set_rng_state": _always(None),
 }
 
 
-def accelerator(wait: Callable[..., Any]) -> Any:
-    """DeepSpeed's view of the GPU: that of a CPU, but for where tensors live and what waits for it."""
-    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+def accelerator(of_the_cpu: type, wait: Callable[..., Any]) -> Any:
+    """DeepSpeed's view of the GPU: its view of the CPU, but for where tensors live and what waits for it."""
 
-    class FakeAccelerator(CPU_Accelerator):
+    class FakeAccelerator(of_the_cpu):
         def device_name(self, device_index: int | None = None) -> str:
             return "cuda" if device_index is None else f"cuda:{device_index}"
 

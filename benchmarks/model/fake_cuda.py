@@ -28,6 +28,7 @@ Observer = Callable[[Any, Sequence[Any], dict[str, Any], Any], None]  # operator
 LaunchObserver = Callable[[str, dict[str, Any]], None]  # name of a Triton kernel, its arguments by their names
 
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "is_nonzero", "equal"}
+INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 COPIES = {"_to_copy", "copy_"}
 aten = torch.ops.aten
 
@@ -43,8 +44,13 @@ class FakeCuda(TorchDispatchMode):
         super().__init__()
         self.observers: list[Observer] = []
         self.launch_observers: list[LaunchObserver] = []
-        self._fakes = FakeTensorMode(allow_non_fake_inputs=False)
+        self._fakes = _Fakes(allow_non_fake_inputs=False)
         self._is_hot = False
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """So that `torch.compile` compiles beside it; what is compiled then runs on it."""
+        return True
 
     @contextlib.contextmanager
     def hot(self) -> Iterator[None]:
@@ -111,10 +117,14 @@ class FakeCuda(TorchDispatchMode):
             observe(func, args, kwargs, results)
 
     def _refuse_mixed(self, name: str, arguments: Any) -> Any:
-        """A number of the CPU (no dimensions) may go along to a kernel; anything else there is an error on a GPU."""
+        """A number of the CPU (no dimensions) may go along to a kernel, places of an index are copied, which blocks."""
         for leaf in tree_leaves(arguments):
-            if isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor) and leaf.dim() > 0:
+            if not isinstance(leaf, Tensor) or isinstance(leaf, FakeTensor) or leaf.dim() == 0:
+                continue
+            if name not in INDEXED or leaf.is_floating_point():
                 raise FakeCudaError(f"{place()}: {name} mixes a tensor on {leaf.device} {list(leaf.shape)} with cuda")
+            if self._is_hot:
+                raise FakeCudaError(f"{place()}: a blocking copy to the device, of the places of {name}")
         return arguments
 
     def _read(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -148,6 +158,13 @@ class FakeCuda(TorchDispatchMode):
         return results
 
 
+class _Fakes(FakeTensorMode):
+    """One for all its tensors, those too that are copied with all that they refer to."""
+
+    def __deepcopy__(self, memo: Any) -> "_Fakes":
+        return self
+
+
 def _is_cuda(leaf: Any) -> bool:
     return isinstance(leaf, torch.device) and leaf.type == "cuda"
 
@@ -173,13 +190,13 @@ def fake_cuda() -> Iterator[FakeCuda]:
     """
     library = fake_library.library()
     dist.initialise()  # on the CPU: there is no NCCL
-    start_deepspeed()
+    of_the_cpu = type(start_deepspeed().accelerator.get_accelerator())
     if library.install_fake_cuda():
         raise RuntimeError("a device guard for CUDA is installed already; allowed: one fake device at a time")
     mode = FakeCuda()
     try:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_as_if_there_were_a_gpu(mode))
+            stack.enter_context(_as_if_there_were_a_gpu(mode, of_the_cpu))
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # the modes are of this thread
             stack.enter_context(mode)
             yield mode
@@ -188,14 +205,14 @@ def fake_cuda() -> Iterator[FakeCuda]:
 
 
 @contextlib.contextmanager
-def _as_if_there_were_a_gpu(mode: FakeCuda) -> Iterator[None]:
+def _as_if_there_were_a_gpu(mode: FakeCuda, of_the_cpu: type) -> Iterator[None]:
     """What Python code asks torch, DeepSpeed and Triton of the GPU."""
     from benchmarks.model.fake_answers import DEEPSPEED_ACCELERATOR, TORCH_CUDA, accelerator, launches
 
     with contextlib.ExitStack() as stack:
         for name, answer in (TORCH_CUDA | {"synchronize": mode.wait}).items():
             stack.enter_context(patch.object(torch.cuda, name, answer))
-        stack.enter_context(patch(DEEPSPEED_ACCELERATOR, accelerator(mode.wait)))
+        stack.enter_context(patch(DEEPSPEED_ACCELERATOR, accelerator(of_the_cpu, mode.wait)))
         stack.enter_context(launches(mode.launch))
         stack.enter_context(patch.object(nn.Module, "_apply", Moves()))
         stack.enter_context(patch.object(layers, "scaled_dot_product_attention", fused_attention))

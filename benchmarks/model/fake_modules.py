@@ -40,7 +40,8 @@ class Moves:
         if id(parameter) not in self._moved:
             with torch.no_grad():
                 moved = fn(parameter)
-            if isinstance(moved, FakeTensor) == isinstance(parameter, FakeTensor):
+            both_are = isinstance(moved, FakeTensor) == isinstance(parameter, FakeTensor)
+            if both_are and torch._has_compatible_shallow_copy_type(parameter, moved):
                 parameter.data = moved
                 return parameter
             self._moved[id(parameter)] = parameter, nn.Parameter(moved, parameter.requires_grad)

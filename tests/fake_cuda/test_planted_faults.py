@@ -114,6 +114,17 @@ def test_rows_chosen_by_a_mask(inputs: Path, tmp_path: Path, monkeypatch: pytest
     fails(inputs, tmp_path, line_of(chooses, "sums[sums > 0]"), "the host reads the device (index)")
 
 
+def test_places_that_are_on_the_host(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before_update = Watch.before_update
+
+    def chooses(self: Watch, sums: Tensor, counts: dict[str, float]) -> None:
+        sums[torch.tensor([0])].sum()
+        before_update(self, sums, counts)
+
+    monkeypatch.setattr(Watch, "before_update", chooses)
+    fails(inputs, tmp_path, line_of(chooses, "sums[torch"), "a blocking copy to the device, of the places of index")
+
+
 def test_a_wait_for_the_device(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before_update = Watch.before_update
 
