@@ -36,8 +36,8 @@ def assumptions(gpu: ModelledGpu, recipe: StudyRecipe, arms: Sequence[ModelledAr
     ]
     if recipe.training.compile:
         said.append(
-            "training.compile is modelled, not run: operations of a layer that follow each other without a product "
-            "between them are one kernel, which reads what comes from outside once and writes what is read later."
+            "training.compile is modelled, not run: operations of one layer that hand each other their results, before "
+            "a product reads them, are one kernel; it reads once what comes from outside and writes what others read."
         )
     else:
         said.append("training.compile is off: every operation is its own kernel.")

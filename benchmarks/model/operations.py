@@ -41,6 +41,9 @@ PLACES = (
     ("training/step.py", "bookkeeping"),
 )
 LAYER = ("models/layers.py", "run_layer")
+MODEL = ("models/layers.py", "models/taps.py")
+TEACHER = ("training/teacher.py", "training/cached_teacher.py")
+OF_A_MODEL = ""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Place:
 
     part: str | None  # of `PLACES`; None: of a model
     is_teacher: bool
-    in_layer: bool  # in what `training.compile` compiles
+    layer: int | None  # which layer: what `training.compile` compiles as one; None outside of them
 
 
 @dataclass
@@ -165,20 +168,17 @@ class Recorder:
 
 def _place_on_stack() -> Place:
     part: str | None = None
-    is_teacher = in_layer = False
+    is_teacher, layer = False, None
     frame: FrameType | None = sys._getframe(3)
     while frame is not None:
         file, function = frame.f_code.co_filename, frame.f_code.co_name
-        if file.endswith(LAYER[0]) and function == LAYER[1]:
-            in_layer = True
-        if file.endswith(("training/teacher.py", "training/cached_teacher.py")):
-            is_teacher = True
-        if part is None and not in_layer:
-            part = next((name for piece, name in PLACES if piece in file), None)
-            if file.endswith("models/taps.py"):
-                part = ""
+        if function == LAYER[1] and file.endswith(LAYER[0]):
+            layer = id(frame.f_locals["layer"])
+        is_teacher = is_teacher or file.endswith(TEACHER)
+        if part is None:
+            part = OF_A_MODEL if file.endswith(MODEL) else next((name for piece, name in PLACES if piece in file), None)
         frame = frame.f_back
-    return Place(part or None, is_teacher, in_layer) if not in_layer else Place(None, is_teacher, True)
+    return Place(None if part == OF_A_MODEL else part, is_teacher, layer)
 
 
 def _kind(name: str, tensors: Sequence[Tensor]) -> str:

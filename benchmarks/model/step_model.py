@@ -1,17 +1,20 @@
 """From the operations of a step to modelled time: each takes the longest of its bytes, FLOPs, exponentials, launches.
 
-Fusion, where a recipe compiles its layers, is a model too: of operations of a layer that follow each other without a
-product, an attention or a kernel of ours between them, one kernel is made. It reads once what comes from outside, and
-writes what is read after it, be it by the backward pass. So nothing is computed again to save a write, as a compiler
-may.
+Fusion, where a recipe compiles its layers, is a model too: operations of one layer that hand each other their results
+become one kernel, as long as no product, attention or kernel of ours has read those before. It reads once what comes
+from outside, and writes what others read, be it in the backward pass. So nothing is computed again to save a write, as
+a compiler may; and a sum for a bias that follows the products stays a kernel of its own.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from benchmarks.model.operations import Operation
 from benchmarks.model.rates import ModelledGpu
+
+
+ACCUMULATION = "optimiser"  # of a weight's gradient: compiled code hands them over when a layer's backward is done
 
 
 @dataclass(frozen=True)
@@ -35,35 +38,62 @@ def time_of(operation: Operation, gpu: ModelledGpu) -> OperationTime:
     return OperationTime(operation, times[limit], limit)
 
 
+@dataclass
+class _Chain:
+    """Operations that become one kernel, where the last of them stands."""
+
+    members: list[int] = field(default_factory=list)
+    is_open: bool = True  # until something else reads what it writes
+
+
 def fused(operations: Sequence[Operation]) -> list[Operation]:
-    """The operations with those of layers fused, in their order."""
-    last_read: dict[int, int] = {}
+    """The operations with those of each layer fused, each kernel where the last of its operations was."""
+    kernels: dict[int, Operation] = {}
+    for chain in _chains(operations):
+        members = sorted(chain.members)
+        one = operations[members[0]]
+        if len(members) > 1:
+            outside_reads = _read_outside(operations, set(members))
+            one = _one_kernel([operations[index] for index in members], outside_reads)
+        kernels[members[-1]] = one
+    return [kernels[index] for index in sorted(kernels)]
+
+
+def _chains(operations: Sequence[Operation]) -> list[_Chain]:
+    """An operation joins the chains of its layer that made what it reads, unless something else has read it before."""
+    chains: list[_Chain] = []
+    written_by: dict[int, _Chain] = {}
     for index, operation in enumerate(operations):
-        last_read |= {storage: index for storage, _ in operation.reads}
-    found: list[Operation] = []
-    for first, chain in _chains(operations):
-        found.append(chain[0] if len(chain) == 1 else _one_kernel(chain, first + len(chain), last_read))
-    return found
+        made = {id(chain): chain for storage, _ in operation.reads if (chain := written_by.get(storage))}
+        joined = _Chain([index])
+        for chain in made.values():
+            if chain.is_open and _fit(operations[chain.members[0]], operation):
+                joined.members += chain.members
+                chains.remove(chain)
+                written_by |= {storage: joined for storage, writer in written_by.items() if writer is chain}
+            elif operation.part != ACCUMULATION:
+                chain.is_open = False
+        chains.append(joined)
+        written_by |= {storage: joined for storage, _ in operation.writes}
+    return chains
 
 
-def _chains(operations: Sequence[Operation]) -> Iterator[tuple[int, list[Operation]]]:
-    """Runs of what can be fused, with the index of the first; anything else by itself."""
-    chain: list[Operation] = []
-    for index, operation in enumerate(operations):
-        fits = operation.place.in_layer and operation.kind == "elementwise"
-        if chain and not (fits and chain[-1].place == operation.place):
-            yield index - len(chain), chain
-            chain = []
-        if fits:
-            chain.append(operation)
-        else:
-            yield index, [operation]
-    if chain:
-        yield len(operations) - len(chain), chain
+def _fit(first: Operation, second: Operation) -> bool:
+    """Whether a compiler may make one kernel of both."""
+    both = (first, second)
+    return first.place == second.place and all(
+        one.place.layer is not None and one.kind == "elementwise" for one in both
+    )
 
 
-def _one_kernel(chain: Sequence[Operation], end: int, last_read: dict[int, int]) -> Operation:
-    """What a chain reads from outside, and writes for what comes from ``end`` on."""
+def _read_outside(operations: Sequence[Operation], members: set[int]) -> set[int]:
+    """Storages that others than ``members`` read after the first of them."""
+    later = range(min(members), len(operations))
+    return {storage for index in later if index not in members for storage, _ in operations[index].reads}
+
+
+def _one_kernel(chain: Sequence[Operation], read_outside: set[int]) -> Operation:
+    """What a chain reads that it does not make itself, and writes of what others read."""
     outside: dict[int, float] = defaultdict(float)
     inside: dict[int, float] = {}
     for operation in chain:
@@ -74,7 +104,7 @@ def _one_kernel(chain: Sequence[Operation], end: int, last_read: dict[int, int])
             inside[storage] = max(inside.get(storage, 0.0), size)
     # What nobody reads any more in this step is kept for later, unless the chain itself has read it.
     own = {storage for operation in chain for storage, _ in operation.reads}
-    kept = {s: size for s, size in inside.items() if last_read.get(s, -1) >= end or s not in own}
+    kept = {s: size for s, size in inside.items() if s in read_outside or s not in own}
     name = f"fused: {', '.join(dict.fromkeys(operation.name for operation in chain))}"
     return replace(
         chain[0],

@@ -156,7 +156,9 @@ def test_every_part_of_a_step_has_its_name(inputs: Path, tmp_path: Path) -> None
     parts = {one.part for one in recorder.operations}
     assert parts >= {"products", "attention", "vocabulary loss", "norms and elementwise", "optimiser", "embeddings"}
     backward = [one for one in recorder.operations if one.name == "native_layer_norm_backward"]
-    assert sum(one.place.in_layer for one in backward) == 2 * 2 * 2  # of two layers' two norms, in two micro-batches
+    assert (
+        sum(one.place.layer is not None for one in backward) == 2 * 2 * 2
+    )  # of two layers' two norms, in two micro-batches
     assert len(backward) == (2 * 2 + 2) * 2  # the others are the embeddings' and the head's
     of_teacher = [one for one in recorder.operations if one.place.is_teacher]
     assert {one.part for one in of_teacher} <= {"products", "attention", "norms and elementwise", "embeddings"}
@@ -164,8 +166,10 @@ def test_every_part_of_a_step_has_its_name(inputs: Path, tmp_path: Path) -> None
     assert recorder.undeclared == set()
 
 
-def operation(name: str, reads: dict[int, float], writes: dict[int, float], kind: str = "elementwise") -> Operation:
-    place = Place(None, is_teacher=False, in_layer=True)
+def operation(
+    name: str, reads: dict[int, float], writes: dict[int, float], kind: str = "elementwise", layer: int = 1
+) -> Operation:
+    place = Place(None, is_teacher=False, layer=layer)
     moved = sum(reads.values()) + sum(writes.values())
     return Operation(name, kind, place, "", moved, 0.0, 0.0, 1, 2, [*reads.items()], [*writes.items()])
 
@@ -183,6 +187,24 @@ def test_a_chain_reads_once_and_writes_what_is_read_later() -> None:
     assert first.num_bytes == 20.0 + 10.0 + 10.0 + 5.0
     assert first.launches == 1
     assert (middle, last) == (product, backward)
+
+
+def test_a_chain_waits_for_what_comes_later() -> None:
+    """Gradients of three projections are added up one by one, with products between the sums."""
+    operations = [
+        operation("add", {1: 10.0, 2: 10.0}, {3: 10.0}),
+        operation("mm", {9: 10.0}, {4: 10.0}, kind="products"),
+        operation("add", {3: 10.0, 4: 10.0}, {5: 10.0}),
+        operation("mm", {5: 10.0}, {6: 10.0}, kind="products"),
+    ]
+    names = [one.name for one in fused(operations)]
+    assert names == ["mm", "fused: add", "mm"]
+    assert fused(operations)[1].num_bytes == 30.0 + 10.0
+
+
+def test_chains_end_at_layers() -> None:
+    operations = [operation("add", {1: 10.0}, {2: 10.0}), operation("gelu", {2: 10.0}, {3: 10.0}, layer=2)]
+    assert fused(operations) == operations
 
 
 def test_fusion_leaves_products_alone(inputs: Path, tmp_path: Path) -> None:
