@@ -1,12 +1,9 @@
 """`bench model`: a step of every arm of a recipe on a GPU that is not there, modelled and not measured."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-TAKES = {"file", "overrides", "json", "arms", "device", "micro_batch", "top"}
+TAKES = {"file", "overrides", "json", "markdown", "arms", "device", "micro_batch", "top"}
 NEEDS_FILE = "a study recipe, such as recipes/paper_6l.yaml"
 DEFAULT_TOP = 10
 
@@ -23,8 +20,9 @@ def run(args: argparse.Namespace) -> int:
     """Model the arms of a recipe."""
     from pathlib import Path
 
+    from benchmarks import pages
     from benchmarks.cli.bench_step import with_arms
-    from benchmarks.model import model_record
+    from benchmarks.model import model_page, model_record
     from benchmarks.model.modelled_arms import model_arms
     from benchmarks.model.rates import modelled_gpu
     from benchmarks.steps.throughput import reference_arm
@@ -37,8 +35,12 @@ def run(args: argparse.Namespace) -> int:
     top = DEFAULT_TOP if args.top is None else args.top
     _check(args, top)
     gpu = modelled_gpu(args.device or "h200")
-    if args.json:
-        require_place(Path(args.json))
+    for name in (args.json, args.markdown):
+        if name:
+            require_place(Path(name))
+    start = model_page.start_of(args.json or "the last run")
+    if args.markdown:
+        pages.check_place(Path(args.markdown), start)
     micro_batch = [] if args.micro_batch is None else [f"training.micro_batch_size={args.micro_batch}"]
     recipe = with_arms(config.load(args.file, StudyRecipe, [*args.overrides, *micro_batch]), args.arms)
     logs.quiet_libraries()
@@ -48,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     _show(record)
     if args.json:
         records.write_json(Path(args.json), record)
+    if args.markdown:
+        pages.fill_place(Path(args.markdown), start, model_page.render(record))
     return 0
 
 
@@ -67,54 +71,18 @@ def _check(args: argparse.Namespace, top: int) -> None:
 def _show(record: dict[str, Any]) -> None:
     """Arms, where their milliseconds go, their largest operations, and what all of it rests on."""
     from benchmarks.cli import bench_output
+    from benchmarks.model import model_page
 
-    page, batch = bench_output.console(), record["batch"]
-    of = f"modelled, not measured: {record['device']}, {batch['precision']}, {batch['sequences']} sequences of "
-    of += f"{batch['length']} a step, {batch['micro_batch_size']} at a time"
-    page.print(_table(f"{record['recipe']}, {of}", *_arms(record["arms"])))
-    page.print(f"Modelled MFU differs by {100 * record['spread_of_mfu']:.1f} points over the arms.\n", highlight=False)
-    page.print(_table("where the modelled milliseconds go", *_parts(record["arms"])))
+    page = bench_output.console()
+    page.print(_table(model_page.title(record), *model_page.arms(record)))
+    page.print(f"{model_page.spread(record)}\n", highlight=False)
+    page.print(_table("where the modelled milliseconds go", *model_page.parts(record)))
     for arm in record["arms"]:
         if arm["top"]:
-            page.print(_table(f"{arm['arm']}: the operations that take most, modelled", *_top(arm["top"]), num_words=4))
+            title = f"{arm['arm']}: the operations that take most, modelled"
+            page.print(_table(title, *model_page.top(arm), num_words=4))
     for line in record["assumptions"]:
         page.print(f"- {line}", highlight=False)
-
-
-def _arms(arms: "Sequence[dict[str, Any]]") -> tuple[list[str], list[list[str]]]:
-    heads = ["arm", "ms", "MFU", "FLOP bound", "times bound", "speed", "at equal MFU", "teacher ms", "launches"]
-    return heads, [
-        [
-            arm["arm"],
-            f"{arm['modelled_ms']:.1f}",
-            f"{arm['mfu']:.1%}",
-            f"{arm['flop_bound_ms']:.1f}",
-            f"{arm['times_bound']:.2f}",
-            f"{arm['speed']:.2f}x",
-            f"{arm['speed_at_equal_mfu']:.2f}x",
-            f"{arm['teacher_ms']:.1f}",
-            f"{arm['launches']:,}",
-        ]
-        for arm in arms
-    ]
-
-
-def _parts(arms: "Sequence[dict[str, Any]]") -> tuple[list[str], list[list[str]]]:
-    parts = dict.fromkeys(part for arm in arms for part in arm["parts_ms"])
-    lines = [[part, *(f"{arm['parts_ms'].get(part, 0.0):.1f}" for arm in arms)] for part in parts]
-    return ["part", *(arm["arm"] for arm in arms)], lines
-
-
-def _top(operations: "Sequence[dict[str, Any]]") -> tuple[list[str], list[list[str]]]:
-    heads = ["part", "operation", "of", "limit", "times", "ms"]
-    return heads, [
-        [
-            *(str(one[name]) for name in ("part", "operation", "shape", "limit")),
-            f"{one['times']:,}",
-            f"{one['modelled_ms']:.2f}",
-        ]
-        for one in operations
-    ]
 
 
 def _table(title: str, heads: list[str], lines: list[list[str]], num_words: int = 1) -> Any:

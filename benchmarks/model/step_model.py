@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from benchmarks.model.operations import Operation
 from benchmarks.model.rates import ModelledGpu
 
-
 ACCUMULATION = "optimiser"  # of a weight's gradient: compiled code hands them over when a layer's backward is done
 
 
