@@ -149,6 +149,7 @@ def test_products_of_a_step_are_those_that_the_ledger_charges(inputs: Path, tmp_
     # FlashAttention's backward makes its scores again, five products for two: the ledger counts what is needed, four.
     found += 4 / 5 * sum(one.flops for one in recorder.operations if one.name.endswith("attention_backward"))
     assert found == pytest.approx(8 * (cost.student + cost.teacher), rel=1e-6)
+    assert recorder.undeclared == set(), "a Triton kernel without a cost: add it to cost.py of its package"
 
 
 def test_every_part_of_a_step_has_its_name(inputs: Path, tmp_path: Path) -> None:
