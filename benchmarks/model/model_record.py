@@ -41,6 +41,9 @@ def assumptions(gpu: ModelledGpu, recipe: StudyRecipe, arms: Sequence[ModelledAr
         )
     else:
         said.append("training.compile is off: every operation is its own kernel.")
+    schedules = [arm.arm for arm in arms if recipe.arms[arm.arm]["objective"] == "schedule"]
+    if schedules:
+        said.append(f"Of a schedule the first phase is modelled: {', '.join(schedules)}.")
     undeclared = sorted({name for arm in arms for name in arm.undeclared})
     if undeclared:
         said.append(f"Kernels that declare no cost (cost.py), by their bytes alone: {', '.join(undeclared)}.")

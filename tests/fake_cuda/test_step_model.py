@@ -262,6 +262,14 @@ def test_the_command_prints_and_writes(inputs: Path, tmp_path: Path, capsys: pyt
     assert not any("declare no cost" in line for line in record["assumptions"])
 
 
+def test_of_a_schedule_the_first_phase_is_modelled(inputs: Path, tmp_path: Path) -> None:
+    phases = "phases: [{until: 0.5, objective: scratch}, {until: 1.0, objective: minilm, num_relation_heads: 4}]"
+    record = modelled(small_recipe(inputs, tmp_path), f"arms.both={{objective: schedule, {phases}}}")
+    scratch, _, both = record["arms"]
+    assert both["modelled_ms"] == scratch["modelled_ms"]
+    assert "Of a schedule the first phase is modelled: both." in record["assumptions"]
+
+
 def test_compiled_layers_are_modelled_as_fewer_kernels(inputs: Path, tmp_path: Path) -> None:
     recipe = small_recipe(inputs, tmp_path)
     eager, compiled = (modelled(recipe, f"training.compile={flag}") for flag in ("false", "true"))
