@@ -62,10 +62,10 @@ def accelerator(of_the_cpu: type, wait: Callable[..., Any]) -> Any:
             return bool(tensor.is_cuda)
 
         def Stream(self, *_: Any, **__: Any) -> "_Stream":
-            return _Stream()
+            return _Stream(wait)
 
         def current_stream(self, device_index: int | None = None) -> "_Stream":
-            return _Stream()
+            return _Stream(wait)
 
         def synchronize(self, device_index: int | None = None) -> None:
             wait()
@@ -76,8 +76,39 @@ def accelerator(of_the_cpu: type, wait: Callable[..., Any]) -> Any:
 class _Stream:
     """A queue of a device on which nothing takes time: one that waits for another costs the host nothing."""
 
+    def __init__(self, wait: Callable[..., Any]) -> None:
+        self.synchronize = wait  # which the host does
+
     def wait_stream(self, other: "_Stream") -> None:
         """Begin what comes after what ``other`` has been given."""
+
+    def wait_event(self, event: "_Event") -> None:
+        """Begin what comes after ``event``."""
+
+
+class _Event(_Stream):
+    """A moment of such a queue, which has always passed."""
+
+    def record(self, stream: _Stream | None = None) -> None:
+        """Mark the moment."""
+
+    def wait(self, stream: _Stream | None = None) -> None:
+        """Let ``stream`` wait for it."""
+
+    def query(self) -> bool:
+        """Whether it has passed."""
+        return True
+
+
+def streams(wait: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """`torch.cuda`'s streams and events; ``wait`` is called where the host waits for one."""
+    return {
+        "Stream": lambda *_, **__: _Stream(wait),
+        "Event": lambda *_, **__: _Event(wait),
+        "current_stream": lambda *_: _Stream(wait),
+        "default_stream": lambda *_: _Stream(wait),
+        "stream": lambda stream: contextlib.nullcontext(stream),
+    }
 
 
 @contextlib.contextmanager

@@ -118,6 +118,8 @@ class FakeCuda(TorchDispatchMode):
 
     def _refuse_mixed(self, name: str, arguments: Any) -> Any:
         """A number of the CPU (no dimensions) may go along to a kernel, places of an index are copied, which blocks."""
+        if name.endswith("_like") or name.startswith("new_"):  # which ask a tensor for its shape alone
+            return arguments
         for leaf in tree_leaves(arguments):
             if not isinstance(leaf, Tensor) or isinstance(leaf, FakeTensor) or leaf.dim() == 0:
                 continue
@@ -207,15 +209,16 @@ def fake_cuda() -> Iterator[FakeCuda]:
 @contextlib.contextmanager
 def _as_if_there_were_a_gpu(mode: FakeCuda, of_the_cpu: type) -> Iterator[None]:
     """What Python code asks torch, DeepSpeed and Triton of the GPU."""
-    from benchmarks.model.fake_answers import DEEPSPEED_ACCELERATOR, TORCH_CUDA, accelerator, launches
+    from benchmarks.model.fake_answers import DEEPSPEED_ACCELERATOR, TORCH_CUDA, accelerator, launches, streams
 
     with contextlib.ExitStack() as stack:
-        for name, answer in (TORCH_CUDA | {"synchronize": mode.wait}).items():
+        for name, answer in (TORCH_CUDA | streams(mode.wait) | {"synchronize": mode.wait}).items():
             stack.enter_context(patch.object(torch.cuda, name, answer))
         stack.enter_context(patch(DEEPSPEED_ACCELERATOR, accelerator(of_the_cpu, mode.wait)))
         stack.enter_context(launches(mode.launch))
         stack.enter_context(patch.object(nn.Module, "_apply", Moves()))
         stack.enter_context(patch.object(layers, "scaled_dot_product_attention", fused_attention))
+        stack.enter_context(patch.object(Tensor, "record_stream", lambda tensor, stream: None))
         for name in ("tolist", "numpy"):  # which PyTorch dispatches for no kind of tensor
             stack.enter_context(patch.object(Tensor, name, _reading(mode, getattr(Tensor, name))))
         stack.enter_context(made_on_the_host())

@@ -173,6 +173,19 @@ def test_only_one_fake_device_at_a_time() -> None:
     assert not torch.empty(3).is_pinned()
 
 
+def test_streams_wait_for_each_other_and_the_host_for_none() -> None:
+    with fake_cuda() as fake:
+        side, copied = torch.cuda.Stream(), torch.cuda.Event()
+        with fake.hot(), torch.cuda.stream(side):
+            there = torch.ones(3).pin_memory().to("cuda", non_blocking=True)
+            copied.record(side)
+            torch.cuda.current_stream().wait_event(copied)
+            there.record_stream(side)
+            with pytest.raises(FakeCudaError, match="the host waits"):
+                copied.synchronize()
+        assert torch.zeros_like(torch.ones(2, 3), device="cuda").shape == (2, 3)
+
+
 def test_pinned_memory_is_told_apart() -> None:
     with fake_cuda():
         pinned = torch.ones(5).pin_memory()
