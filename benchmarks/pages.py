@@ -54,24 +54,34 @@ def describe(record: dict[str, Any]) -> str:
 
 def check_page(page: Path, source: str) -> None:
     """Raise `OutputError` unless ``page`` has a place for the rows of ``source``, or does not exist yet."""
-    if page.exists() and not _place(source).search(page.read_text(encoding="utf-8")):
+    check_place(page, start_of(source))
+
+
+def check_place(page: Path, start: str) -> None:
+    """Raise `OutputError` unless ``page`` has the line ``start`` and `END` after it, or does not exist yet."""
+    if page.exists() and not _place(start).search(page.read_text(encoding="utf-8")):
         raise OutputError(
-            given=f"{page} has no place for the rows of {source}",
-            expected=f"a line {start_of(source)} with a line {END} after it",
+            given=f"{page} has no place for the {start.strip('<!->').strip()}",
+            expected=f"a line {start} with a line {END} after it",
             fix="add both lines where the table belongs, or name a page that does not exist yet",
         )
 
 
 def fill_page(page: Path, source: str, rows: Sequence[Row], record: dict[str, Any]) -> None:
     """Put the table into ``page``, between the line that names its file ``source`` and `END`; see `check_page`."""
-    check_page(page, source)
-    text = page.read_text(encoding="utf-8") if page.exists() else f"{start_of(source)}\n{END}\n"
-    filled = f"{start_of(source)}\n\n{render(rows, record)}\n{END}"
-    page.write_text(_place(source).sub(lambda _: filled, text), encoding="utf-8")
+    fill_place(page, start_of(source), render(rows, record))
 
 
-def _place(source: str) -> re.Pattern[str]:
-    return re.compile(re.escape(start_of(source)) + r".*?" + re.escape(END), re.DOTALL)
+def fill_place(page: Path, start: str, content: str) -> None:
+    """Put ``content`` into ``page``, between the line ``start`` and `END`; see `check_place`."""
+    check_place(page, start)
+    text = page.read_text(encoding="utf-8") if page.exists() else f"{start}\n{END}\n"
+    filled = f"{start}\n\n{content}\n{END}"
+    page.write_text(_place(start).sub(lambda _: filled, text), encoding="utf-8")
+
+
+def _place(start: str) -> re.Pattern[str]:
+    return re.compile(re.escape(start) + r".*?" + re.escape(END), re.DOTALL)
 
 
 def start_of(source: str) -> str:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PretrainedConfig
 
 from kd_megatron.console import logs
 from kd_megatron.data.loader import Loader
@@ -62,7 +62,13 @@ def _with_shards(recipe: StudyRecipe, directory: Path) -> StudyRecipe:
 
 def write_random_teacher(encoder: EncoderRecipe, loader: Loader, directory: Path) -> None:
     """A masked-language model of these sizes with random weights and the shards' tokenizer, in Hugging Face format."""
+    write_random_model(
+        student_config(encoder, loader.vocab_size, special_ids(loader)), loader.tokenizer_path, directory
+    )
+
+
+def write_random_model(config: PretrainedConfig, tokenizer: Path, directory: Path) -> None:
+    """The same of a model's config, with a copy of ``tokenizer``."""
     torch.manual_seed(0)
-    config = student_config(encoder, loader.vocab_size, special_ids(loader))
     AutoModelForMaskedLM.from_config(config).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(loader.tokenizer_path, trust_remote_code=False).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False).save_pretrained(directory)

@@ -139,7 +139,7 @@ class Validation:
         for index, at in enumerate(range(0, num_windows, EVALUATION_BATCH_SIZE * dist.world_size())):
             _look(index, stops)
             size = min(EVALUATION_BATCH_SIZE * dist.world_size(), num_windows - at)
-            batch = self._my_part(self.probe_data.batch(first + at, size))
+            batch = self._my_part(self.probe_data.batch(first + at, size)).to(self.device)
             taps = student(batch)
             labels.append(batch.labels)
             for name, layer in layers.items():
@@ -155,7 +155,9 @@ class Validation:
         for index, first in enumerate(range(0, self.num_samples, EVALUATION_BATCH_SIZE)):
             _look(index, stops)
             size = min(EVALUATION_BATCH_SIZE, self.num_samples - first)
-            batch = self._my_part(self.held_out.batch(self.recipe.skip_samples + first, size))
+            mine = self._my_part(self.held_out.batch(self.recipe.skip_samples + first, size))
+            totals[0] += float((mine.labels != IGNORED).sum())  # while they are on the CPU: no wait for the device
+            batch = mine.to(self.device)
             taps = student(batch)
             found = [
                 score(probe, batch.at_slots(taps.hidden[layers[name]]).float(), batch.labels, self.bf16)
@@ -163,20 +165,19 @@ class Validation:
             ]
             if taps.logits is not None:  # by the decoder's module, whose weights ZeRO-3 gathers
                 found.append(loss_and_hits(student.decoder(taps.logits.states), batch.labels))
-            totals[0] += float((batch.labels != IGNORED).sum())
             totals[1:] += torch.stack([value.cpu() for pair in found for value in pair])
         count, *sums = dist.all_reduce(totals).tolist()
         keys = [f"{name}_mlm_{what}".lstrip("_") for name in names for what in ("loss", "accuracy")]
         return {key: value / count for key, value in zip(keys, sums, strict=True)}
 
     def _my_part(self, batch: Batch) -> Batch:
-        """This rank's rows; every rank has at least one, so that collective calls inside the student match."""
+        """This rank's rows, on the CPU; every rank has one at least, so that collective calls in the student match."""
         size, ranks = len(batch.sample_ids), dist.world_size()
         rows = torch.arange(size)[dist.rank() :: ranks] if size >= ranks else torch.arange(size)
         mine = batch.at(rows)
         if size < ranks and not dist.is_main():  # what it says does not count
             mine = replace(mine, labels=torch.full_like(mine.labels, IGNORED))
-        return mine.to(self.device)
+        return mine
 
 
 def _look(index: int, stops: Callable[[], bool]) -> None:
