@@ -17,6 +17,7 @@ from kd_megatron import redact
 from kd_megatron.cli import checkout
 from kd_megatron.errors import KdError, RecipeError, disk_full_is_clear, nearest
 from kd_megatron.launch.node import see_devices
+from kd_megatron.machine import threads
 from kd_megatron.ranks import signals
 from kd_megatron.ranks.process import exit_process, keep_freed_memory, say_error
 
@@ -56,6 +57,7 @@ def program() -> NoReturn:
     sys.excepthook = redact.print_exception
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of lost connections our own message tells
     keep_freed_memory()
+    threads.settle()
     see_devices()
     signals.install()
     try:

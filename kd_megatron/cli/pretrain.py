@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.console import logs
     from kd_megatron.errors import RecipeError, nearest
     from kd_megatron.launch.preflight import compare_nodes
+    from kd_megatron.machine import threads
     from kd_megatron.machine.precision import resolve_precision
     from kd_megatron.ranks import dist
     from kd_megatron.recipe import LARGEST_SEED, StudyRecipe, config
@@ -50,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     directory = Path(args.output) if args.output else root / args.arm / f"seed_{seed}"
     with dist.joined():
         compare_nodes([args.recipe, *args.overrides])
+        if advice := threads.load_advice():
+            logs.warn(advice)
         recipe = resolve_precision(recipe)
         prepare_inputs(recipe, root)
         if recipe.budget.calibrate is not None:

@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
         return _run_workers(args)
     from pathlib import Path
 
+    from kd_megatron.console import logs
     from kd_megatron.launch.preflight import compare_nodes
+    from kd_megatron.machine import threads
     from kd_megatron.machine.precision import resolve_precision
     from kd_megatron.ranks import dist
     from kd_megatron.recipe import StudyRecipe, config
@@ -62,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     directory = Path(args.output or recipe.output or f"studies/{recipe.name}")
     with dist.joined():
         compare_nodes([args.recipe, *args.overrides])
+        if advice := threads.load_advice():
+            logs.warn(advice)
         if args.recalibrate:
             recalibrate(directory)
         run_study(resolve_precision(recipe), directory, _report, args.redo.split(",") if args.redo else ())
