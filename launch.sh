@@ -42,7 +42,7 @@ environment:
   KD_PIP_ARGS          more arguments for pip, such as "--extra-index-url https://download.pytorch.org/whl/cpu"
   KD_LOCKED            1: only from a lock file with hashes; 0: requirements.txt (default: a lock file where one fits)
   KD_DATA              the home of real inputs, which recipes name as $KD_DATA (default: data; ./launch.sh inputs)
-  OMP_NUM_THREADS      threads of each process (default: this machine's cores / processes on it; cores, not hardware threads)
+  OMP_NUM_THREADS      threads of each process (default: cores, not hardware threads, that others leave free / processes)
   MASTER_PORT          the port at which ranks meet (default: a free one; 29500 with --hosts)
   MASTER_ADDR          with --hosts: where ranks meet (default: the hostfile's first node)
   GLOO_SOCKET_IFNAME   the network interface that joins the nodes (default: the one on the way to the first node)
@@ -241,7 +241,7 @@ start() {
     elif ((procs > 1)); then
         start_node 0 "$procs" "127.0.0.1:${MASTER_PORT:-$(free_port)}" "$@"
     else
-        set -- "${environment[@]}" "${accelerator[@]}" "OMP_NUM_THREADS=$(threads_per_process 1)" .venv/bin/python -m kd_megatron "$@"
+        set -- "${environment[@]}" "${accelerator[@]}" .venv/bin/python -m kd_megatron "$@"  # sees itself which cores are free
         if [[ $command == demo ]] || ((restarts > 0)); then run_group "$@"; else run_last "$@"; fi
     fi
 }

@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     directory = Path(args.output) if args.output else root / args.arm / f"seed_{seed}"
     with dist.joined():
         compare_nodes([args.recipe, *args.overrides])
-        if advice := threads.load_advice():
-            logs.warn(advice)
+        if note := threads.note():
+            logs.warn(note)
         recipe = resolve_precision(recipe)
         prepare_inputs(recipe, root)
         if recipe.budget.calibrate is not None:

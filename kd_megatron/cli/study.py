@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     directory = Path(args.output or recipe.output or f"studies/{recipe.name}")
     with dist.joined():
         compare_nodes([args.recipe, *args.overrides])
-        if advice := threads.load_advice():
-            logs.warn(advice)
+        if note := threads.note():
+            logs.warn(note)
         if args.recalibrate:
             recalibrate(directory)
         run_study(resolve_precision(recipe), directory, _report, args.redo.split(",") if args.redo else ())

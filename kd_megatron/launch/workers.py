@@ -27,21 +27,16 @@ def run_workers(command: Sequence[str], num: int) -> int:
         0 when the last one that ended did so with 0: the study is then finished. Else the exit code of the last one.
 
     Raises:
-        RecipeError: this process is one rank of several, or there are more workers than cores.
+        RecipeError: this process is one rank of several.
     """
-    cores = int(os.environ.get("OMP_NUM_THREADS") or usable_cores())
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RecipeError(
             given="--workers in a group of several ranks",
             expected="processes that share a run (--procs, --hosts), or processes that share a study (--workers)",
             fix="leave one of them out",
         )
-    if num > cores:
-        raise RecipeError(
-            given=f"--workers {num}, and {cores} cores for them", expected=f"1 to {cores}", fix="start fewer workers"
-        )
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # as a launcher's: they save and end when this one dies
-    environment = os.environ | alone | {"OMP_NUM_THREADS": str(cores // num), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | alone | {"OMP_NUM_THREADS": str(max(1, usable_cores() // num)), "PYTHONUNBUFFERED": "1"}
     environment.pop("MASTER_PORT", None)  # each meets nobody, at a port of its own
     workers = [
         subprocess.Popen(

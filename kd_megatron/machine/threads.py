@@ -6,32 +6,50 @@ from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 TOPOLOGY = Path("/sys/devices/system/cpu")
+LOADAVG = Path("/proc/loadavg")
 # Rounds that a thread of libgomp spins at a barrier before it sleeps; libgomp's own 300,000 burn the time slices of a
 # core that another process could use, the other thread's among them. docs/performance.md has the measurement.
 SPIN_COUNT = "1000"
 
 
+_notes: list[str] = []
+
+
 def settle() -> None:
     """Set threads and their waiting for the libraries that this process loads next, torch first, where nobody has.
 
-    The number does not follow the machine's load: the order of a sum hangs on it, and a run must resume bit for bit.
+    Cores that other processes keep busy are not counted: threads that share a core wait for each other at every
+    barrier. The number stays what it is until the process ends, as the order of a sum hangs on it.
     """
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
+    if "OMP_NUM_THREADS" not in os.environ:
+        cores, busy = usable_cores(), busy_cores()
+        free = max(1, round(cores - busy))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, free // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
+        if free < cores:
+            _notes.append(
+                f"other processes keep {busy:.1f} of {cores} cores busy, so that this command computes with {free}; "
+                f"OMP_NUM_THREADS={cores} takes all"
+            )
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
-def load_advice() -> str | None:
-    """A sentence where other processes want the cores of this one's threads; None where they are free."""
-    num_threads, cores = int(os.environ.get("OMP_NUM_THREADS") or 1), usable_cores()
-    busy = os.getloadavg()[0]
-    if num_threads < 2 or busy < cores:
-        return None
-    return (
-        f"the machine is busy (load {busy:.1f} on {cores} cores): {num_threads} threads often wait for each other; "
-        "with OMP_NUM_THREADS=1 the same work is faster until it is free"
-    )
+def note() -> str | None:
+    """What `settle` has to say to the user of a command that computes for long; None: nothing."""
+    return " ".join(_notes) or None
+
+
+def busy_cores() -> float:
+    """How many threads of other processes run now and, on average, ran in the last minute: the smaller of the two.
+
+    The one alone would count what has just ended, the other what has just begun and may end at once.
+    """
+    try:
+        words = LOADAVG.read_text(encoding="ascii").split()
+        running_now = int(words[3].partition("/")[0]) - 1  # without this one
+        return max(0.0, min(float(words[0]), running_now))
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def usable_cores() -> int:

@@ -101,12 +101,10 @@ def test_a_dry_run_of_one_process(ready):
 @pytest.mark.parametrize(
     ("arguments", "settings", "threads"),
     [
-        ([], {}, 8),  # cores
-        (["--procs", "2"], {}, 4),
+        (["--procs", "2"], {}, 4),  # of 8 cores
         (["--procs", "3"], {}, 2),
         (["--procs", "20"], {}, 1),
         (["--procs", "2"], {"OMP_NUM_THREADS": "5"}, 5),  # the user's own
-        ([], {"OMP_NUM_THREADS": "5"}, 5),
     ],
 )
 def test_processes_share_the_cores_not_the_hardware_threads(ready, tmp_path, arguments, settings, threads):

@@ -35,6 +35,33 @@ def test_a_quota_of_version_2(machine, written, cores):
     assert threads.usable_cores() == cores
 
 
+@pytest.mark.parametrize(
+    ("load", "running", "given", "threads_and_spin"),
+    [
+        (0.0, 1, {}, ("8", "1000")),
+        (9.0, 10, {}, ("1", "1000")),  # all busy
+        (3.2, 4, {}, ("5", "1000")),
+        (9.0, 1, {}, ("8", "1000")),  # what was there has ended
+        (0.1, 9, {}, ("8", "1000")),  # and what has just begun may end
+        (3.0, 4, {"LOCAL_WORLD_SIZE": "2"}, ("2", "1000")),
+        (9.0, 10, {"OMP_NUM_THREADS": "7"}, ("7", "1000")),
+        (0.0, 1, {"OMP_WAIT_POLICY": "passive"}, ("8", None)),
+        (0.0, 1, {"GOMP_SPINCOUNT": "5"}, ("8", "5")),
+    ],
+)
+def test_threads_leave_busy_cores_alone(machine, monkeypatch, load, running, given, threads_and_spin):
+    loadavg = machine / "loadavg"
+    loadavg.write_text(f"{load} 1.0 1.0 {running}/500 12345\n")
+    monkeypatch.setattr(threads, "LOADAVG", loadavg)
+    monkeypatch.setattr(threads, "_notes", [])
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "environ", {**os.environ, **given})
+    threads.settle()
+    assert (os.environ["OMP_NUM_THREADS"], os.environ.get("GOMP_SPINCOUNT")) == threads_and_spin
+    assert (threads.note() is None) == ("OMP_NUM_THREADS" in given or min(load, running - 1) < 0.5)
+
+
 @pytest.mark.parametrize(("quota", "cores"), [(300000, 3), (-1, 8)])
 def test_a_quota_of_version_1(machine, quota, cores):
     (machine / "cpu").mkdir()
