@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 BATCH, LENGTH, NUM_HEADS = 2, 512, 12  # the batch and the number of heads do not change what is compiled
-CAPABILITIES = (80, 90)
+CAPABILITIES = (80, 90, 100)
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,18 @@ def score_mse(student_size: int, teacher_size: int, dtype: torch.dtype, padding:
     return Case(call, matrix_instructions=dtype != torch.float32)
 
 
+def hidden_mse(width: int, student: torch.dtype, teacher: torch.dtype, padding: bool = False) -> Case:
+    """Loss and gradient of one layer."""
+
+    def call() -> None:
+        from kd_megatron.kernels.hidden_mse import triton_launch
+
+        states = torch.empty(BATCH, LENGTH, width, dtype=student, requires_grad=True)
+        triton_launch.hidden_mse(states, states.detach().to(teacher), mask(padding)).backward()
+
+    return Case(call, matrix_instructions=False)
+
+
 CASES = {
     "relation_kl 64/64 bfloat16": relation_kl(64, 64, torch.bfloat16),
     "relation_kl 16/16 bfloat16": relation_kl(16, 16, torch.bfloat16),
@@ -79,4 +91,7 @@ CASES = {
     "score_mse 26/64 float16 padding": score_mse(26, 64, torch.float16, padding=True),
     "score_mse 64/64 float32 padding": score_mse(64, 64, torch.float32, padding=True),
     "score_mse 26/64 float32 padding": score_mse(26, 64, torch.float32, padding=True),
+    "hidden_mse 768 bfloat16": hidden_mse(768, torch.bfloat16, torch.bfloat16),
+    "hidden_mse 1024 bfloat16 padding": hidden_mse(1024, torch.bfloat16, torch.bfloat16, padding=True),
+    "hidden_mse 768 bfloat16/float32": hidden_mse(768, torch.bfloat16, torch.float32),
 }

@@ -27,7 +27,7 @@ from triton.runtime.jit import JITFunction
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
-INSTRUCTIONS = ("HMMA", "HGMMA", "MUFU.EX2", "LDL", "STL")
+INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "MUFU.EX2", "LDL", "STL")
 ELEMENT_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.bool: "i1"}
 
 
@@ -120,7 +120,7 @@ def facts(name: str, launch: Launch, capability: int) -> dict[str, Any]:
         "case": name,
         "kernel": launch.kernel.fn.__name__,
         "capability": capability,
-        **{size: launch.arguments[size.upper()] for size in ("rows", "columns")},
+        **{size: launch.arguments.get(size.upper(), 0) for size in ("rows", "columns")},  # 0: it has no tile of scores
         "num_warps": launch.arguments["num_warps"],
     }
 
