@@ -20,6 +20,7 @@ MOST_SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # of one 
 EXPONENTIALS = {
     "relation_kl_forward": (2, 2),
     "relation_kl_backward": (4, 0),
+    "relation_kl_whole": (2, 0),
     "score_tiles": (0, 0),
     "hidden_mse_forward": (0, 0),
     "hidden_mse_backward": (0, 0),
