@@ -26,14 +26,16 @@ class Whole(NamedTuple):
 
 # The least compute capability -> ((the largest head, the longest sequence) -> blocks): the first that holds both. What
 # is not in here goes to the kernels of triton_kernels.py. A thread holds two scores of 64 entries, 128 registers, and
-# needs 180 to 250; told of a limit, the compiler finds a way without a spill that it does not find by itself. Chosen by
-# what compiles without one, and then by warps on a multiprocessor (docs/occupancy.md): nothing here has been timed.
+# needs 180 to 250; told of a limit, the compiler finds a way without a spill that it does not find by itself. Two
+# programs of 4 warps on a multiprocessor wait for different things at different times, one of 8 waits as a whole.
+# Chosen by what compiles without a spill, then by warps on a multiprocessor (docs/occupancy.md): nothing here has been
+# timed. Programs of several heads were tried, and hold 255 registers with spills. From 100 on: Triton 3.7, which
+# torch 2.13 for CUDA brings, does not compile the kernel ("parent layout must have at least rank >= 2"); 3.9 does.
 SHORT = {(64, 64): Whole(64, 4)}
 TABLE: dict[int, dict[tuple[int, int], Whole]] = {
-    120: SHORT | {(32, 128): Whole(64, 4, 240)},  # without the matrix instructions of 100
-    100: SHORT | {(64, 128): Whole(64, 8)},
-    90: SHORT | {(32, 128): Whole(64, 4, 240), (64, 128): Whole(128, 8)},
     0: SHORT | {(32, 128): Whole(64, 4, 240)},
+    90: SHORT | {(32, 128): Whole(64, 4, 240), (64, 128): Whole(128, 8)},
+    100: {},
 }
 
 
