@@ -1,6 +1,6 @@
-"""The kernels over attention: `relation_kl` and `score_mse` at a shape.
+"""The kernels over attention, `relation_kl` and `score_mse`, and over hidden states, `hidden_mse`, at a shape.
 
-Shapes: B batch, L length, H attention heads, d head size, R relation heads.
+Shapes: B batch, L length, H attention heads, d head size, R relation heads, D features.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.kernels.case import Case, Inputs
 from benchmarks.kernels.random_inputs import RandomTensors, lengths_mask
-from kd_megatron.kernels import relation_kl, score_mse
+from kd_megatron.kernels import hidden_mse, relation_kl, score_mse
 
 RELATIONS = ("queries", "keys", "values")
 
@@ -157,3 +157,47 @@ class ScoreMse(Case):
             backend=backend,
         )
         return loss[None]
+
+
+@dataclass(frozen=True)
+class HiddenMse(Case):
+    """`hidden_mse` of one layer; ``padded`` as in `RelationKl`."""
+
+    name: ClassVar[str] = "hidden_mse"
+    batch: int
+    length: int
+    width: int = 768
+    padded: bool = False
+
+    @property
+    def shape(self) -> str:
+        """B, L and features D."""
+        return f"B{self.batch} L{self.length} D{self.width}" + " padded" * self.padded
+
+    @property
+    def num_tokens(self) -> int:
+        """B * L."""
+        return self.batch * self.length
+
+    @property
+    def eager_bytes(self) -> float:
+        """Four tensors: both states widened, their difference and its square."""
+        return 4 * 4.0 * self.num_tokens * self.width
+
+    def backends(self) -> Sequence[str]:
+        """The keys of the door's BACKENDS."""
+        return list(hidden_mse.BACKENDS)
+
+    def inputs(self, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Inputs:
+        """Two hidden states, and ``valid`` where padded."""
+        make = RandomTensors(dtype, device, seed)
+        valid = lengths_mask(self.batch, self.length, device) if self.padded else None
+        inputs = {} if valid is None else {"valid": valid}
+        for side in ("student", "teacher"):
+            shape = (self.batch, self.length, self.width)
+            inputs[side] = make.tensor(shape, 1.0, valid=valid, trained=side == "student")
+        return inputs
+
+    def terms(self, inputs: Mapping[str, Tensor], backend: str) -> Tensor:
+        """The squared difference."""
+        return hidden_mse.hidden_mse(inputs["student"], inputs["teacher"], inputs.get("valid"), backend)[None]

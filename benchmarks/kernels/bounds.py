@@ -8,7 +8,7 @@ Shapes: B batch, L length, R relation heads, H heads, d head size, N rows, D hid
 
 from dataclasses import dataclass
 
-from benchmarks.kernels.attention_cases import RelationKl, ScoreMse
+from benchmarks.kernels.attention_cases import HiddenMse, RelationKl, ScoreMse
 from benchmarks.kernels.case import Case
 from benchmarks.kernels.vocab_cases import VocabCrossEntropy, VocabKl, VocabTopkKl
 from kd_megatron.machine.gpus import GPUS
@@ -59,6 +59,8 @@ def cost(case: Case, bytes_per_number: int = 2) -> Cost:
         return _relation_kl(case, bytes_per_number)
     if isinstance(case, ScoreMse):
         return _score_mse(case, bytes_per_number)
+    if isinstance(case, HiddenMse):
+        return _hidden_mse(case, bytes_per_number)
     if isinstance(case, VocabCrossEntropy):
         return _vocabulary(case, bytes_per_number)
     raise TypeError(f"no cost is known of {type(case).__name__}")
@@ -88,6 +90,11 @@ def _score_mse(case: ScoreMse, bytes_per_number: int) -> Cost:
     grams = 4.0 * case.length * both * (both + student_size)
     numbers = case.batch * num_heads * case.length * (2 * both + 2 * student_size)
     return Cost(case.batch * num_heads * min(tiles, grams), 0.0, float(bytes_per_number * numbers))
+
+
+def _hidden_mse(case: HiddenMse, bytes_per_number: int) -> Cost:
+    """Both states by the forward and by the backward, and the gradient: no product, no exponential."""
+    return Cost(0.0, 0.0, 5.0 * bytes_per_number * case.num_tokens * case.width)
 
 
 def _vocabulary(case: VocabCrossEntropy, bytes_per_number: int) -> Cost:

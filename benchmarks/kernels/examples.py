@@ -4,7 +4,7 @@ Padding holds NaN, sequences have holes or nothing at all, heads differ in size 
 70 and -70.
 """
 
-from benchmarks.kernels.attention_cases import RelationKl, ScoreMse
+from benchmarks.kernels.attention_cases import HiddenMse, RelationKl, ScoreMse
 from benchmarks.kernels.case import Case
 from benchmarks.kernels.vocab_cases import VocabCrossEntropy, VocabKl, VocabTopkKl
 
@@ -24,6 +24,9 @@ THOROUGH: tuple[Case, ...] = (
     ScoreMse(3, 200, WIDE, WIDE, padded=True),
     ScoreMse(3, 130, (2, 26), (2, 64), padded=True),
     ScoreMse(2, 130, (3, 16), (3, 32)),
+    HiddenMse(1, 1, width=1),
+    HiddenMse(3, 130, width=384, padded=True),
+    HiddenMse(2, 512, width=1024),
     VocabKl(num_rows=1, vocab_size=997, student_width=64, teacher_width=64),
     VocabKl(num_rows=600, vocab_size=5003, student_width=48, teacher_width=80, holes=True),
     VocabKl(num_rows=300),
@@ -40,6 +43,7 @@ BRIEF: tuple[Case, ...] = (
     RelationKl(1, 1, (1, 16), (1, 16), num_relation_heads=1, num_relations=1),
     RelationKl(3, 17, (2, 8), (1, 32), num_relation_heads=2, num_relations=2, padded=True),
     ScoreMse(3, 17, (2, 8), (2, 16), padded=True),
+    HiddenMse(3, 17, width=24, padded=True),
     VocabKl(num_rows=20, vocab_size=101, student_width=16, teacher_width=24, holes=True),
     VocabTopkKl(num_rows=20, vocab_size=101, student_width=16, num_kept=5, holes=True),
     VocabCrossEntropy(num_rows=20, vocab_size=101, student_width=16, holes=True),

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from benchmarks.kernels.attention_cases import RelationKl, ScoreMse
+from benchmarks.kernels.attention_cases import HiddenMse, RelationKl, ScoreMse
 from benchmarks.kernels.case import Case
 from benchmarks.kernels.vocab_cases import VocabCrossEntropy, VocabKl, VocabTopkKl
 from kd_megatron.errors import RecipeError, nearest
 
-KERNELS = (RelationKl.name, ScoreMse.name, VocabKl.name, VocabTopkKl.name, VocabCrossEntropy.name)
+KERNELS = (RelationKl.name, ScoreMse.name, HiddenMse.name, VocabKl.name, VocabTopkKl.name, VocabCrossEntropy.name)
 MASKED_SHARE = 0.15  # of the positions of a batch are rows of the vocabulary kernels
 
 # For the machine of one person: minutes on two CPU cores.
@@ -19,6 +19,7 @@ SMALL: tuple[Case, ...] = (
     ScoreMse(batch=16, length=128),
     ScoreMse(batch=16, length=512),
     ScoreMse(batch=16, length=2048),
+    HiddenMse(batch=16, length=128),
     VocabKl(num_rows=2400),
     VocabTopkKl(num_rows=2400),
     VocabCrossEntropy(num_rows=2400),
@@ -26,11 +27,13 @@ SMALL: tuple[Case, ...] = (
 # The batches of one GPU; 48 relation heads are what MiniLMv2 takes for a teacher of width 768.
 PAPER: tuple[Case, ...] = (
     RelationKl(batch=256, length=128),
+    RelationKl(batch=256, length=128, num_relation_heads=48),
     RelationKl(batch=64, length=512),
     RelationKl(batch=64, length=512, num_relation_heads=48),
     ScoreMse(batch=256, length=128),
     ScoreMse(batch=64, length=512),
     ScoreMse(batch=16, length=2048),
+    HiddenMse(batch=256, length=128),
     VocabKl(num_rows=round(MASKED_SHARE * 256 * 128)),
     VocabTopkKl(num_rows=round(MASKED_SHARE * 256 * 128)),
     VocabCrossEntropy(num_rows=round(MASKED_SHARE * 256 * 128)),
@@ -39,6 +42,7 @@ PAPER: tuple[Case, ...] = (
 TINY: tuple[Case, ...] = (
     RelationKl(batch=2, length=24, student_heads=(2, 16), teacher_heads=(2, 16), num_relation_heads=2),
     ScoreMse(batch=2, length=24, student_heads=(2, 16), teacher_heads=(2, 16)),
+    HiddenMse(batch=2, length=24, width=48),
     VocabKl(num_rows=40, vocab_size=301, student_width=16, teacher_width=24),
     VocabTopkKl(num_rows=40, vocab_size=301, student_width=16, num_kept=8),
     VocabCrossEntropy(num_rows=40, vocab_size=301, student_width=16),
@@ -49,6 +53,7 @@ SETS: Mapping[str, tuple[Case, ...]] = {"small": SMALL, "paper": PAPER, "tiny": 
 REDUCED: tuple[Case, ...] = (
     RelationKl(batch=3, length=65, student_heads=(2, 32), teacher_heads=(3, 64), num_relation_heads=2, padded=True),
     ScoreMse(batch=3, length=65, student_heads=(2, 32), teacher_heads=(2, 64), padded=True),
+    HiddenMse(batch=3, length=65, width=200, padded=True),
     VocabKl(num_rows=70, vocab_size=1009, student_width=48, teacher_width=64, holes=True),
     VocabTopkKl(num_rows=70, vocab_size=1009, student_width=48, num_kept=17, holes=True),
     VocabCrossEntropy(num_rows=70, vocab_size=1009, student_width=48, holes=True),

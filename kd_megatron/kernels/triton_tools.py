@@ -46,6 +46,14 @@ def load_rows(base, rows, used, row_stride, SIZE: tl.constexpr, PADDED: tl.const
     return values
 
 
+def capability(tensor: Tensor) -> int:
+    """Compute capability of the GPU that holds ``tensor``, 90 for 9.0; in the interpreter that of an H200."""
+    if not tensor.is_cuda:
+        return 90
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
+
 def padded(size: int) -> int:
     """The smallest power of two, at least 16, that holds ``size``: what a matrix instruction takes."""
     return max(16, triton.next_power_of_2(size))

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from kd_megatron.errors import ModelError
+from kd_megatron.kernels import hidden_mse as hidden_kernel
 from kd_megatron.kernels import score_mse as score_kernel
 from kd_megatron.objectives import checks
 from kd_megatron.objectives.base import Objective
 from kd_megatron.objectives.minilm import MiniLm, MiniLmOptions
-from kd_megatron.objectives.tinybert import TinyBertOptions, squared_difference
+from kd_megatron.objectives.tinybert import TinyBertOptions, hidden_backend
 from kd_megatron.objectives.vanilla_kd import VanillaKd, VanillaKdOptions
 from kd_megatron.tensors import Batch, ModelShape, Needs, Taps
 
@@ -120,14 +121,18 @@ class TinyBertAsCoded(Objective):
         return {
             "embedding": scores(1, 1, None),
             "attention": scores(last, last_of_teacher, batch.attention_mask),
-            "hidden": squared_difference(student.hidden[last], teacher_taps.hidden[last_of_teacher], None),
+            "hidden": hidden_kernel.hidden_mse(
+                student.hidden[last],
+                teacher_taps.hidden[last_of_teacher],
+                backend=hidden_backend(self.options.backend),
+            ),
         }
 
     def flops(self, length: int, num_masked: int) -> float:
-        """`score_mse_flops` twice, and 5 for each feature of a hidden state (difference, square, sum; backward 2)."""
+        """`score_mse_flops` twice, and `hidden_mse_flops`."""
         width = self.student.hidden_size
         scores = score_kernel.score_mse_flops(length, self.student.num_attention_heads, width, width)
-        return 2.0 * scores + 5.0 * length * width
+        return 2.0 * scores + hidden_kernel.hidden_mse_flops(length, width)
 
 
 def flat_reshape(tap: Tensor, num_heads: int) -> Tensor:

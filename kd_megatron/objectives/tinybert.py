@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_megatron.errors import ModelError
+from kd_megatron.kernels import hidden_mse as hidden_kernel
 from kd_megatron.kernels import score_mse as kernel
-from kd_megatron.kernels.arithmetic import accumulation_dtype
 from kd_megatron.kernels.door import AUTO, check_backend, shared_divisors
 from kd_megatron.objectives import checks
 from kd_megatron.objectives.base import Objective, ObjectiveOptions
@@ -96,7 +96,12 @@ class TinyBert(Objective):
             if i > 0
         ]
         hidden = [
-            squared_difference(self._projected(student.hidden[i]), teacher_taps.hidden[g], valid)
+            hidden_kernel.hidden_mse(
+                self._projected(student.hidden[i]),
+                teacher_taps.hidden[g],
+                valid,
+                hidden_backend(self.options.backend),
+            )
             for i, g in self.layers.items()
         ]
         return {"attention": torch.stack(attention).sum(), "hidden": torch.stack(hidden).sum()}
@@ -110,13 +115,13 @@ class TinyBert(Objective):
     def flops(self, length: int, num_masked: int) -> float:
         """Attention: `score_mse_flops` per student layer. Hidden, per representation (L_s + 1 of them):
 
-        ``5 L D_t`` (difference, square, sum; backward 2) and, with a projection, ``6 L D_s D_t`` (forward 2,
+        `hidden_mse_flops` and, with a projection, ``6 L D_s D_t`` (forward 2,
         backward 2 to the hidden state and 2 to W).
         """
         student_width, teacher_width = self.student.hidden_size, self.teacher_shape.hidden_size
         attention = kernel.score_mse_flops(length, self.num_heads, student_width, teacher_width)
         projection = 6.0 * length * student_width * teacher_width if self.projection is not None else 0.0
-        hidden = 5.0 * length * teacher_width + projection
+        hidden = hidden_kernel.hidden_mse_flops(length, teacher_width) + projection
         return self.student.num_layers * attention + (self.student.num_layers + 1) * hidden
 
 
@@ -149,10 +154,6 @@ def _num_heads(options: TinyBertOptions, student: ModelShape, teacher: ModelShap
     return student.num_attention_heads
 
 
-def squared_difference(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
-    """Sum over valid tokens and features of (student - teacher)^2, of hidden states [B, L, D_t]."""
-    dtype = accumulation_dtype(student, teacher)
-    difference = student.to(dtype) - teacher.to(dtype)
-    if valid is not None:
-        difference = difference.masked_fill(~valid[:, :, None], 0.0)
-    return difference.square().sum()
+def hidden_backend(backend: str) -> str:
+    """The backend of `hidden_mse` where scores have ``backend``: the one of that name, otherwise ``"auto"``."""
+    return backend if backend in hidden_kernel.BACKENDS else AUTO

@@ -64,6 +64,7 @@ def test_dry_run_on_a_bare_machine(tmp_path: Path):
         for name, backends in {
             "relation_kl": ("chunked", "triton"),
             "score_mse": ("closed_form", "tiled", "triton"),
+            "hidden_mse": ("triton",),
             "vocab_kl": ("chunked",),
             "vocab_topk_kl": ("chunked",),
             "vocab_cross_entropy": ("chunked",),

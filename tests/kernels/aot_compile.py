@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
@@ -25,9 +26,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from kd_megatron.kernels import triton_tools
+
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
-INSTRUCTIONS = ("HMMA", "HGMMA", "MUFU.EX2", "LDL", "STL")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
+INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "MUFU.EX2", "LDL", "STL")
 ELEMENT_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.bool: "i1"}
 
 
@@ -39,18 +42,15 @@ class Launch:
     arguments: dict[str, Any]
 
 
-def recorded(case: Callable[[], None]) -> list[Launch]:
-    """The launches that ``case()`` asks for."""
+def recorded(case: Callable[[], None], capability: int) -> list[Launch]:
+    """The launches that ``case()`` asks for on a GPU of this capability."""
     launches = []
 
     def record(kernel, *arguments, grid, warmup, **named):
         launches.append(Launch(kernel, {**dict(zip(kernel.arg_names, arguments, strict=False)), **named}))
 
-    run, JITFunction.run = JITFunction.run, record
-    try:
+    with patch.object(JITFunction, "run", record), patch.object(triton_tools, "capability", lambda _: capability):
         case()
-    finally:
-        JITFunction.run = run
     return launches
 
 
@@ -109,8 +109,8 @@ def reports(names: list[str]) -> list[dict[str, Any]]:
         begun = [
             (facts(name, launch, capability), pool.submit(measured, compiled(launch, capability)))
             for name in names
-            for launch in recorded(CASES[name].call)
             for capability in CAPABILITIES
+            for launch in recorded(CASES[name].call, capability)
         ]
     return [known | found.result() for known, found in begun]
 
@@ -120,7 +120,7 @@ def facts(name: str, launch: Launch, capability: int) -> dict[str, Any]:
         "case": name,
         "kernel": launch.kernel.fn.__name__,
         "capability": capability,
-        **{size: launch.arguments[size.upper()] for size in ("rows", "columns")},
+        **{size: launch.arguments.get(size.upper(), 0) for size in ("rows", "columns")},  # 0: it has no tile of scores
         "num_warps": launch.arguments["num_warps"],
     }
 

@@ -12,6 +12,9 @@ from kd_megatron.kernels.relation_kl import chunked, reference
 
 MOST_RELATIONS = 3  # of queries, keys and values
 LARGEST_TRITON_HEAD = 512  # features: larger ones do not fit into registers
+# The longest sequence, and the largest head, of which a Triton program can hold all columns: loss and gradient at once.
+LONGEST_WHOLE = 128
+LARGEST_WHOLE_HEAD = 64
 
 BACKENDS = {
     "reference": reference.relation_kl,

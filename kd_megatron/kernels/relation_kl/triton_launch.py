@@ -1,4 +1,6 @@
-"""`relation_kl` on a GPU: the two kernels of triton_kernels.py as one differentiable function.
+"""`relation_kl` on a GPU: the two kernels of triton_kernels.py as one differentiable function, and who goes elsewhere.
+
+Short sequences go to whole_launch.py, which computes a third of the exponentials.
 
 Shapes: B sequences, L length, H attention heads, R relation heads, D = H * d, n relations.
 """
@@ -12,7 +14,10 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kd_megatron.kernels.cost import LaunchCost
+from kd_megatron.kernels.relation_kl import whole_launch
 from kd_megatron.kernels.relation_kl.triton_kernels import relation_kl_backward, relation_kl_forward
+from kd_megatron.kernels.relation_kl.whole_launch import Whole
 from kd_megatron.kernels.triton_tools import INTERPRETED, LN_2, Blocks, as_rows, launch_options, needs_upcast
 
 
@@ -26,13 +31,16 @@ class Tiling:
 
 # Element size in bytes -> the largest head it serves -> tiling. A matrix instruction of sm_90 takes 64 rows for every 4
 # warps. What limits the rest is registers: the backward holds two scores and a weight of each entry of its tile, and
-# the gradient of its rows. Up to 256 features these compile for sm_80 and sm_90 without a spill, and compute no
-# exponential twice (tests/kernels/test_triton_compiles.py); heads of 512 run. float32 has no exact matrix instruction:
-# its tiles are small, and it is for checks, not for speed.
+# the gradient of its rows. Tiles of 64 rows leave room for two to five programs on a multiprocessor, where 128 rows by
+# 8 warps left one (docs/occupancy.md); each reads its columns for half as many rows, which caches serve: 4 bytes an
+# entry at d = 64, in which time a multiprocessor makes one exponential, and an entry takes two or four. Up to 256
+# features these compile for sm_80, sm_90 and sm_100 without a spill, and compute no exponential twice
+# (tests/kernels/test_triton_compiles.py); heads of 512 run. float32 has no exact matrix instruction: its tiles are
+# small, and it is for checks, not for speed.
 TILINGS = {
     2: {
-        64: Tiling(forward=Blocks(128, 64, 8, 2), backward=Blocks(128, 64, 8, 2)),
-        128: Tiling(forward=Blocks(128, 64, 8, 2), backward=Blocks(128, 32, 8, 2)),
+        64: Tiling(forward=Blocks(64, 64, 4, 2), backward=Blocks(64, 32, 4, 2)),
+        128: Tiling(forward=Blocks(64, 32, 4, 2), backward=Blocks(64, 32, 4, 2)),
         256: Tiling(forward=Blocks(64, 32, 4, 2), backward=Blocks(32, 32, 4, 2)),
         512: Tiling(forward=Blocks(16, 32, 4, 1), backward=Blocks(16, 32, 8, 1)),
     },
@@ -50,7 +58,7 @@ def relation_kl(
     teacher: Sequence[Tensor],
     num_relation_heads: int,
     valid: Tensor | None,
-    tiling: Tiling | None = None,
+    tiling: Tiling | Whole | None = None,
 ) -> Tensor:
     """The divergences of n relations, [n]: backend ``"triton"`` of the door, which describes the arguments.
 
@@ -59,7 +67,7 @@ def relation_kl(
 
     Args:
         student, teacher: n taps each, [B, L, H, d].
-        tiling: for tuning; None: that of `TILINGS`.
+        tiling: for tuning; None: whole relations where whole_launch.py has blocks for them, else that of `TILINGS`.
 
     Raises:
         ValueError: heads so large that no tiling serves them.
@@ -71,10 +79,18 @@ def relation_kl(
     if any(len({tap.stride() for tap in taps}) > 1 for taps in (students, teachers)):
         pairs = zip(student, teacher, strict=True)
         return torch.cat([relation_kl([s], [t], num_relation_heads, valid, tiling) for s, t in pairs])
-    tiling = tiling or default_tiling(students[0], teachers[0], num_relation_heads)
+    tiling = tiling or chosen(students[0], teachers[0], num_relation_heads)
     valid = None if valid is None else valid.contiguous()
+    if isinstance(tiling, Whole):
+        return whole_launch.relation_kl_of_short(students, teachers, num_relation_heads, valid, tiling)
     divergences: Tensor = _RelationKL.apply(num_relation_heads, tiling, valid, *students, *teachers)
     return divergences
+
+
+def chosen(student: Tensor, teacher: Tensor, num_relation_heads: int) -> Tiling | Whole:
+    """How two taps [B, L, D] are cut."""
+    whole = whole_launch.default_whole(student, teacher, num_relation_heads)
+    return whole or default_tiling(student, teacher, num_relation_heads)
 
 
 def default_tiling(student: Tensor, teacher: Tensor, num_relation_heads: int) -> Tiling:
@@ -87,6 +103,38 @@ def default_tiling(student: Tensor, teacher: Tensor, num_relation_heads: int) ->
     raise ValueError(
         f"num_relation_heads is {num_relation_heads}, which makes heads of {head_size} features; "
         f"allowed: heads of at most {max(by_head_size)}, or backend 'chunked'"
+    )
+
+
+def forward_cost(
+    num_relations: int, batch: int, length: int, num_heads: int, student_width: int, teacher_width: int, bytes_each: int
+) -> LaunchCost:
+    """Of the forward, for taps whose numbers have ``bytes_each``; four numbers a row of each relation are written.
+
+    Products: two scores. Per entry 15 others, of which two exponentials: two scalings with bias, maxima and
+    differences, the ratio, the weighted sum (2) and two sums.
+    """
+    positions, entries = num_relations * batch * length, num_relations * batch * num_heads * length**2
+    return LaunchCost(
+        float(bytes_each * positions * (student_width + teacher_width)),
+        16.0 * positions * num_heads,
+        2.0 * positions * length * (student_width + teacher_width) + 15.0 * entries,
+    )
+
+
+def backward_cost(
+    num_relations: int, batch: int, length: int, num_heads: int, student_width: int, teacher_width: int, bytes_each: int
+) -> LaunchCost:
+    """Of the backward: taps and row statistics are read, the gradient is written in the dtype of the taps.
+
+    Products: two scores, and G + G^T with X. Per entry 17 others, of which four exponentials: two scalings, four times
+    two differences, and three sums.
+    """
+    positions, entries = num_relations * batch * length, num_relations * batch * num_heads * length**2
+    return LaunchCost(
+        float(bytes_each * positions * (student_width + teacher_width)) + 16.0 * positions * num_heads,
+        float(bytes_each * positions * student_width),
+        2.0 * positions * length * (2 * student_width + teacher_width) + 17.0 * entries,
     )
 
 
