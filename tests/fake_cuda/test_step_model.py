@@ -100,8 +100,8 @@ def test_an_operation_takes_the_longest_of_its_limits() -> None:
     assert time_of(full, H200).seconds == pytest.approx(2 * 4096**3 / (66.9e12 * 650 / 989.4))
 
 
-def kernels_of(loss: Callable[..., Tensor], heads: tuple[int, int], num_taps: int) -> list[Operation]:
-    shape = (2, 16, *heads)
+def kernels_of(loss: Callable[..., Tensor], heads: tuple[int, int], num_taps: int, length: int = 16) -> list[Operation]:
+    shape = (2, length, *heads)
     students = [halves(*shape) for _ in range(num_taps)]
 
     def compute(*taps: Tensor) -> None:
@@ -112,13 +112,23 @@ def kernels_of(loss: Callable[..., Tensor], heads: tuple[int, int], num_taps: in
 
 
 def test_relation_kernels_declare_what_their_bound_counts() -> None:
-    launches = kernels_of(lambda s, t: relation_kl(s, t, 8), (4, 16), num_taps=3)
-    case = RelationKl(batch=2, length=16, student_heads=(4, 16), teacher_heads=(4, 16), num_relation_heads=8)
+    launches = kernels_of(lambda s, t: relation_kl(s, t, 8), (4, 16), num_taps=3, length=160)
+    case = RelationKl(batch=2, length=160, student_heads=(4, 16), teacher_heads=(4, 16), num_relation_heads=8)
     expected = bounds.cost(case)
     assert [one.name for one in launches] == ["relation_kl_forward", "relation_kl_backward"]
     assert sum(one.flops for one in launches) == expected.flops
     assert sum(one.exponentials for one in launches) == expected.exponentials
     assert sum(one.num_bytes for one in launches) >= expected.bytes  # and the statistics between the two
+
+
+def test_the_relation_kernel_of_short_sequences_declares_what_it_computes_once() -> None:
+    (launch,) = kernels_of(lambda s, t: relation_kl(s, t, 8), (4, 16), num_taps=3)
+    entries, head_size = 3 * 2 * 8 * 16**2, 8
+    assert launch.name == "relation_kl_whole"
+    assert launch.flops == 2.0 * entries * 4 * head_size  # two scores, and two products of G with X
+    assert launch.exponentials == 2.0 * entries
+    numbers = 3 * 2 * 16 * 64
+    assert launch.num_bytes == numbers * (2 + 2 + 4) + 4 * 3 * 2 * 8  # taps, gradients and divergences in float32
 
 
 def test_score_kernels_declare_their_tiles() -> None:

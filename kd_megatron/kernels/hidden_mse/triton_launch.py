@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kd_megatron.kernels.arithmetic import accumulation_dtype
-from kd_megatron.kernels.cost import LaunchCost
 from kd_megatron.kernels.hidden_mse.triton_kernels import hidden_mse_backward, hidden_mse_forward
 from kd_megatron.kernels.triton_tools import INTERPRETED
 
@@ -26,19 +25,6 @@ def hidden_mse(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor
     student, teacher = _adjacent(student), _adjacent(teacher)
     loss: Tensor = _HiddenMse.apply(student, teacher, None if valid is None else valid.contiguous())
     return loss
-
-
-def forward_cost(batch: int, length: int, width: int, student_bytes: int, teacher_bytes: int) -> LaunchCost:
-    """Of the forward; ``student_bytes`` and ``teacher_bytes`` are those of one number, the sums are float32."""
-    numbers = batch * length * width
-    num_sums = batch * triton.cdiv(length, rows_of_a_program(width))
-    return LaunchCost(float(numbers * (student_bytes + teacher_bytes)), 4.0 * num_sums, 3.0 * numbers)
-
-
-def backward_cost(batch: int, length: int, width: int, student_bytes: int, teacher_bytes: int) -> LaunchCost:
-    """Of the backward; the gradient has the bytes of the student's numbers."""
-    numbers = batch * length * width
-    return LaunchCost(float(numbers * (student_bytes + teacher_bytes)), float(numbers * student_bytes), 2.0 * numbers)
 
 
 def rows_of_a_program(width: int) -> int:

@@ -14,7 +14,6 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kd_megatron.kernels.cost import LaunchCost
 from kd_megatron.kernels.relation_kl import whole_launch
 from kd_megatron.kernels.relation_kl.triton_kernels import relation_kl_backward, relation_kl_forward
 from kd_megatron.kernels.relation_kl.whole_launch import Whole
@@ -103,38 +102,6 @@ def default_tiling(student: Tensor, teacher: Tensor, num_relation_heads: int) ->
     raise ValueError(
         f"num_relation_heads is {num_relation_heads}, which makes heads of {head_size} features; "
         f"allowed: heads of at most {max(by_head_size)}, or backend 'chunked'"
-    )
-
-
-def forward_cost(
-    num_relations: int, batch: int, length: int, num_heads: int, student_width: int, teacher_width: int, bytes_each: int
-) -> LaunchCost:
-    """Of the forward, for taps whose numbers have ``bytes_each``; four numbers a row of each relation are written.
-
-    Products: two scores. Per entry 15 others, of which two exponentials: two scalings with bias, maxima and
-    differences, the ratio, the weighted sum (2) and two sums.
-    """
-    positions, entries = num_relations * batch * length, num_relations * batch * num_heads * length**2
-    return LaunchCost(
-        float(bytes_each * positions * (student_width + teacher_width)),
-        16.0 * positions * num_heads,
-        2.0 * positions * length * (student_width + teacher_width) + 15.0 * entries,
-    )
-
-
-def backward_cost(
-    num_relations: int, batch: int, length: int, num_heads: int, student_width: int, teacher_width: int, bytes_each: int
-) -> LaunchCost:
-    """Of the backward: taps and row statistics are read, the gradient is written in the dtype of the taps.
-
-    Products: two scores, and G + G^T with X. Per entry 17 others, of which four exponentials: two scalings, four times
-    two differences, and three sums.
-    """
-    positions, entries = num_relations * batch * length, num_relations * batch * num_heads * length**2
-    return LaunchCost(
-        float(bytes_each * positions * (student_width + teacher_width)) + 16.0 * positions * num_heads,
-        float(bytes_each * positions * student_width),
-        2.0 * positions * length * (2 * student_width + teacher_width) + 17.0 * entries,
     )
 
 

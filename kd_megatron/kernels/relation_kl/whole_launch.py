@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kd_megatron.kernels import triton_tools
-from kd_megatron.kernels.cost import LaunchCost
 from kd_megatron.kernels.relation_kl.whole_kernel import relation_kl_whole
 from kd_megatron.kernels.triton_tools import LN_2, Blocks, launch_options, needs_upcast
 
@@ -58,23 +57,6 @@ def default_whole(student: Tensor, teacher: Tensor, num_heads: int) -> Whole | N
     table = TABLE[max(least for least in TABLE if least <= capability)]
     fitting = (whole for (size, longest), whole in table.items() if head_size <= size and length <= longest)
     return next(fitting, None)
-
-
-def whole_cost(
-    num_relations: int, batch: int, length: int, num_heads: int, student_width: int, teacher_width: int, bytes_each: int
-) -> LaunchCost:
-    """Of the launch, for taps whose numbers have ``bytes_each``; the gradient is written in float32.
-
-    Products: two scores, and two of G with X. Per entry 18 others, of which two exponentials: two scalings with bias,
-    maxima and differences, the ratio, the weighted sum (2), two sums, and three for G.
-    """
-    positions, entries = num_relations * batch * length, num_relations * batch * num_heads * length**2
-    products = 2.0 * positions * length * (student_width + teacher_width + 2 * student_width)
-    return LaunchCost(
-        float(bytes_each * positions * (student_width + teacher_width)),
-        4.0 * positions * student_width,
-        products + 18.0 * entries,
-    )
 
 
 class _WholeRelationKL(torch.autograd.Function):
