@@ -1,13 +1,13 @@
 """Gradients are summed over the processes while the backward pass still runs (ZeRO stage 0).
 
-DeepSpeed reduces at that stage when the whole backward pass is over, and waits for it. Here gradients go out in buckets:
-a bucket is sent when its last gradient is there, from a hook of autograd, and the backward pass goes on beside it. The
-result is waited for once, at the end of the backward pass; on a GPU that is a wait of one stream for another, and the
-host goes on.
+DeepSpeed reduces at that stage when the whole backward pass is over, and waits for it. Here gradients go out in
+buckets: a bucket is sent when its last gradient is there, from a hook of autograd, and the backward pass continues
+meanwhile. The result is waited for once, at the end of the backward pass; on a GPU that is a wait of one stream for
+another, and the host continues.
 
 All processes send the same buckets in the same order, whatever order their gradients come in: collectives that are
-called in different orders would be mixed up. Sums of two processes are the same to the last bit as DeepSpeed's; of more,
-a sum over processes is taken in another order where its bucket ends elsewhere.
+called in different orders would be mixed up. Sums of two processes are the same to the last bit as DeepSpeed's; of
+more, a sum over processes is taken in another order where its bucket ends elsewhere.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Whether Triton can build here what starts its kernels: a small C module, made at the first call of each kernel.
 
 A wheel of Triton brings the compiler of the kernels themselves, not the C compiler, C library and Python headers that
-this module is built with. A machine that has a driver and Python may have none of them, and a run on it would end at its
-first kernel.
+this module is built with. A machine that has a driver and Python may have none of them, and a run on it would end at
+its first kernel.
 """
 
 import os

@@ -129,7 +129,7 @@ def refuse(lines: Sequence[str]) -> None:
     if lines:
         raise EnvironmentFault(
             given="preflight: " + "\n  ".join(lines),
-            expected="the same code, versions, recipe and data on every node, free disk, a C compiler and Python's headers "
-            "where there are GPUs, and open ports between them",
+            expected="the same code, versions, recipe and data on every node, free disk, a C compiler and Python's "
+            "headers where there are GPUs, and open ports between them",
             fix="bring the nodes named above in line, then run the same command again",
         )

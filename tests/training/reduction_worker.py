@@ -1,4 +1,4 @@
-"""Trains one arm under several ways of reducing gradients in one process group; rank 0 writes weights' hashes and losses.
+"""Trains one arm under several ways of reducing gradients in one process group; rank 0 writes losses and hashes.
 
 python reduction_worker.py INPUTS OUTPUT WAY:PRECISION:REDUCED_IN ...   WAY: ours, small (buckets of ours) or deepspeed
 """
