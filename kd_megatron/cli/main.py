@@ -7,6 +7,7 @@ Only the module of the command that runs is imported, and heavy libraries only i
 import argparse
 import importlib
 import os
+import re
 import signal
 import sys
 import time
@@ -30,6 +31,8 @@ LAUNCHER_COMMANDS = ("demo", "test")  # of launch.sh alone: they need the reposi
 
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 RANK_PATIENCE_SECONDS = 3.0
+# What deepspeed's and torch's old launcher put before the arguments of each process; LOCAL_RANK says it as well.
+LAUNCHERS_RANK = re.compile(r"--local[-_]rank=(\d+)")
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,6 +74,7 @@ def program() -> NoReturn:
 def main(arguments: list[str] | None = None) -> int:
     """Run ``arguments`` (``sys.argv`` without the program when None) and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = without_launchers_rank(arguments)
     debug = "--debug" in arguments
     try:
         with disk_full_is_clear("the output of this command"):
@@ -93,6 +97,15 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+
+
+def without_launchers_rank(arguments: list[str]) -> list[str]:
+    """``arguments`` without the launcher's own first one, which names this process's number on its node."""
+    given = LAUNCHERS_RANK.fullmatch(arguments[0]) if arguments else None
+    if given is None:
+        return arguments
+    os.environ.setdefault("LOCAL_RANK", given[1])
+    return arguments[1:]
 
 
 def dispatch(arguments: list[str]) -> int:

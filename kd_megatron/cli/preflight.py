@@ -1,8 +1,8 @@
 """Check this machine before time is spent, and print what has to be alike on every node of a run.
 
 With ./launch.sh --hosts HOSTFILE preflight RECIPE all nodes are asked over ssh and compared: code, versions, recipe,
-data, free disk, and that each reaches every other. Every command with --hosts begins with this check. Exit code 7 when
-something does not fit; the message names the node.
+data, free disk, a C compiler where there are GPUs, and that each reaches every other. Every command with --hosts
+begins with this check. Exit code 7 when something does not fit; the message names the node.
 
   kd-megatron preflight
   kd-megatron preflight recipes/debug.yaml
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the facts; raises `EnvironmentFault` when the disk is nearly full or a package is missing."""
+    """Print the facts; raises `EnvironmentFault` when the disk is full, no kernel can be built or a package is missing."""
     import json
 
     from kd_megatron.launch import facts
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     facts.require_recipe(command)
     same = facts.same_everywhere(command)
     missing = [f"has no {package}" for package in facts.PACKAGES if same[package] == facts.ABSENT]
-    facts.refuse([f"this machine {line}" for line in [*facts.disk_problems(), *missing]])
+    facts.refuse([f"this machine {line}" for line in [*facts.problems(), *missing]])
     if args.json:
         print(json.dumps({"node": facts.node_name(), "same": same, "free_gib": round(facts.free_gib(), 1)}))
         return 0

@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from kd_megatron.engine import confine
 from kd_megatron.engine.batch_split import split
 from kd_megatron.engine.optimizer import MasterAdamW
+from kd_megatron.engine.reduction import OverlappedReduction
 from kd_megatron.errors import RecipeError, nearest
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import TrainingRecipe
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+REDUCED_IN = {"fp32": torch.float32, "bf16": torch.bfloat16}  # gradients on their way between processes
 MOST_LOOKED_AT = 2**20  # weights, where a share of all is measured
 OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer", "scheduler",
-        "bf16", "fp16", "gradient_clipping")  # fmt: skip
+        "bf16", "fp16", "gradient_clipping", "communication_data_type")  # fmt: skip
 
 
 def read_ds_config(name: str) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def _deepspeed_config(recipe: TrainingRecipe, num_trained: int) -> dict[str, Any
     refuse_compile_in_pieces(recipe)
     config = read_ds_config(recipe.ds_config)
     zero, batch = config["zero_optimization"], split(recipe, dist.world_size())
+    config["communication_data_type"] = recipe.gradient_reduction
     if "reduce_bucket_size" in zero:  # a buffer of this size is made, whether there is so much to reduce or not
         zero["reduce_bucket_size"] = min(zero["reduce_bucket_size"], num_trained)
     clips = _deepspeed_clips(zero)
@@ -138,6 +141,11 @@ class Engine:
         self._deepspeed_clips = _deepspeed_clips(config["zero_optimization"])
         self._adam = self.deepspeed.basic_optimizer
         self._trained = [parameter for group in groups for parameter in group["params"]]
+        self._reduction: OverlappedReduction | None = None
+        if self.zero_stage == 0:
+            self.deepspeed.enable_backward_allreduce = False  # it is ours, and goes on during the backward pass
+            in_order = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            self._reduction = OverlappedReduction(in_order, REDUCED_IN[recipe.gradient_reduction])
         if self.zero_stage == 3:
             for parameter in read_directly:
                 deepspeed.zero.register_external_parameter(module, parameter)
@@ -166,9 +174,14 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of ``loss``, this rank's part of the globally normalised loss.
 
-        DeepSpeed averages over ranks; we own the normalisation, so the factor is taken back here.
+        Gradients are averaged over ranks; we own the normalisation, so the factor is taken back here.
         """
+        reduction = self._reduction if self.deepspeed.is_gradient_accumulation_boundary() else None
+        if reduction is not None:
+            reduction.begin()
         self.deepspeed.backward(loss * dist.world_size(), scale_wrt_gas=False)
+        if reduction is not None:
+            reduction.finish()
 
     def end_micro_batch(self) -> None:
         """Tell DeepSpeed that a micro-batch other than the last one is done."""
@@ -248,6 +261,8 @@ class Engine:
 
     def close(self) -> None:
         """Free what DeepSpeed holds; an engine is not used after this."""
+        if self._reduction is not None:
+            self._reduction.close()
         self.deepspeed.destroy()
         confine.release(self.module)
 

@@ -67,6 +67,8 @@ class _Sizes:
         self.weights: float = size * sum(everything)  # W as it computes
         self.gradients: float = size * self.trained  # T as it computes
         self.widened: float = FLOAT32 * self.trained  # T in float32
+        self.sent: float = BYTES[training.gradient_reduction] * self.trained  # T on its way between processes
+        self.sent_in_other_type = training.gradient_reduction != training.precision
         self.bucket: float = size * self.bucket_elements
         self.persistent: float = size * sum(
             elements for elements in everything if elements <= PERSISTENT_ELEMENTS
@@ -80,13 +82,16 @@ _Counted = tuple[float, float, float, float]  # weights, optimizer, engine, step
 
 
 def _stage_0(sizes: _Sizes, stage: int, offloads: bool) -> _Counted:
-    """W, masters, 2 T; gradients come and go with the step, and are reduced as one flat copy, and that in float32."""
+    """W, masters, 2 T; gradients come and go with the step, are sent as flat copies, then widened for the update."""
     optimizer = (ADAM + FLOAT32 * sizes.has_masters) * sizes.trained
     micro_batch = max(sizes.held.with_gradients, sizes.accumulates * (sizes.gradients + sizes.held.alone))
-    reducing = 2 * sizes.gradients + sizes.widened * sizes.has_masters
-    if sizes.has_masters and sizes.num_processes > 1 and not sizes.accumulates:
-        reducing += sizes.widened  # what is sent, beside what it was made of
-    return sizes.weights, optimizer, 0.0, max(micro_batch, reducing)
+    sent = sizes.sent * (sizes.num_processes > 1)
+    return (
+        sizes.weights,
+        optimizer,
+        0.0,
+        max(micro_batch, sizes.gradients + max(sent, sizes.widened * sizes.has_masters)),
+    )
 
 
 def _stages_1_and_2(sizes: _Sizes, stage: int, offloads: bool) -> _Counted:
@@ -99,7 +104,7 @@ def _stages_1_and_2(sizes: _Sizes, stage: int, offloads: bool) -> _Counted:
         reducing = sizes.bucket + max(sizes.held.backward, sizes.bucket * (sizes.num_processes > 1))
         return sizes.weights, optimizer, engine, max(sizes.held.forward, reducing, part * sizes.widened)
     several = sizes.num_processes > 1
-    sent = (4 - stage) * sizes.widened * (several and sizes.has_masters)  # in float32, while it is reduced
+    sent = (4 - stage) * sizes.sent * (several and sizes.sent_in_other_type)  # while it is reduced
     if stage == 1 and sizes.accumulates:  # until the last micro-batch nothing is let go of
         reducing = sizes.gradients + sizes.bucket + sizes.held.alone
     else:

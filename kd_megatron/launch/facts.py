@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kd_megatron.errors import EnvironmentFault, KdError
 from kd_megatron.files.manifest import MANIFEST, read_manifest
+from kd_megatron.launch.compiler import compiler_problems
 from kd_megatron.machine import facts as machine
 from kd_megatron.recipe import config
 
@@ -92,6 +93,11 @@ def free_gib() -> float:
     return shutil.disk_usage(".").free / 2**30
 
 
+def problems() -> list[str]:
+    """What is wrong with this node by itself, one line each: too full a disk, or kernels that cannot be built."""
+    return disk_problems() + compiler_problems()
+
+
 def disk_problems() -> list[str]:
     """A line when less than KD_MIN_FREE_GIB is free."""
     given, free = os.environ.get("KD_MIN_FREE_GIB", ""), free_gib()
@@ -123,6 +129,7 @@ def refuse(lines: Sequence[str]) -> None:
     if lines:
         raise EnvironmentFault(
             given="preflight: " + "\n  ".join(lines),
-            expected="the same code, versions, recipe and data on every node, free disk, and open ports between them",
+            expected="the same code, versions, recipe and data on every node, free disk, a C compiler and Python's "
+            "headers where there are GPUs, and open ports between them",
             fix="bring the nodes named above in line, then run the same command again",
         )

@@ -33,6 +33,8 @@ class TrainingRecipe(Strict):
     compile: bool = False  # student and teacher by torch.compile: minutes at the start of each run
     activation_checkpointing: bool = False  # keep a student layer's input alone and run it again in the backward pass
     ds_config: Annotated[PathPart, AT_RESUME] = "zero0"  # a file of ds_configs/
+    # of gradients between processes; bf16 halves the bytes and rounds every partial sum. Nothing with one process
+    gradient_reduction: Literal["fp32", "bf16"] = "fp32"
     log_every_steps: Annotated[Count, NO_WEIGHT, ACROSS] = 10
     checkpoint_every_steps: Annotated[Count, KEPT] = 200
     keep_checkpoints: Annotated[Count, KEPT] = 2  # the newest ones; those below are kept beside them, for good

@@ -3,8 +3,12 @@
 By the clock alone, whatever else a machine does while one arm trains is taken from that arm. So every arm's training
 step is measured first, in interleaved short runs of one process group, and an arm's steps are what the budget is good
 for at its median speed. Only the charged accounts count, as in the budget itself.
+
+On a GPU a few steps are over before its clock has come down to what it keeps under load. There an arm's turn is longer
+than the recipe asks for (`steps_per_turn`), and no turn begins before the device has done what it was given before.
 """
 
+import math
 import statistics
 import time
 from functools import partial
@@ -27,6 +31,8 @@ from kd_megatron.study.piece import Piece, teacher_path
 from kd_megatron.training.fingerprint import PACKAGES
 from kd_megatron.training.timed_run import TimedRun, built
 
+# The least of a turn on a GPU, whichever is reached first: so many steps, or so many seconds.
+GPU_STEPS, GPU_SECONDS = 50, 5.0
 SAME_MACHINE = ("device", "num_threads_per_process", "num_processes")  # of ``hardware``: what speed hangs on
 
 
@@ -69,8 +75,8 @@ def measure(recipe: StudyRecipe, calibrate: CalibrateRecipe, teacher: str | None
 
     Returns:
         ``arms``: arm -> ``tokens_per_second`` (of the whole job, in charged seconds of rank 0: ``p20``, ``p50``,
-        ``p80`` over the rounds, and all of them) and ``tokens_per_step``; beside it what was measured, how, when and
-        on what.
+        ``p80`` over the rounds, and all of them), ``tokens_per_step`` and ``steps_per_turn`` (of each phase); beside it
+        what was measured, how, when and on what.
     """
     phases = {arm: _phases(recipe, arm) for arm in recipe.arms}
     speeds: dict[str, list[float]] = {arm: [] for arm in recipe.arms}
@@ -80,14 +86,19 @@ def measure(recipe: StudyRecipe, calibrate: CalibrateRecipe, teacher: str | None
         for number, (_, study) in enumerate(found)
     }
     with built(makers) as runs:
+        turns = {key: steps_per_turn(run, calibrate.steps) for key, run in runs.items()}
         for number in range(calibrate.rounds):
             for arm in list(phases)[:: -1 if number % 2 else 1]:  # no arm always follows the same one
-                shares = [(share, runs[arm, phase]) for phase, (share, _) in enumerate(phases[arm])]
+                shares = {(arm, phase): share for phase, (share, _) in enumerate(phases[arm])}
                 # Over steps of which each share is taken at its own speed: seconds add up, speeds do not.
-                speeds[arm].append(1.0 / sum(share / _speed(run, calibrate.steps) for share, run in shares))
+                speeds[arm].append(1.0 / sum(share / _speed(runs[key], turns[key]) for key, share in shares.items()))
         arms = {
-            arm: {"tokens_per_second": _spread(speeds[arm]), "tokens_per_step": runs[arm, 0].num_tokens}
-            for arm in phases
+            arm: {
+                "tokens_per_second": _spread(speeds[arm]),
+                "tokens_per_step": runs[arm, 0].num_tokens,
+                "steps_per_turn": [turns[arm, phase] for phase in range(len(found))],
+            }
+            for arm, found in phases.items()
         }
     facts = machine.facts(PACKAGES)
     facts["hardware"]["num_processes"] = dist.world_size()
@@ -110,8 +121,21 @@ def _phases(recipe: StudyRecipe, arm: str) -> list[tuple[float, StudyRecipe]]:
     ]
 
 
+def steps_per_turn(timed: TimedRun, asked: int) -> int:
+    """Training steps of a turn, the same on all ranks. Collective.
+
+    As many as are ``asked`` for; on a GPU at least `GPU_STEPS`, or what takes `GPU_SECONDS` where that is less, by the
+    speed of ``asked`` steps that count for nothing else.
+    """
+    if timed.run.device.type != "cuda":
+        return asked
+    step_seconds = timed.num_tokens / _speed(timed, asked)
+    return max(asked, min(GPU_STEPS, math.ceil(GPU_SECONDS / step_seconds)))
+
+
 def _speed(timed: TimedRun, num_steps: int) -> float:
     """Tokens of all ranks per charged second of rank 0, over ``num_steps`` steps."""
+    timed.run.step.check()  # what the device was given before, at the set-up or in another arm's turn, is none of it
     before = timed.run.charged_seconds()
     for _ in range(num_steps):
         timed.step()
@@ -183,7 +207,9 @@ def in_words(calibration: dict[str, Any]) -> list[str]:
 
 def table(recipe: StudyRecipe, calibration: dict[str, Any]) -> Table:
     """Speeds, relative to the first arm, and the steps that a budget in time is good for."""
-    title = f"Speed of each arm: {calibration['rounds']} rounds of {calibration['steps']} steps, in turn"
+    turns = {steps for one in calibration["arms"].values() for steps in one.get("steps_per_turn", ())}
+    steps = " to ".join(str(edge) for edge in sorted({min(turns), max(turns)})) if turns else calibration["steps"]
+    title = f"Speed of each arm: {calibration['rounds']} rounds of {steps} steps, in turn"
     shown = new_table(title, "arm", "tokens/s", "p20 to p80", "relative", "steps of the budget")
     first = next(iter(calibration["arms"].values()))["tokens_per_second"]["p50"]
     for arm, entry in calibration["arms"].items():

@@ -2,8 +2,10 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 from study_on_disk import ARMS, study_recipe
 from tiny_study import tiny_study, write_inputs
 
@@ -310,6 +312,46 @@ def test_a_calibration_counts_charged_accounts_alone(tmp_path):
         arms = calibration.measure(recipe, CalibrateRecipe(rounds=2, steps=2), None)["arms"]
         found[account] = arms["scratch"]["tokens_per_second"]["p50"]
     assert found["data_wait"] > 5 * found["student"]  # of a step, waiting for the data is a small part
+
+
+class Behind:
+    """A device that works behind the host, and steps that take this long; the set-up has given it three."""
+
+    def __init__(self, step_seconds):
+        self.step_seconds, self.done, self.given = step_seconds, 0, 3
+
+    def check(self):
+        self.done, self.given = self.done + self.given, 0
+
+    def give(self):
+        self.given += 1
+
+    def charged_seconds(self):
+        return self.done * self.step_seconds
+
+
+def turn(kind, step_seconds):
+    behind = Behind(step_seconds)
+    run = SimpleNamespace(device=torch.device(kind), step=behind, charged_seconds=behind.charged_seconds)
+    return SimpleNamespace(run=run, step=behind.give, num_tokens=128)
+
+
+@pytest.mark.parametrize(
+    ("kind", "step_seconds", "asked", "steps"),
+    [
+        ("cpu", 0.01, 4, 4),
+        ("cuda", 0.01, 4, 50),  # half a second
+        ("cuda", 0.4, 4, 13),  # five seconds
+        ("cuda", 9.0, 4, 4),
+        ("cuda", 0.01, 80, 80),
+    ],
+)
+def test_a_turn_on_a_gpu_outlasts_the_boost_of_its_clock(kind, step_seconds, asked, steps):
+    assert calibration.steps_per_turn(turn(kind, step_seconds), asked) == steps
+
+
+def test_what_the_device_was_given_before_a_turn_is_not_charged_to_it():
+    assert calibration._speed(turn("cuda", 0.5), 4) == pytest.approx(128 / 0.5)
 
 
 @pytest.mark.parametrize(("budget", "steps"), [({"hours": 1.0}, 36), ({"gpu_hours": 1.0}, 18)])
