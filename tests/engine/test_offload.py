@@ -1,4 +1,4 @@
-"""Which configurations keep the optimizer's weights on the host: the flag that stops an update is brought there first."""
+"""Which configurations keep the optimizer's weights on the host: the flag that stops an update goes there first."""
 
 import pytest
 
