@@ -143,7 +143,8 @@ class DeviceCheck:
             for trial in sorted((trial for trial in trials if trial.p50_ms), key=lambda trial: trial.p50_ms or 0.0):
                 best.setdefault(trial.launch, trial)
             for launch, trial in best.items():
-                blocks = f"{trial.rows} x {trial.columns}, {trial.num_warps} warps, {trial.num_stages} stages"
+                limit = f", at most {trial.most_registers} registers" if trial.most_registers else ""
+                blocks = f"{trial.rows} x {trial.columns}, {trial.num_warps} warps, {trial.num_stages} stages{limit}"
                 self.report.say(f"  {launch:9} best: {blocks}: {trial.p50_ms:.4g} ms")
 
     def try_choices(self, case: Case, end: float, trials: list[triton_tuning.TuningTrial]) -> None:

@@ -9,6 +9,7 @@ from benchmarks.kernels import examples, shapes
 from benchmarks.kernels.attention_cases import RelationKl, ScoreMse
 from benchmarks.kernels.case import Case
 from benchmarks.kernels.triton_tuning import Choices
+from kd_megatron.kernels.relation_kl.whole_launch import Whole
 
 
 @dataclass(frozen=True)
@@ -56,5 +57,5 @@ DRY_RUN = Sizes(
     long=[(ScoreMse(1, 64, SMALL_HEAD, SMALL_HEAD), ScoreMse(1, 128, SMALL_HEAD, SMALL_HEAD))],
     long_checked=[ScoreMse(1, 128, SMALL_HEAD, SMALL_HEAD)],
     tuned=DRY_RUN_TUNED,
-    choices=Choices(tiles=((32, 16),), num_warps=(4,), num_stages=(2,)),
+    choices=Choices(tiles=((32, 16),), num_warps=(4,), num_stages=(2,), wholes=(Whole(16, 4),)),
 )

@@ -87,10 +87,11 @@ class RelationKl(Case):
 
     def terms(self, inputs: Mapping[str, Tensor], backend: str) -> Tensor:
         """The divergence of each relation."""
-        student, teacher = (self._taps(inputs, side) for side in ("student", "teacher"))
+        student, teacher = (self.taps(inputs, side) for side in ("student", "teacher"))
         return relation_kl.relation_kl(student, teacher, self.num_relation_heads, inputs.get("valid"), backend)
 
-    def _taps(self, inputs: Mapping[str, Tensor], side: str) -> list[Tensor]:
+    def taps(self, inputs: Mapping[str, Tensor], side: str) -> list[Tensor]:
+        """The projections [B, L, H, d] of ``"student"`` or ``"teacher"``."""
         if self.fused:
             return list(inputs[side].unbind(2))
         return [inputs[f"{side}_{relation}"] for relation in RELATIONS[: self.num_relations]]

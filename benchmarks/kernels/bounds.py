@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from benchmarks.kernels.attention_cases import HiddenMse, RelationKl, ScoreMse
 from benchmarks.kernels.case import Case
 from benchmarks.kernels.vocab_cases import VocabCrossEntropy, VocabKl, VocabTopkKl
+from kd_megatron.kernels.relation_kl import LARGEST_WHOLE_HEAD, LONGEST_WHOLE
 from kd_megatron.machine.gpus import GPUS
 
 
@@ -67,14 +68,22 @@ def cost(case: Case, bytes_per_number: int = 2) -> Cost:
 
 
 def _relation_kl(case: RelationKl, bytes_per_number: int) -> Cost:
-    """Two scores an entry in the forward, both again and the product with X in the backward; 2 and 4 exponentials.
+    """Of short sequences two scores an entry, two products with X and 2 exponentials, all at once.
 
-    Taps are read by both passes, as both need all of them.
+    Of others two scores in the forward, both again and the product with X in the backward; 2 and 4 exponentials. Taps
+    are read by both passes, as both need all of them.
     """
     student_width, teacher_width = (heads * size for heads, size in (case.student_heads, case.teacher_heads))
     student_size, teacher_size = (width // case.num_relation_heads for width in (student_width, teacher_width))
     entries = case.num_relations * case.batch * case.num_relation_heads * case.length**2
     tap_numbers = case.num_relations * case.batch * case.length
+    is_short = case.length <= LONGEST_WHOLE and max(student_size, teacher_size) <= LARGEST_WHOLE_HEAD
+    if is_short and bytes_per_number == 2:
+        return Cost(
+            flops=entries * 2.0 * (student_size + teacher_size + 2 * student_size),
+            exponentials=2.0 * entries,
+            bytes=float(bytes_per_number * tap_numbers * (student_width + teacher_width + student_width)),
+        )
     return Cost(
         flops=entries * 2.0 * (2 * (student_size + teacher_size) + student_size),
         exponentials=6.0 * entries,

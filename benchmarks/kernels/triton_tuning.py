@@ -15,6 +15,7 @@ from benchmarks.kernels.attention_cases import RelationKl, ScoreMse
 from benchmarks.kernels.case import Case, Inputs
 from benchmarks.rows import percentile
 from kd_megatron.kernels.relation_kl import triton_launch as relation_kl
+from kd_megatron.kernels.relation_kl import whole_launch
 from kd_megatron.kernels.score_mse import triton_launch as score_mse
 
 WRONG = "wrong result"
@@ -29,11 +30,12 @@ class TuningTrial:
     dtype: str
     launch: str  # which of the kernel's launches is varied; the others are as they are shipped
     rows: int
-    columns: int
+    columns: int  # 0: all of them
     num_warps: int
     num_stages: int
     p50_ms: float | None  # of forward and backward
     fault: str = ""
+    most_registers: int | None = None  # None: what the compiler takes
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Choices:
     tiles: tuple[tuple[int, int], ...] = ((128, 64), (64, 64), (64, 128), (128, 32), (64, 32), (32, 64))
     num_warps: tuple[int, ...] = (8, 4)
     num_stages: tuple[int, ...] = (2, 3)
+    wholes: tuple[whole_launch.Whole, ...] = (  # of relations of short sequences
+        *(whole_launch.Whole(64, 4, registers) for registers in (240, None, 168)),
+        whole_launch.Whole(128, 8),
+        whole_launch.Whole(64, 8),
+    )
 
     def __iter__(self) -> Iterator[dict[str, int]]:
         for (rows, columns), warps, stages in itertools.product(self.tiles, self.num_warps, self.num_stages):
@@ -54,12 +61,27 @@ def tune(case: Case, dtype: torch.dtype, device: torch.device, choices: Choices)
     inputs = case.inputs(dtype, device)
     step = steps.step_of(case, "triton", inputs)
     shipped = step()
+    dtype_name = correctness.dtype_name(dtype)
+    for whole in choices.wholes if _is_whole(case, inputs) else ():
+        with _replaced(whole_launch, "default_whole", lambda *_, whole=whole: whole):
+            p50_ms, fault = _attempt(case, inputs, step, shipped, device)
+        yield TuningTrial(
+            case.name, case.shape, dtype_name, "whole", whole.rows, 0, whole.num_warps, 1, p50_ms, fault,
+            whole.most_registers,
+        )  # fmt: skip
     for choice in choices:
         for launch, with_choice in _launches(case, choice).items():
             with with_choice:
                 p50_ms, fault = _attempt(case, inputs, step, shipped, device)
-            name = correctness.dtype_name(dtype)
-            yield TuningTrial(case.name, case.shape, name, launch, **choice, p50_ms=p50_ms, fault=fault)
+            yield TuningTrial(case.name, case.shape, dtype_name, launch, **choice, p50_ms=p50_ms, fault=fault)
+
+
+def _is_whole(case: Case, inputs: Inputs) -> bool:
+    """Whether ``case`` goes to the kernel of short sequences."""
+    if not isinstance(case, RelationKl):
+        return False
+    taps = (case.taps(inputs, side)[0].flatten(2) for side in ("student", "teacher"))
+    return whole_launch.default_whole(*taps, case.num_relation_heads) is not None
 
 
 def _launches(case: Case, choice: dict[str, int]) -> dict[str, AbstractContextManager[None]]:
@@ -69,7 +91,7 @@ def _launches(case: Case, choice: dict[str, int]) -> dict[str, AbstractContextMa
         blocks = relation_kl.Blocks(**choice)
         return {
             launch: _replaced(
-                relation_kl, "default_tiling", lambda *taps, launch=launch: replace(shipped(*taps), **{launch: blocks})
+                relation_kl, "chosen", lambda *taps, launch=launch: replace(shipped(*taps), **{launch: blocks})
             )
             for launch in ("forward", "backward")
         }

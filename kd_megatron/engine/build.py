@@ -92,6 +92,11 @@ def _deepspeed_clips(zero: dict[str, Any]) -> bool:
     return zero["stage"] == 3 or "offload_optimizer" in zero
 
 
+def _is_offloaded(zero: dict[str, Any]) -> bool:
+    """Whether the optimizer's weights and state lie in the memory of the host."""
+    return zero.get("offload_optimizer", {}).get("device", "none") != "none"
+
+
 def _keeps_masters(recipe: TrainingRecipe, zero: dict[str, Any]) -> bool:
     """Whether the float32 masters of bfloat16 weights are ours."""
     return recipe.precision == "bf16" and zero["stage"] == 0
@@ -139,6 +144,7 @@ class Engine:
             )
         dist.bound_timeouts()
         self._deepspeed_clips = _deepspeed_clips(config["zero_optimization"])
+        self._is_offloaded = _is_offloaded(config["zero_optimization"])
         self._adam = self.deepspeed.basic_optimizer
         self._trained = [parameter for group in groups for parameter in group["params"]]
         self._reduction: OverlappedReduction | None = None
@@ -201,7 +207,8 @@ class Engine:
             _mark_unless_finite(bad, norm)
             if self.recipe.gradient_clipping > 0.0:  # the fused kernel divides gradients by this
                 self._adam.grad_scale = ((norm + 1e-6) / self.recipe.gradient_clipping).clamp(min=1.0)
-        self._adam.found_inf = bad
+        # torch takes it to the weights without waiting: where these lie on the host, it is read before it has come.
+        self._adam.found_inf = bad.cpu() if self._is_offloaded else bad
         self.deepspeed.step()
         if norm is None:  # DeepSpeed left out the update if it found the norm to be infinite, and says so by the norm
             norm = torch.as_tensor(self.deepspeed.get_global_grad_norm(), dtype=torch.float32, device=self.device)

@@ -35,6 +35,15 @@ def transform(head: nn.Module, states: Tensor) -> Tensor:
     return transformed
 
 
+def token_types(ids: Tensor) -> Tensor | None:
+    """The token types of ``ids`` [B, L], which are all 0: [1, 1] on a GPU; None on a CPU, where the model takes [B, L].
+
+    On a GPU the backward pass of a lookup adds up one by one what equal indices get, and here B * L indices are equal;
+    that of a broadcast is a sum. On a CPU a lookup costs no more, and recorded curves have its order of summation.
+    """
+    return ids.new_zeros(1, 1) if ids.is_cuda else None
+
+
 @dataclass(frozen=True)
 class Execution:
     """How layers run: the same for all arms, and for teacher and student."""
@@ -102,7 +111,8 @@ class TappedEncoder(nn.Module):
         num_reached = needs.num_whole_layers(len(layers))
         num_whole = len(layers) if self.whole else num_reached
         mask = None if batch.attention_mask is None else batch.attention_mask[:, None, None, :]
-        states = base.embeddings(input_ids=batch.input_ids if inputs == "masked" else batch.clean_ids)
+        ids = batch.input_ids if inputs == "masked" else batch.clean_ids
+        states = base.embeddings(input_ids=ids, token_type_ids=token_types(ids))
         if 0 in needs.hidden:
             taps.hidden[0] = states
         for number, layer in enumerate(layers, start=1):

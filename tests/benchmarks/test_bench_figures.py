@@ -165,6 +165,7 @@ def test_sets_of_shapes_cover_what_is_promised():
     } <= small
     assert {
         ("relation_kl", "B256 L128 R12 d64 x3"),
+        ("relation_kl", "B256 L128 R48 d16 x3"),
         ("relation_kl", "B64 L512 R12 d64 x3"),
         ("relation_kl", "B64 L512 R48 d16 x3"),
     } <= paper
@@ -181,8 +182,13 @@ def test_the_bound_is_the_slowest_of_three_resources():
 
 def test_costs_counted_by_hand():
     # One relation of 2 x 2 entries, head size 4: scores 2 * 4 FLOPs each; twice two scores and one gradient: 40.
-    cost = bounds.cost(RelationKl(1, 2, (1, 4), (1, 4), num_relation_heads=1, num_relations=1))
-    assert cost == bounds.Cost(flops=160.0, exponentials=24.0, bytes=2.0 * (2 * 2 * 8 + 2 * 4))
+    short = RelationKl(1, 2, (1, 4), (1, 4), num_relation_heads=1, num_relations=1)
+    # Entry by entry: two scores and two products of 2 d, two exponentials; both taps read, a gradient written.
+    assert bounds.cost(short) == bounds.Cost(flops=128.0, exponentials=8.0, bytes=2.0 * (2 * 8 + 2 * 4))
+    # Five products, six exponentials, both taps read twice.
+    assert bounds.cost(short, 4) == bounds.Cost(flops=160.0, exponentials=24.0, bytes=4.0 * (2 * 2 * 8 + 2 * 4))
+    long = bounds.cost(RelationKl(1, 200, (1, 4), (1, 4), num_relation_heads=1, num_relations=1))
+    assert (long.flops, long.exponentials) == (160.0 * 100**2, 24.0 * 100**2)
     # Short: tiles, 4 entries of 2 scores and 2 gradients at 2 * 4. Long: Grams, linear in L.
     assert bounds.cost(ScoreMse(1, 2, (1, 4), (1, 4))).flops == 4 * 4 * 8
     long, longer = (bounds.cost(ScoreMse(1, length, (1, 4), (1, 4))).flops for length in (4096, 8192))

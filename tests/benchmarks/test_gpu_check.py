@@ -72,7 +72,7 @@ def test_dry_run_on_a_bare_machine(tmp_path: Path):
             assert checked >= {(name, backend, dtype) for backend in ("eager", *backends)}
     assert {row["backend"] for row in record["rows"]} >= {"eager", "torch.compile", "triton", "chunked"}
     assert {row["name"] for row in record["bounds"]} == {row["name"] for row in record["rows"]}
-    assert {trial["launch"] for trial in record["tuning"]} == {"forward", "backward", "tiles"}
+    assert {trial["launch"] for trial in record["tuning"]} == {"whole", "forward", "backward", "tiles"}
     assert all(trial["p50_ms"] and not trial["fault"] for trial in record["tuning"])
     assert record["long"]
     assert (output / "gpu_check.txt").read_text() == found.stdout

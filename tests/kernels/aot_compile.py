@@ -30,7 +30,7 @@ from kd_megatron.kernels import triton_tools
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
-INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "MUFU.EX2", "LDL", "STL")
+INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "MUFU.EX2", "LDL", "STL", "LDG", "LDGSTS")
 ELEMENT_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.bool: "i1"}
 
 

@@ -55,6 +55,7 @@ def test_products_are_in_full_float32_whatever_the_process_allows(monkeypatch, a
     def watched_bmm(left, right):
         settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
         used.extend(setting.fp32_precision for setting in settings)
+        assert torch.backends.cuda.matmul.allow_tf32 is False  # torch raises where its two switches disagree
         return bmm(left, right)
 
     monkeypatch.setattr(torch, "bmm", watched_bmm)
@@ -68,3 +69,19 @@ def test_products_are_in_full_float32_whatever_the_process_allows(monkeypatch, a
     finally:
         torch.set_float32_matmul_precision(before)
     assert set(used) == {"ieee"}
+
+
+@pytest.mark.parametrize("library", ["cuda", "mkldnn"])
+def test_the_switch_of_one_library_is_put_back(library):
+    """Where it was used, torch refuses to name the precision of the process: a clash of its own."""
+    setting = getattr(torch.backends, library).matmul
+    before = setting.fp32_precision
+    try:
+        setting.fp32_precision = "tf32"
+        taps = [tap(SHAPE, seed).float() for seed in range(4)]
+        exact = score_mse(*(x.double() for x in taps), backend="reference").item()
+        assert score_mse(*taps, backend="closed_form").item() == pytest.approx(exact, rel=FLOAT32_LOSS_RELATIVE)
+        assert setting.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        setting.fp32_precision = before

@@ -8,11 +8,12 @@ import torch
 from recording import Recording
 from small_shards import write_tokenizer
 from tiny_study import ARMS, write_teacher
+from tolerances import REORDERED_FLOAT64_RELATIVE
 from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
 from kd_megatron.errors import ModelError
 from kd_megatron.models.build import build_student, load_teacher, shape_of
-from kd_megatron.models.taps import TappedEncoder
+from kd_megatron.models.taps import TappedEncoder, token_types
 from kd_megatron.objectives import of_arm
 from kd_megatron.recipe import EncoderRecipe
 from kd_megatron.tensors import Batch, Needs
@@ -73,6 +74,30 @@ def test_outputs_with_taps_on_are_those_of_the_library_bit_for_bit(kind: str) ->
     tapped = TappedEncoder(make_model(kind), EVERYTHING)(batch)
     plain = make_model(kind, "sdpa")(batch.input_ids, attention_mask=batch.attention_mask)
     assert torch.equal(tapped.all_logits.dense(), plain.logits)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_one_token_type_for_all_is_what_a_lookup_of_each_gives(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's form: the same output bit for bit, and in float64 the same gradients."""
+
+    def run() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model = make_model(kind).double()
+        output = TappedEncoder(model, EVERYTHING)(make_batch(padding=4)).all_logits.dense()
+        output.square().sum().backward()
+        embeddings = model.base_model.embeddings.named_parameters()
+        return output.detach(), {name: parameter.grad for name, parameter in embeddings}
+
+    output, gradients = run()
+    monkeypatch.setattr("kd_megatron.models.taps.token_types", lambda ids: ids.new_zeros(1, 1))
+    found, found_gradients = run()
+    assert torch.equal(found, output)
+    assert found_gradients["token_type_embeddings.weight"].count_nonzero()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found_gradients[name], gradient, rtol=REORDERED_FLOAT64_RELATIVE, atol=1e-10)
+
+
+def test_a_cpu_takes_the_token_types_of_the_model() -> None:
+    assert token_types(make_batch().input_ids) is None
 
 
 def test_padding_is_not_attended_to() -> None:

@@ -37,16 +37,30 @@ class Scales(NamedTuple):
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """Float32 products in float32, whatever the process allows elsewhere: in TF32 D would drown in rounding."""
+    """Float32 products in float32, whatever the process allows elsewhere: in TF32 D would drown in rounding.
+
+    torch has two switches, one for the process and one for each library, and a product fails where they disagree: both
+    are set, and both are put back.
+    """
     settings: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
-    before = [setting.fp32_precision for setting in settings]
+    of_process, before = _precision_of_process(), [setting.fp32_precision for setting in settings]
     try:
+        torch.set_float32_matmul_precision("highest")
         for setting in settings:
             setting.fp32_precision = "ieee"
         yield
     finally:
+        torch.set_float32_matmul_precision(of_process)
         for setting, precision in zip(settings, before, strict=True):
             setting.fp32_precision = precision
+
+
+def _precision_of_process() -> str:
+    """What `torch.set_float32_matmul_precision` was last given; ``"highest"`` where the other switch overrules it."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch refuses to say
+        return "highest"
 
 
 @differentiable
