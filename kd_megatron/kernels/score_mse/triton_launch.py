@@ -9,7 +9,6 @@ from torch import Tensor
 
 from kd_megatron.kernels.arithmetic import Pair, accumulation_dtype
 from kd_megatron.kernels.autograd import Gradients, differentiable, new_gradients
-from kd_megatron.kernels.cost import LaunchCost
 from kd_megatron.kernels.score_mse.triton_kernels import score_tiles
 from kd_megatron.kernels.triton_tools import Blocks, as_rows, launch_options, needs_upcast, padded
 
@@ -53,30 +52,6 @@ def default_blocks(student: Tensor, teacher: Tensor, num_heads: int) -> Blocks:
     table = BLOCKS if max(student.element_size(), teacher.element_size()) == 2 else FLOAT32_BLOCKS
     head_bytes = max(padded(tap.shape[-1] // num_heads) * tap.element_size() for tap in (student, teacher))
     return next((blocks for largest, blocks in table.items() if head_bytes <= largest), LARGEST_HEADS)
-
-
-def tiles_cost(
-    batch: int,
-    length: int,
-    num_heads: int,
-    student_width: int,
-    teacher_width: int,
-    bytes_each: int,
-    with_loss: bool,
-    with_gradient: bool = True,
-) -> LaunchCost:
-    """Of one launch, for taps whose numbers have ``bytes_each``: one gives loss and gradient of the queries, one of keys.
-
-    Products: two scores, and D with the other side for the gradient, which is float32. Per entry one scaling, and two
-    for the square where the loss is wanted.
-    """
-    positions, entries = batch * length, batch * num_heads * length**2
-    products = 2.0 * positions * length * (student_width + teacher_width + student_width * with_gradient)
-    return LaunchCost(
-        2.0 * bytes_each * positions * (student_width + teacher_width),
-        4.0 * positions * student_width * with_gradient,
-        products + (1.0 + 2.0 * with_loss) * entries,
-    )
 
 
 def _pair(queries: Tensor, keys: Tensor, accumulated: torch.dtype) -> Pair:
