@@ -1,4 +1,4 @@
-"""What launches say they move and compute, beside the bounds and by hand; the functions are pure, nothing is launched."""
+"""What launches say they move and compute, beside the bounds and by hand; they are pure: nothing is launched."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from benchmarks.kernels.attention_cases import HiddenMse, RelationKl, ScoreMse
 from kd_megatron.kernels.hidden_mse import hidden_mse_flops
 from kd_megatron.kernels.hidden_mse import triton_launch as hidden_mse
 from kd_megatron.kernels.relation_kl import triton_launch as relation_kl
-from kd_megatron.kernels.relation_kl import whole_launch
+from kd_megatron.kernels.relation_kl import triton_whole_launch
 from kd_megatron.kernels.score_mse import triton_launch as score_mse
 
 HEADS = {"student_heads": (2, 16), "teacher_heads": (4, 12)}  # widths 32 and 48
@@ -35,7 +35,7 @@ def test_relation_kl_in_tiles_adds_row_statistics_and_element_wise_work_to_the_b
 
 def test_whole_relations_write_their_gradient_in_float32():
     case = RelationKl(3, 100, num_relation_heads=4, num_relations=2, **HEADS)
-    cost = whole_launch.whole_cost(2, 3, 100, 4, 32, 48, 2)
+    cost = triton_whole_launch.whole_cost(2, 3, 100, 4, 32, 48, 2)
     numbers, entries = 2 * 3 * 100 * 32, 2 * 3 * 4 * 100**2
     assert cost.bytes_written == 4 * numbers
     assert cost.bytes_read + 2 * numbers == bounds.cost(case).bytes

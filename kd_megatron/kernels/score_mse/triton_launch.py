@@ -65,7 +65,7 @@ def tiles_cost(
     with_loss: bool,
     with_gradient: bool = True,
 ) -> LaunchCost:
-    """Of one launch, for taps whose numbers have ``bytes_each``: one gives loss and gradient of the queries, one of keys.
+    """Of one launch, for taps whose numbers have ``bytes_each``: one is for loss and queries, one for keys.
 
     Products: two scores, and D with the other side for the gradient, which is float32. Per entry one scaling, and two
     for the square where the loss is wanted.
