@@ -9,7 +9,7 @@ from benchmarks.kernels import examples, shapes
 from benchmarks.kernels.attention_cases import RelationKl, ScoreMse
 from benchmarks.kernels.case import Case
 from benchmarks.kernels.triton_tuning import Choices
-from kd_megatron.kernels.relation_kl.whole_launch import Whole
+from kd_megatron.kernels.relation_kl.triton_whole_launch import Whole
 
 
 @dataclass(frozen=True)

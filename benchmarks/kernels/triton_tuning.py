@@ -15,7 +15,7 @@ from benchmarks.kernels.attention_cases import RelationKl, ScoreMse
 from benchmarks.kernels.case import Case, Inputs
 from benchmarks.rows import percentile
 from kd_megatron.kernels.relation_kl import triton_launch as relation_kl
-from kd_megatron.kernels.relation_kl import whole_launch
+from kd_megatron.kernels.relation_kl import triton_whole_launch
 from kd_megatron.kernels.score_mse import triton_launch as score_mse
 
 WRONG = "wrong result"
@@ -45,10 +45,10 @@ class Choices:
     tiles: tuple[tuple[int, int], ...] = ((128, 64), (64, 64), (64, 128), (128, 32), (64, 32), (32, 64))
     num_warps: tuple[int, ...] = (8, 4)
     num_stages: tuple[int, ...] = (2, 3)
-    wholes: tuple[whole_launch.Whole, ...] = (  # of relations of short sequences
-        *(whole_launch.Whole(64, 4, registers) for registers in (240, None, 168)),
-        whole_launch.Whole(128, 8),
-        whole_launch.Whole(64, 8),
+    wholes: tuple[triton_whole_launch.Whole, ...] = (  # of relations of short sequences
+        *(triton_whole_launch.Whole(64, 4, registers) for registers in (240, None, 168)),
+        triton_whole_launch.Whole(128, 8),
+        triton_whole_launch.Whole(64, 8),
     )
 
     def __iter__(self) -> Iterator[dict[str, int]]:
@@ -63,7 +63,7 @@ def tune(case: Case, dtype: torch.dtype, device: torch.device, choices: Choices)
     shipped = step()
     dtype_name = correctness.dtype_name(dtype)
     for whole in choices.wholes if _is_whole(case, inputs) else ():
-        with _replaced(whole_launch, "default_whole", lambda *_, whole=whole: whole):
+        with _replaced(triton_whole_launch, "default_whole", lambda *_, whole=whole: whole):
             p50_ms, fault = _attempt(case, inputs, step, shipped, device)
         yield TuningTrial(
             case.name, case.shape, dtype_name, "whole", whole.rows, 0, whole.num_warps, 1, p50_ms, fault,
@@ -81,7 +81,7 @@ def _is_whole(case: Case, inputs: Inputs) -> bool:
     if not isinstance(case, RelationKl):
         return False
     taps = (case.taps(inputs, side)[0].flatten(2) for side in ("student", "teacher"))
-    return whole_launch.default_whole(*taps, case.num_relation_heads) is not None
+    return triton_whole_launch.default_whole(*taps, case.num_relation_heads) is not None
 
 
 def _launches(case: Case, choice: dict[str, int]) -> dict[str, AbstractContextManager[None]]:

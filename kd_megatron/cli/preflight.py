@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the facts; raises `EnvironmentFault` when the disk is full, a kernel cannot be built or a package is absent."""
+    """Print the facts; raises `EnvironmentFault` when the disk is full, no kernel can be built or one package is absent."""
     import json
 
     from kd_megatron.launch import facts

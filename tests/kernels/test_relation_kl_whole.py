@@ -22,9 +22,9 @@ from kd_megatron.kernels.relation_kl import reference
 
 pytest.importorskip("triton")
 
-from kd_megatron.kernels.relation_kl import LARGEST_WHOLE_HEAD, LONGEST_WHOLE, triton_launch, whole_launch
+from kd_megatron.kernels.relation_kl import LARGEST_WHOLE_HEAD, LONGEST_WHOLE, triton_launch, triton_whole_launch
 from kd_megatron.kernels.relation_kl.triton_launch import Tiling
-from kd_megatron.kernels.relation_kl.whole_launch import Whole
+from kd_megatron.kernels.relation_kl.triton_whole_launch import Whole
 
 IN_PARTS = Whole(16, 4)  # of 16 rows, so that a short relation has several
 AT_ONCE = Whole(128, 8)
@@ -151,8 +151,8 @@ def test_one_launch_reads_all_relations_where_they_are(monkeypatch):
         launched.append([x.data_ptr() for x in (*students, *teachers)])
         return original(students, teachers, *others)
 
-    original = whole_launch._launch
-    monkeypatch.setattr(whole_launch, "_launch", launch)
+    original = triton_whole_launch._launch
+    monkeypatch.setattr(triton_whole_launch, "_launch", launch)
     student = tap((2, 20, 3, 2, 8), 1).float().requires_grad_().unbind(2)
     teacher = tap((2, 20, 3, 2, 8), 2).float().unbind(2)
     triton_launch.relation_kl(student, teacher, 2, None, IN_PARTS).sum().backward()
@@ -192,7 +192,7 @@ def test_runs_in_inference_mode_and_takes_a_teacher_from_it():
 
 @pytest.mark.parametrize("capability", [80, 89, 90])
 def test_short_sequences_of_16_bits_are_whole_and_others_are_tiled(monkeypatch, capability):
-    monkeypatch.setattr(whole_launch.triton_tools, "capability", lambda _: capability)
+    monkeypatch.setattr(triton_whole_launch.triton_tools, "capability", lambda _: capability)
 
     def choice(length, head_size, dtype=torch.bfloat16):
         return triton_launch.chosen(*[torch.empty(1, length, 4 * head_size, dtype=dtype)] * 2, 4)
@@ -208,12 +208,12 @@ def test_short_sequences_of_16_bits_are_whole_and_others_are_tiled(monkeypatch, 
 
 @pytest.mark.parametrize("capability", [100, 103, 120])
 def test_all_is_tiled_where_triton_may_not_compile_the_other(monkeypatch, capability):
-    monkeypatch.setattr(whole_launch.triton_tools, "capability", lambda _: capability)
+    monkeypatch.setattr(triton_whole_launch.triton_tools, "capability", lambda _: capability)
     tap = torch.empty(1, 16, 64, dtype=torch.bfloat16)
     assert isinstance(triton_launch.chosen(tap, tap, 4), Tiling)
 
 
 def test_the_door_knows_the_limits_of_the_table():
-    sizes = [limits for table in whole_launch.TABLE.values() for limits in table]
+    sizes = [limits for table in triton_whole_launch.TABLE.values() for limits in table]
     assert max(size for size, _ in sizes) == LARGEST_WHOLE_HEAD
     assert max(longest for _, longest in sizes) == LONGEST_WHOLE

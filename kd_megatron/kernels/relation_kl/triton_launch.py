@@ -1,6 +1,6 @@
 """`relation_kl` on a GPU: the two kernels of triton_kernels.py as one differentiable function, and who goes elsewhere.
 
-Short sequences go to whole_launch.py, which computes a third of the exponentials.
+Short sequences go to triton_whole_launch.py, which computes a third of the exponentials.
 
 Shapes: B sequences, L length, H attention heads, R relation heads, D = H * d, n relations.
 """
@@ -14,9 +14,9 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kd_megatron.kernels.relation_kl import whole_launch
+from kd_megatron.kernels.relation_kl import triton_whole_launch
 from kd_megatron.kernels.relation_kl.triton_kernels import relation_kl_backward, relation_kl_forward
-from kd_megatron.kernels.relation_kl.whole_launch import Whole
+from kd_megatron.kernels.relation_kl.triton_whole_launch import Whole
 from kd_megatron.kernels.triton_tools import INTERPRETED, LN_2, Blocks, as_rows, launch_options, needs_upcast
 
 
@@ -66,7 +66,7 @@ def relation_kl(
 
     Args:
         student, teacher: n taps each, [B, L, H, d].
-        tiling: for tuning; None: whole relations where whole_launch.py has blocks for them, else that of `TILINGS`.
+        tiling: for tuning; None: whole relations where there are blocks for them, else that of `TILINGS`.
 
     Raises:
         ValueError: heads so large that no tiling serves them.
@@ -81,14 +81,14 @@ def relation_kl(
     tiling = tiling or chosen(students[0], teachers[0], num_relation_heads)
     valid = None if valid is None else valid.contiguous()
     if isinstance(tiling, Whole):
-        return whole_launch.relation_kl_of_short(students, teachers, num_relation_heads, valid, tiling)
+        return triton_whole_launch.relation_kl_of_short(students, teachers, num_relation_heads, valid, tiling)
     divergences: Tensor = _RelationKL.apply(num_relation_heads, tiling, valid, *students, *teachers)
     return divergences
 
 
 def chosen(student: Tensor, teacher: Tensor, num_relation_heads: int) -> Tiling | Whole:
     """How two taps [B, L, D] are cut."""
-    whole = whole_launch.default_whole(student, teacher, num_relation_heads)
+    whole = triton_whole_launch.default_whole(student, teacher, num_relation_heads)
     return whole or default_tiling(student, teacher, num_relation_heads)
 
 

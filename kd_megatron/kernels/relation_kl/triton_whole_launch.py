@@ -1,4 +1,4 @@
-"""`relation_kl` of short sequences on a GPU: the kernel of whole_kernel.py as one differentiable function.
+"""`relation_kl` of short sequences on a GPU: the kernel of triton_whole.py as one differentiable function.
 
 Shapes: B sequences, L length, R relation heads, d head size, D = R * d, n relations.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kd_megatron.kernels import triton_tools
-from kd_megatron.kernels.relation_kl.whole_kernel import relation_kl_whole
+from kd_megatron.kernels.relation_kl.triton_whole import relation_kl_whole
 from kd_megatron.kernels.triton_tools import LN_2, Blocks, launch_options, needs_upcast
 
 
