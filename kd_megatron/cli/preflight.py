@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the facts; raises `EnvironmentFault` for a full disk, a kernel that cannot be built or a missing package."""
+    """Print the facts; raises `EnvironmentFault` for a full disk, no way to build a kernel or a missing package."""
     import json
 
     from kd_megatron.launch import facts
