@@ -6,6 +6,7 @@ this far with a mistake: the objectives check shapes when they are built.
 Shapes: B batch, L length, H attention heads, d head size, D = H * d.
 """
 
+import dataclasses
 import importlib
 import importlib.util
 import math
@@ -62,7 +63,8 @@ def triton_backend(module: str, name: str) -> Callable[..., Any]:
 
 def _first_tensor(arguments: Any) -> Tensor:
     while not isinstance(arguments, Tensor):
-        arguments = arguments[0]
+        is_record = dataclasses.is_dataclass(arguments)
+        arguments = getattr(arguments, dataclasses.fields(arguments)[0].name) if is_record else arguments[0]
     return arguments
 
 

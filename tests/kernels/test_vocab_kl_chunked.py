@@ -27,7 +27,7 @@ from vocab_examples import (
     tensors,
 )
 
-from kd_megatron.kernels.vocab_kl import chunked, vocab_cross_entropy, vocab_kl
+from kd_megatron.kernels.vocab_kl import chunked, products, vocab_cross_entropy, vocab_kl
 from kd_megatron.kernels.vocab_kl.block import Softmaxes
 from kd_megatron.tensors import FactoredLogits
 
@@ -129,16 +129,22 @@ def test_every_element_read_was_written(temperature):
 def test_bfloat16_products_of_a_gpu(monkeypatch):
     """A GPU sums products of bfloat16 in float32; here the product is done by hand, all around it is the GPU's path."""
 
+    mm = torch.mm
+
+    def wide_mm(left, right, out_dtype=None, *, out):
+        return mm(left, right, out=out) if out_dtype is None else addmm(0.0, left, right, out_dtype, out)
+
     def addmm(total, left, right, out_dtype, out):
         assert left.dtype == right.dtype == torch.bfloat16
-        assert total.dtype == out.dtype == out_dtype == torch.float32
+        assert out.dtype == out_dtype == torch.float32
         return out.copy_(total + left.to(out_dtype) @ right.to(out_dtype))
 
     labels, kl_rows = rows(70)
     student, teacher = (rounded_exactly(head, torch.bfloat16) for head in (student_head(70), teacher_head(70)))
     exact = losses_and_gradients(student, teacher, labels, kl_rows, TEMPERATURE, "reference", torch.float64)
-    monkeypatch.setattr(chunked, "_factors_dtype", lambda logits, dtype: torch.bfloat16)
+    monkeypatch.setattr(products, "factors_dtype", lambda logits, dtype: torch.bfloat16)
     monkeypatch.setattr(torch, "addmm", addmm)
+    monkeypatch.setattr(torch, "mm", wide_mm)
     actual = losses_and_gradients(student, teacher, labels, kl_rows, TEMPERATURE, "chunked", torch.bfloat16)
     assert_close_to_exact(actual, exact, FLOAT32_LOSS_RELATIVE, VOCAB_BFLOAT16_FACTORS_OF_LARGEST)
 
@@ -241,7 +247,7 @@ def test_without_a_need_no_gradient_is_made(monkeypatch, requires_grad, context)
     labels, kl_rows = rows(20)
     expected = vocab_kl(student, teacher, labels, TEMPERATURE, kl_rows)
     monkeypatch.setattr(Softmaxes, "put_gradient", refuse)
-    monkeypatch.setattr(chunked._Gradient, "add", refuse)
+    monkeypatch.setattr(products.Gradient, "add", refuse)
     with context():
         losses = vocab_kl(student, teacher, labels, TEMPERATURE, kl_rows)
     assert [loss.item() for loss in losses] == [loss.item() for loss in expected]
@@ -261,7 +267,7 @@ def test_never_makes_the_logits_of_all_rows(teacher):
 
 def test_two_chunks_of_logits_and_a_block_are_alive_at_most():
     recording, gradients = recorded()
-    padded = -(-VOCAB // chunked.ROW_ALIGNMENT) * chunked.ROW_ALIGNMENT
+    padded = -(-VOCAB // products.ROW_ALIGNMENT) * products.ROW_ALIGNMENT
     workspaces = (2 * chunked.CHUNK_ROWS + chunked.CPU_BLOCK_ROWS) * padded * 4
     num_gradient_bytes = sum(gradient.nbytes for gradient in gradients)
     per_row_and_chunk = 64 * ROWS + 3 * chunked.CHUNK_ROWS * (2 * HIDDEN + 1) * 4 + 4 * VOCAB

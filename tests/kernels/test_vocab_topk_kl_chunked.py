@@ -26,7 +26,7 @@ from vocab_examples import (
     top_of,
 )
 
-from kd_megatron.kernels.vocab_kl import chunked, vocab_kl, vocab_topk_kl
+from kd_megatron.kernels.vocab_kl import chunked, products, vocab_kl, vocab_topk_kl
 from kd_megatron.kernels.vocab_kl.block import Outcomes
 from kd_megatron.kernels.vocab_kl.top_logits import top_logits_of_head
 from kd_megatron.tensors import FactoredLogits, TopLogits
@@ -151,6 +151,11 @@ def test_the_teacher_is_not_changed():
 def test_bfloat16_products_of_a_gpu(monkeypatch):
     """As in test_vocab_kl_chunked.py: the product by hand, all around it is the GPU's path."""
 
+    mm = torch.mm
+
+    def wide_mm(left, right, out_dtype=None, *, out):
+        return mm(left, right, out=out) if out_dtype is None else addmm(0.0, left, right, out_dtype, out)
+
     def addmm(total, left, right, out_dtype, out):
         assert left.dtype == right.dtype == torch.bfloat16
         return out.copy_(total + left.to(out_dtype) @ right.to(out_dtype))
@@ -158,8 +163,9 @@ def test_bfloat16_products_of_a_gpu(monkeypatch):
     labels, kl_rows = rows(70, vocab_size=97)
     student, teacher = example(70, 8, TEMPERATURE, torch.bfloat16)
     exact = losses_and_gradients(student, teacher, labels, kl_rows, "reference", torch.float64)
-    monkeypatch.setattr(chunked, "_factors_dtype", lambda logits, dtype: torch.bfloat16)
+    monkeypatch.setattr(products, "factors_dtype", lambda logits, dtype: torch.bfloat16)
     monkeypatch.setattr(torch, "addmm", addmm)
+    monkeypatch.setattr(torch, "mm", wide_mm)
     actual = losses_and_gradients(student, teacher, labels, kl_rows, "chunked", torch.bfloat16)
     assert_close_to_exact(actual, exact, FLOAT32_LOSS_RELATIVE, VOCAB_BFLOAT16_FACTORS_OF_LARGEST)
 
@@ -197,7 +203,7 @@ def test_without_a_need_no_gradient_is_made(monkeypatch, requires_grad, context)
     labels, kl_rows = rows(20)
     expected = vocab_topk_kl(student, teacher, labels, kl_rows)
     monkeypatch.setattr(Outcomes, "put_gradient", refuse)
-    monkeypatch.setattr(chunked._Gradient, "add", refuse)
+    monkeypatch.setattr(products.Gradient, "add", refuse)
     with context():
         losses = vocab_topk_kl(student, teacher, labels, kl_rows)
     assert [loss.item() for loss in losses] == [loss.item() for loss in expected]
@@ -232,7 +238,7 @@ def test_never_makes_the_logits_of_all_rows():
 def test_one_chunk_of_logits_and_a_block_are_alive_at_most():
     """A teacher out of a cache saves the chunk of its logits."""
     recording, gradients = recorded()
-    padded = -(-VOCAB // chunked.ROW_ALIGNMENT) * chunked.ROW_ALIGNMENT
+    padded = -(-VOCAB // products.ROW_ALIGNMENT) * products.ROW_ALIGNMENT
     workspaces = (chunked.CHUNK_ROWS + chunked.CPU_BLOCK_ROWS) * padded * 4
     num_gradient_bytes = sum(gradient.nbytes for gradient in gradients)
     per_row_and_chunk = 64 * ROWS + 8 * ROWS * 8 * KEPT + 3 * chunked.CHUNK_ROWS * HIDDEN * 4 + 4 * VOCAB

@@ -9,11 +9,22 @@ from kd_megatron.kernels import door
 from kd_megatron.kernels.vocab_kl import arguments, chunked, liger, reference
 from kd_megatron.tensors import IGNORED, FactoredLogits, TopLogits
 
-BACKENDS = {"reference": reference.vocab_kl, "chunked": chunked.vocab_kl}
-TOPK_BACKENDS = {"reference": reference.vocab_topk_kl, "chunked": chunked.vocab_topk_kl}  # the same names
+TRITON = "kd_megatron.kernels.vocab_kl.triton_launch"
+
+BACKENDS = {
+    "reference": reference.vocab_kl,
+    "chunked": chunked.vocab_kl,
+    "triton": door.triton_backend(TRITON, "vocab_kl"),
+}
+TOPK_BACKENDS = {  # the same names
+    "reference": reference.vocab_topk_kl,
+    "chunked": chunked.vocab_topk_kl,
+    "triton": door.triton_backend(TRITON, "vocab_topk_kl"),
+}
 CROSS_ENTROPY_BACKENDS = {
     "reference": reference.vocab_cross_entropy,
     "chunked": chunked.vocab_cross_entropy,
+    "triton": door.triton_backend(TRITON, "vocab_cross_entropy"),
     "liger": liger.vocab_cross_entropy,
 }
 
@@ -57,7 +68,7 @@ def vocab_kl(
     arguments.check_labels(labels, student)
     arguments.check_temperature("temperature", temperature)
     arguments.check_use(student, kl_rows, gradient_weights)
-    compute = door.choose_backend(backend, BACKENDS, auto="chunked")
+    compute = door.choose_backend(backend, BACKENDS, _auto(student))
     with door.without_autocast(student.states):
         rows = labels != IGNORED if kl_rows is None else kl_rows
         return compute(student, teacher, labels, temperature, rows, gradient_weights)
@@ -88,7 +99,7 @@ def vocab_topk_kl(
     arguments.check_use(student, kl_rows, gradient_weights)
     rows = labels != IGNORED if kl_rows is None else kl_rows
     arguments.check_top_logits(teacher, student, rows)
-    compute = door.choose_backend(backend, TOPK_BACKENDS, auto="chunked")
+    compute = door.choose_backend(backend, TOPK_BACKENDS, _auto(student))
     with door.without_autocast(student.states):
         return compute(student, teacher, labels, rows, gradient_weights)
 
@@ -97,9 +108,13 @@ def vocab_cross_entropy(student: FactoredLogits, labels: Tensor, backend: str = 
     """The cross-entropy of `vocab_kl` alone, a scalar; ``backend``: ``"auto"`` or one of `CROSS_ENTROPY_BACKENDS`."""
     arguments.check_logits("student", student)
     arguments.check_labels(labels, student)
-    compute = door.choose_backend(backend, CROSS_ENTROPY_BACKENDS, auto="chunked")
+    compute = door.choose_backend(backend, CROSS_ENTROPY_BACKENDS, _auto(student))
     with door.without_autocast(student.states):
         return compute(student, labels)
+
+
+def _auto(student: FactoredLogits) -> str:
+    return "triton" if door.triton_runs(student.states) else "chunked"
 
 
 def vocab_kl_flops(num_rows: int, vocab_size: int) -> float:
