@@ -10,8 +10,8 @@ from pathlib import Path
 
 from kd_megatron.errors import EnvironmentFault, KdError
 from kd_megatron.files.manifest import MANIFEST, read_manifest
-from kd_megatron.launch.compiler import compiler_problems
 from kd_megatron.machine import facts as machine
+from kd_megatron.machine import toolchain
 from kd_megatron.recipe import config
 
 PACKAGES = ("torch", "deepspeed", "transformers", "megatron-core", "numpy")
@@ -96,6 +96,12 @@ def free_gib() -> float:
 def problems() -> list[str]:
     """What is wrong with this node by itself, one line each: too full a disk, or kernels that cannot be built."""
     return disk_problems() + compiler_problems()
+
+
+def compiler_problems() -> list[str]:
+    """A line when there is a GPU and what starts Triton's kernels cannot be built."""
+    problem = toolchain.problem() if toolchain.has_gpu() else None
+    return [f"cannot build what starts Triton's kernels: {problem}; to fix: {toolchain.FIX}"] if problem else []
 
 
 def disk_problems() -> list[str]:

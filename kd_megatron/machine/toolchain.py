@@ -1,4 +1,8 @@
-"""Whether this machine can compile what Triton needs: a launcher in C for every kernel, against Python's headers."""
+"""Whether this machine can compile what Triton needs: a launcher in C for every kernel, against Python's headers.
+
+A wheel of Triton brings the compiler of the kernels themselves, not the C compiler, C library and Python headers that
+their launchers are built with at the first call. A machine that has a driver and Python may have none of them.
+"""
 
 import functools
 import os
@@ -10,12 +14,12 @@ from pathlib import Path
 
 PATIENCE_SECONDS = 60.0
 SOURCE = "#include <stdint.h>\n#include <Python.h>\nint kd_toolchain(void) { return PY_MAJOR_VERSION; }\n"
-FIX = "apt install gcc libc6-dev python3.11-dev (Debian, Ubuntu; the Python that .venv was made from), or set CC"
+FIX = f"apt install gcc libc6-dev python{sysconfig.get_python_version()}-dev (Debian, Ubuntu), or set CC"
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA driver is loaded. Asked without torch, whose import takes seconds."""
-    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+    """Whether this process could use one, by the driver's device file: nothing large is imported to ask."""
+    return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kd_megatron.launch import facts
 from kd_megatron.machine import toolchain
 
 
@@ -35,3 +36,15 @@ def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert toolchain.problem() == "no C compiler (CC, gcc or clang)"
+
+
+@pytest.mark.parametrize(("gpu", "said"), [(True, True), (False, False)])
+def test_preflight_tells_a_machine_with_a_gpu_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool, said: bool
+) -> None:
+    monkeypatch.setattr(toolchain, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(toolchain, "problem", lambda: "no C compiler")
+    monkeypatch.setenv("KD_MIN_FREE_GIB", "0")
+    problems = facts.problems()
+    assert bool(problems) is said
+    assert all("no C compiler" in line and toolchain.FIX in line for line in problems)

@@ -87,7 +87,8 @@ class _VocabularyLosses(torch.autograd.Function):
             cross_entropy=labelled.to(dtype)[:, None] * gradient_weights[1],
         )
         gradient = Gradient(student, ctx.needs_input_grad[:3], dtype, backend.chunk_rows)
-        with products_of_bfloat16(*tensors_of(student)):
+        multiplied = [*tensors_of(student), *(tensors_of(teacher) if isinstance(teacher, FactoredLogits) else ())]
+        with products_of_bfloat16(*multiplied):
             divergence, cross_entropy = backend.row_losses(student_head, teacher_side, targets, temperature, gradient)
         ctx.save_for_backward(gradient.states, gradient.weight, gradient.bias)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (states, weight, bias)]
