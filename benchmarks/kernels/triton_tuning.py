@@ -80,8 +80,8 @@ def _is_whole(case: Case, inputs: Inputs) -> bool:
     """Whether ``case`` goes to the kernel of short sequences."""
     if not isinstance(case, RelationKl):
         return False
-    taps = (case.taps(inputs, side)[0].flatten(2) for side in ("student", "teacher"))
-    return triton_whole_launch.default_whole(*taps, case.num_relation_heads) is not None
+    student, teacher = (case.taps(inputs, side)[0].flatten(2) for side in ("student", "teacher"))
+    return triton_whole_launch.default_whole(student, teacher, case.num_relation_heads) is not None
 
 
 def _launches(case: Case, choice: dict[str, int]) -> dict[str, AbstractContextManager[None]]:
