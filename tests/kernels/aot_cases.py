@@ -122,7 +122,7 @@ def vocabulary(
 
     # Of each model, and of the student's at the temperature; float64 has no instruction for them.
     of_an_entry = 1 + (loss == "divergence") + (loss != "cross_entropy" and temperature != 1.0)
-    of_a_row = 3 if loss == "top" else 1  # the rescaling of sums; of a row's known tokens, up to 2 in a thread
+    of_a_row = 5 if loss == "top" else 1  # the rescaling of sums; of a row's known tokens, up to 2 in a thread
     exponentials = (of_an_entry * (1 if gradient is None else 2), of_a_row) if student != torch.float64 else (0, 0)
     return Case(call, matrix_instructions=False, spills=tile_of_both is not None, exponentials=exponentials)
 
