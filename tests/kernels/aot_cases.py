@@ -95,29 +95,30 @@ def vocabulary(
 
     def call() -> None:
         from kd_megatron.kernels.vocab_kl import triton_launch
-        from kd_megatron.kernels.vocab_kl.block import Targets, TopRows
+        from kd_megatron.kernels.vocab_kl.block import TopRows, Use
 
         def rows(dtype: torch.dtype) -> Tensor:
             return torch.empty(CHUNK_ROWS, ROW_SIZE, dtype=dtype)[:, :VOCAB_SIZE]
 
-        weights = torch.empty(CHUNK_ROWS, 1, dtype=student)
-        targets = Targets(torch.empty(CHUNK_ROWS, 1, dtype=torch.int64), weights, weights.clone())
-        losses = torch.empty(2, CHUNK_ROWS, dtype=student)
-        bias = torch.empty(ROW_SIZE, dtype=torch.bfloat16)
+        labels = torch.empty(CHUNK_ROWS, dtype=torch.int64)
+        use = Use(labels, torch.empty(CHUNK_ROWS, dtype=torch.bool), temperature, (4.0, 0.5))
         written = None if gradient is None else rows(gradient)
+        losses = torch.empty(2, CHUNK_ROWS, dtype=student)
+        results = triton_launch.Results(losses[0], losses[1], written)
+        bias = torch.empty(ROW_SIZE, dtype=torch.bfloat16)
         shipped = triton_launch.TILE_OF_BOTH
         triton_launch.TILE_OF_BOTH = tile_of_both or shipped
         if loss == "cross_entropy":
-            triton_launch.launch_cross_entropy(rows(student), bias, targets, losses, written)
+            triton_launch.launch_cross_entropy(rows(student), bias, use, results)
         elif loss == "divergence":
             sides = (rows(student), bias, rows(student), bias.clone())
-            triton_launch.launch_divergence(sides, targets, temperature, losses, written)
+            triton_launch.launch_divergence(*sides, use, results)
         else:
             known = TopRows(
                 torch.empty(CHUNK_ROWS, num_kept, dtype=torch.int64),
                 torch.empty(CHUNK_ROWS, num_kept + 1, dtype=student),
             )
-            triton_launch.launch_top(rows(student), bias, known, targets, temperature, losses, written)
+            triton_launch.launch_top(rows(student), bias, known, use, results)
         triton_launch.TILE_OF_BOTH = shipped
 
     # Of each model, and of the student's at the temperature; float64 has no instruction for them.

@@ -83,6 +83,8 @@ def type_of(value: Any, path: tuple[int, ...], constants: dict, attributes: dict
     if value is None or (isinstance(value, int) and value == 1):
         constants[path] = value
         return "constexpr"
+    if isinstance(value, float):
+        return "fp32"
     address = value if isinstance(value, int) else value.data_ptr()
     if address % 16 == 0:
         attributes[path] = [["tt.divisibility", 16]]

@@ -28,7 +28,7 @@ from kd_megatron.tensors import IGNORED, TopLogits
 pytest.importorskip("triton")
 
 from kd_megatron.kernels.vocab_kl import triton_launch
-from kd_megatron.kernels.vocab_kl.block import Targets
+from kd_megatron.kernels.vocab_kl.block import Use
 from kd_megatron.kernels.vocab_kl.cost import COSTS
 
 TEMPERATURE = 2.5
@@ -189,44 +189,43 @@ def test_bfloat16_products_of_a_gpu(loss, monkeypatch):
 
 
 def chunk(num_rows=3, vocab_size=VOCAB_SIZE, row_size=128):
-    """Logits [C, V] float32 with a gap after every row, targets and room for the losses."""
+    """Logits [C, V] float32 with a gap after every row, their use, and room for the losses."""
     logits = head(num_rows, 24, 1, vocab_size, scale=0.5).dense().float()
     room = torch.full((num_rows, row_size), torch.nan)
     room[:, :vocab_size] = logits
-    ones = torch.ones(num_rows, 1)
-    targets = Targets(torch.arange(num_rows)[:, None] * 7, 0.5 * ones, 2.0 * ones)
-    return room[:, :vocab_size], targets, torch.empty(2, num_rows)
+    use = Use(torch.arange(num_rows) * 7, torch.ones(num_rows, dtype=torch.bool), 1.0, (0.5, 2.0))
+    return room[:, :vocab_size], use, torch.empty(2, num_rows)
 
 
 def test_a_narrow_gradient_is_the_wide_one_with_fewer_digits():
     """The interpreter cuts them off, where a GPU rounds."""
-    logits, targets, losses = chunk()
+    logits, use, losses = chunk()
     wide, narrow = torch.empty(3, 128)[:, :VOCAB_SIZE], torch.empty(3, 128, dtype=torch.bfloat16)[:, :VOCAB_SIZE]
     for gradient in (wide, narrow):
-        triton_launch.launch_cross_entropy(logits, None, targets, losses, gradient)
+        triton_launch.launch_cross_entropy(logits, None, use, triton_launch.Results(*losses, gradient))
     assert torch.all((narrow.float() - wide).abs() <= torch.finfo(torch.bfloat16).eps * wide.abs())
     assert wide.abs().max() > 0.5
 
 
 def test_in_the_place_of_the_logits_the_gradient_is_the_same():
-    logits, targets, losses = chunk()
+    logits, use, losses = chunk()
     apart = torch.empty(3, 128)[:, :VOCAB_SIZE]
-    triton_launch.launch_cross_entropy(logits, None, targets, losses, apart)
-    triton_launch.launch_cross_entropy(logits, None, targets, losses, logits)
+    triton_launch.launch_cross_entropy(logits, None, use, triton_launch.Results(*losses, apart))
+    triton_launch.launch_cross_entropy(logits, None, use, triton_launch.Results(*losses, logits))
     assert torch.equal(logits, apart)
 
 
 def test_offsets_take_64_bits(monkeypatch):
     """The third row begins 2^31 elements after the first: memory that is reserved, but not touched between rows."""
     monkeypatch.setattr(triton_launch, "TILE", 64)
-    logits, targets, losses = chunk()
-    triton_launch.launch_cross_entropy(logits, None, targets, losses, None)
+    logits, use, losses = chunk()
+    triton_launch.launch_cross_entropy(logits, None, use, triton_launch.Results(*losses, None))
     expected = losses[1].clone()
     far = torch.empty(2**31 + 128).as_strided((3, VOCAB_SIZE), (2**30, 1))
     far.copy_(logits)
-    triton_launch.launch_cross_entropy(far, None, targets, losses, far)
+    triton_launch.launch_cross_entropy(far, None, use, triton_launch.Results(*losses, far))
     assert torch.equal(losses[1], expected)
-    assert torch.all((far.sum(-1)).abs() < 1e-5)  # probabilities less the label's one
+    assert torch.all((far.sum(-1)).abs() < 1e-5)  # probabilities less the label's one, twice
 
 
 @pytest.mark.parametrize(
