@@ -109,9 +109,13 @@ def tensors_of(logits: FactoredLogits | TopLogits | None) -> list[Tensor]:
 def _promised_factor(grad_divergence: Tensor, grad_cross_entropy: Tensor, weights: tuple[float, float]) -> Tensor:
     """The factor f of gradients (f * a, f * b); an error when there is none, on a GPU without waiting for it."""
     a, b = weights
-    factor = (grad_divergence * a + grad_cross_entropy * b) / (a * a + b * b or 1.0)
-    distance = (grad_divergence - factor * a).abs() + (grad_cross_entropy - factor * b).abs()
-    broken = distance > PROMISE_RELATIVE * (grad_divergence.abs() + grad_cross_entropy.abs())
+    squares = a * a + b * b
+    factor = torch.add(grad_divergence * (a / (squares or 1.0)), grad_cross_entropy, alpha=b / (squares or 1.0))
+    if squares:  # beside the promised direction: sqrt(squares) times what is perpendicular to it
+        beside = torch.sub(grad_divergence * b, grad_cross_entropy, alpha=a)
+        broken = beside.abs() > PROMISE_RELATIVE * squares * factor.abs()
+    else:
+        broken = grad_divergence.abs() + grad_cross_entropy.abs() > 0.0
     says = f"gradient_weights is ({a:g}, {b:g}): the promise to use the sums as factor * ({a:g} * kl + {b:g} * ce)"
     if broken.device.type != "cpu":
         torch._assert_async(~broken, f"{says}, but their gradients are in another proportion")

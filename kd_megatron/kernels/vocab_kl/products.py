@@ -27,7 +27,7 @@ class Head:
 
     def states(self, chunk: slice) -> Tensor:
         """[C, D]: zeros at rows not used, whatever stands there."""
-        return self._states[chunk].masked_fill(~self._used[chunk, None], 0.0).to(self.weight.dtype)
+        return torch.where(self._used[chunk, None], self._states[chunk], 0.0).to(self.weight.dtype)
 
     def __getitem__(self, chunk: slice) -> Tensor:
         """The logits of rows, [C, V]."""
