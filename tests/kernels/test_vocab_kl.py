@@ -30,6 +30,9 @@ TEMPERATURE = 2.5
 WEIGHTS = (0.75, 1.5)
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
+# The interpreter of "triton" is slow: there one case has finite differences, and test_vocab_kl_triton.py compares the
+# gradients of all of them with those of the reference.
+fast_backends = pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "triton"])
 
 
 def softmax_by_hand(logits, temperature):
@@ -95,7 +98,7 @@ def test_is_a_sum_over_the_vocabulary_not_a_mean(backend):
     assert twice.item() == pytest.approx(once.item(), rel=HAND_WORKED_RELATIVE)
 
 
-@every_backend
+@fast_backends
 @pytest.mark.parametrize("temperature", [1.0, TEMPERATURE])
 @pytest.mark.parametrize("kl_rows", [None, KL_ROWS], ids=["labelled rows", "given rows"])
 @pytest.mark.parametrize("weights", [WEIGHTS, (1.0, 0.0), (0.0, 1.0)])
@@ -110,7 +113,19 @@ def test_gradient_is_that_of_finite_differences(backend, temperature, kl_rows, w
     assert torch.autograd.gradcheck(loss, tensors(student))
 
 
-@every_backend
+def test_gradient_in_the_interpreter_is_that_of_finite_differences():
+    """Of the states alone, 30 numbers."""
+    student, teacher = student_head(NUM_ROWS), teacher_head(NUM_ROWS)
+
+    def loss(states):
+        logits = replace(student, states=states)
+        return combined(vocab_kl(logits, teacher, LABELS, TEMPERATURE, KL_ROWS, WEIGHTS, "triton"), WEIGHTS)
+
+    pytest.importorskip("triton")
+    assert torch.autograd.gradcheck(loss, student.states)
+
+
+@fast_backends
 def test_gradient_of_the_cross_entropy_alone_is_that_of_finite_differences(backend):
     assert torch.autograd.gradcheck(
         lambda *given: vocab_cross_entropy(FactoredLogits(*given), LABELS, backend), tensors(student_head(NUM_ROWS))
@@ -230,7 +245,7 @@ def test_losses_alone_without_gradients(backend):
         assert not any(loss.requires_grad for loss in losses)
 
 
-def test_auto_is_chunked():
+def test_auto_is_chunked_on_a_cpu():
     student, teacher = student_head(NUM_ROWS), teacher_head(NUM_ROWS)
     auto, chunked = (
         vocab_kl(student, teacher, LABELS, TEMPERATURE, gradient_weights=WEIGHTS, backend=backend)

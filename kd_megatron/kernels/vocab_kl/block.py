@@ -12,7 +12,25 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from kd_megatron.tensors import TopLogits
+from kd_megatron.tensors import IGNORED, TopLogits
+
+
+@dataclass(frozen=True)
+class Use:
+    """Which rows each loss uses, and what of it goes into the gradient."""
+
+    labels: Tensor  # [N] int64, or IGNORED
+    kl_rows: Tensor  # [N] bool
+    temperature: float
+    gradient_weights: tuple[float, float]  # of divergence and cross-entropy
+
+    def __getitem__(self, rows: slice) -> Self:
+        return type(self)(self.labels[rows], self.kl_rows[rows], self.temperature, self.gradient_weights)
+
+    @property
+    def of_logits(self) -> tuple[float, float]:
+        """The weights as they stand before differences of probabilities in the gradient of the logits."""
+        return self.gradient_weights[0] / self.temperature, self.gradient_weights[1]
 
 
 @dataclass(frozen=True)
@@ -22,6 +40,17 @@ class Targets:
     labels: Tensor  # [N, 1] int64, any token where a row has none
     divergence: Tensor  # [N, 1]: a / T
     cross_entropy: Tensor  # [N, 1]: b
+
+    @classmethod
+    def of(cls, use: Use, dtype: torch.dtype) -> Self:
+        """Those of all rows."""
+        labelled = use.labels != IGNORED
+        divergence, cross_entropy = use.of_logits
+        return cls(
+            use.labels.masked_fill(~labelled, 0)[:, None],
+            divergence=use.kl_rows.to(dtype)[:, None] * divergence,
+            cross_entropy=labelled.to(dtype)[:, None] * cross_entropy,
+        )
 
     def __getitem__(self, rows: slice) -> Self:
         return type(self)(self.labels[rows], self.divergence[rows], self.cross_entropy[rows])

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from kd_megatron.kernels.arithmetic import accumulation_dtype
-from kd_megatron.kernels.vocab_kl.block import Targets, TopRows, losses_of_logits, losses_of_top
+from kd_megatron.kernels.vocab_kl.block import Targets, TopRows, Use, losses_of_logits, losses_of_top
 from kd_megatron.kernels.vocab_kl.function import Backend, both_sums, cross_entropy_sum, tensors_of
 from kd_megatron.kernels.vocab_kl.products import Gradient, Head, rows_of_vocabulary, slices
-from kd_megatron.tensors import FactoredLogits, TopLogits
+from kd_megatron.tensors import IGNORED, FactoredLogits, TopLogits
 
 CHUNK_ROWS = 256  # multiplied out at once: enough for matrix products at nearly full speed, see README.md
 CPU_BLOCK_ROWS = 16  # of a chunk, turned from logits to gradient at once: they stay in cache, and one buffer is small
@@ -58,12 +58,11 @@ def _backend() -> Backend:
     return Backend(CHUNK_ROWS, _row_losses)
 
 
-def _row_losses(
-    student: Head, teacher: Head | TopRows | None, targets: Targets, temperature: float, gradient: Gradient
-) -> Tensor:
-    """Divergence and cross-entropy of every row, [2, N], of no meaning where a loss does not use the row."""
+def _row_losses(student: Head, teacher: Head | TopRows | None, use: Use, gradient: Gradient) -> Tensor:
+    """Divergence and cross-entropy of every row, [2, N], 0 where one does not use it."""
     losses: Any = losses_of_top if isinstance(teacher, TopRows) else losses_of_logits
-    num_rows, dtype = targets.labels.shape[0], targets.cross_entropy.dtype
+    num_rows, dtype = use.labels.shape[0], student.dtype
+    targets = Targets.of(use, dtype)
     num_block_rows = CHUNK_ROWS if student.weight.is_cuda else CPU_BLOCK_ROWS  # a GPU wants few, large launches
     spare = rows_of_vocabulary(num_block_rows, student.weight, dtype)
     row_losses = torch.empty(2, num_rows, dtype=dtype, device=student.weight.device)
@@ -78,10 +77,10 @@ def _row_losses(
                 None if of_teacher is None else of_teacher[inside],
                 spare[: block.stop - block.start],
                 targets.labels[block],
-                temperature,
+                use.temperature,
             )
             if gradient.needed:
                 distributions.put_gradient(targets[block])
         if gradient.needed:
             gradient.add(chunk, logits, states, student.weight)
-    return row_losses
+    return row_losses.masked_fill_(~torch.stack([use.kl_rows, use.labels != IGNORED]), 0.0)

@@ -12,16 +12,15 @@ from torch.autograd.function import once_differentiable
 
 from kd_megatron.kernels.arithmetic import accumulation_dtype, products_of_bfloat16
 from kd_megatron.kernels.autograd import scaled
-from kd_megatron.kernels.vocab_kl.block import Targets, TopRows
+from kd_megatron.kernels.vocab_kl.block import TopRows, Use
 from kd_megatron.kernels.vocab_kl.products import Gradient, Head
 from kd_megatron.tensors import IGNORED, FactoredLogits, TopLogits
 
 PROMISE_RELATIVE = 1e-3  # how far the gradients of the two sums may be from the promised proportion
 
-# Takes the student, the teacher's logits or known outcomes (of both a slice of rows is asked), the targets, T, and the
-# gradient, to which it adds. Returns divergence and cross-entropy of every row, [2, N], of no meaning where a loss does
-# not use the row.
-RowLosses = Callable[[Head, Head | TopRows | None, Targets, float, Gradient], Tensor]
+# Takes the student, the teacher's logits or known outcomes (of both a slice of rows is asked), the use of rows, and the
+# gradient, to which it adds. Returns divergence and cross-entropy of every row, [2, N], 0 where one does not use it.
+RowLosses = Callable[[Head, Head | TopRows | None, Use, Gradient], Tensor]
 
 
 class Backend(NamedTuple):
@@ -74,31 +73,29 @@ class _VocabularyLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         student = FactoredLogits(states, weight, bias)
         dtype = accumulation_dtype(*tensors_of(student), *tensors_of(teacher))
-        labelled = labels != IGNORED
-        student_head = Head(student, kl_rows | labelled, dtype, backend.chunk_rows)
+        student_head = Head(student, kl_rows | (labels != IGNORED), dtype, backend.chunk_rows)
         teacher_side: Head | TopRows | None = None  # of which a slice of rows is asked: logits, or the known outcomes
         if isinstance(teacher, TopLogits):
             teacher_side = TopRows.of(teacher, kl_rows, dtype)
         elif teacher is not None:
             teacher_side = Head(teacher, kl_rows, dtype, backend.chunk_rows)
-        targets = Targets(
-            labels.masked_fill(~labelled, 0)[:, None],
-            divergence=kl_rows.to(dtype)[:, None] * (gradient_weights[0] / temperature),
-            cross_entropy=labelled.to(dtype)[:, None] * gradient_weights[1],
-        )
+        use = Use(labels, kl_rows, temperature, gradient_weights)
         gradient = Gradient(student, ctx.needs_input_grad[:3], dtype, backend.chunk_rows)
         multiplied = [*tensors_of(student), *(tensors_of(teacher) if isinstance(teacher, FactoredLogits) else ())]
         with products_of_bfloat16(*multiplied):
-            divergence, cross_entropy = backend.row_losses(student_head, teacher_side, targets, temperature, gradient)
+            row_losses = backend.row_losses(student_head, teacher_side, use, gradient)
         ctx.save_for_backward(gradient.states, gradient.weight, gradient.bias)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (states, weight, bias)]
         ctx.gradient_weights = gradient_weights
-        return divergence.masked_fill(~kl_rows, 0.0).sum(), cross_entropy.masked_fill(~labelled, 0.0).sum()
+        ctx.is_promise = teacher is not None  # else the divergence is handed to nobody
+        return row_losses[0].sum(), row_losses[1].sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_divergence: Tensor, grad_cross_entropy: Tensor) -> tuple[Tensor | None, ...]:
-        factor = _promised_factor(grad_divergence, grad_cross_entropy, ctx.gradient_weights)
+        factor = grad_cross_entropy
+        if ctx.is_promise:
+            factor = _promised_factor(grad_divergence, grad_cross_entropy, ctx.gradient_weights)
         return (*scaled(ctx.saved_tensors, factor, ctx.dtypes), None, None, None, None, None, None)
 
 
@@ -112,9 +109,13 @@ def tensors_of(logits: FactoredLogits | TopLogits | None) -> list[Tensor]:
 def _promised_factor(grad_divergence: Tensor, grad_cross_entropy: Tensor, weights: tuple[float, float]) -> Tensor:
     """The factor f of gradients (f * a, f * b); an error when there is none, on a GPU without waiting for it."""
     a, b = weights
-    factor = (grad_divergence * a + grad_cross_entropy * b) / (a * a + b * b or 1.0)
-    distance = (grad_divergence - factor * a).abs() + (grad_cross_entropy - factor * b).abs()
-    broken = distance > PROMISE_RELATIVE * (grad_divergence.abs() + grad_cross_entropy.abs())
+    squares = a * a + b * b
+    factor = torch.add(grad_divergence * (a / (squares or 1.0)), grad_cross_entropy, alpha=b / (squares or 1.0))
+    if squares:  # beside the promised direction: sqrt(squares) times what is perpendicular to it
+        beside = torch.sub(grad_divergence * b, grad_cross_entropy, alpha=a)
+        broken = beside.abs() > PROMISE_RELATIVE * squares * factor.abs()
+    else:
+        broken = grad_divergence.abs() + grad_cross_entropy.abs() > 0.0
     says = f"gradient_weights is ({a:g}, {b:g}): the promise to use the sums as factor * ({a:g} * kl + {b:g} * ce)"
     if broken.device.type != "cpu":
         torch._assert_async(~broken, f"{says}, but their gradients are in another proportion")

@@ -27,7 +27,7 @@ class Head:
 
     def states(self, chunk: slice) -> Tensor:
         """[C, D]: zeros at rows not used, whatever stands there."""
-        return self._states[chunk].masked_fill(~self._used[chunk, None], 0.0).to(self.weight.dtype)
+        return torch.where(self._used[chunk, None], self._states[chunk], 0.0).to(self.weight.dtype)
 
     def __getitem__(self, chunk: slice) -> Tensor:
         """The logits of rows, [C, V]."""
@@ -60,24 +60,27 @@ class Gradient:
     def __init__(
         self, student: FactoredLogits, needed: tuple[bool, bool, bool], dtype: torch.dtype, chunk_rows: int
     ) -> None:
-        # The first chunk's products are put, not added; without rows there is none.
+        # What the first chunk contributes is put, not added; without rows there is none.
         make = torch.empty_like if student.states.shape[0] else torch.zeros_like
         self.states = make(student.states, dtype=dtype) if needed[0] else None
         self.weight = make(student.weight, dtype=dtype) if needed[1] else None
         bias = student.bias if needed[2] else None
-        self.bias = None if bias is None else torch.zeros_like(bias, dtype=dtype)
+        self.bias = None if bias is None else make(bias, dtype=dtype)
         self.needed = any(needed)
         narrow_dtype = factors_dtype(student, dtype)
         is_narrow = self.needed and narrow_dtype != dtype
         self.narrow = rows_of_vocabulary(chunk_rows, student.weight, narrow_dtype) if is_narrow else None  # [C, V]
 
     def add(self, chunk: slice, logits_gradient: Tensor, states: Tensor, weight: Tensor) -> None:
-        """Add what a chunk contributes: its logits' gradient through ``states @ weight^T + bias``.
+        """Add what a chunk contributes: its logits' gradient through ``states @ weight^T + bias``. The first is put.
 
         Args:
             logits_gradient: [C, V]: in full precision, or the first rows of `narrow`.
         """
-        if self.bias is not None:
+        is_first = chunk.start == 0
+        if self.bias is not None and is_first:
+            torch.sum(logits_gradient, 0, dtype=self.bias.dtype, out=self.bias)
+        elif self.bias is not None:
             self.bias += logits_gradient.sum(0, dtype=self.bias.dtype)
         factor = logits_gradient
         if self.narrow is not None and factor.dtype != self.narrow.dtype:
@@ -85,7 +88,7 @@ class Gradient:
         if self.states is not None:
             put_product(self.states[chunk], factor, weight)
         if self.weight is not None:
-            put = put_product if chunk.start == 0 else add_product
+            put = put_product if is_first else add_product
             put(self.weight, factor.t(), states)
 
 

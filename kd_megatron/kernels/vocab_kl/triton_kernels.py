@@ -15,24 +15,27 @@ import triton
 import triton.language as tl
 
 from kd_megatron.kernels.triton_tools import LOG2_E, LOWEST_SCORE
+from kd_megatron.tensors import IGNORED
+
+NO_LABEL = tl.constexpr(IGNORED)
 
 
 @triton.jit
 def cross_entropy_rows(  # type: ignore[no-untyped-def]
     student,  # [C, P] logits
     student_bias,  # [P], or None
-    labels,  # [C] int64, any token where a row has none
-    cross_entropy_weights,  # [C]: of the loss in the gradient
-    cross_entropies,  # [C], written
+    labels,  # [C] int64, or `IGNORED`
+    cross_entropies,  # [C], written: 0 without a label
     gradient,  # [C, P], written; None: not wanted; ``student`` itself: in its place
     row_size,  # P
     vocab_size,
+    cross_entropy_weight,  # b
     TILE: tl.constexpr,
 ):
     """Grid: (C). ``-log p[label]``, and ``b * (p - one_hot(label))``."""
     accumulated: tl.constexpr = student.dtype.element_ty  # float32, or float64
     student += row_start(row_size)
-    label = tl.load(labels + tl.program_id(0))
+    label, is_labelled = label_of_row(labels)
     label_logit = logit_of(student, student_bias, label)
     maximum = tl.full([], LOWEST_SCORE, accumulated)
     sums = tl.zeros([TILE], accumulated)
@@ -42,10 +45,11 @@ def cross_entropy_rows(  # type: ignore[no-untyped-def]
         sums = sums * tl.exp2((maximum - next_maximum) * LOG2_E) + tl.exp2((logits - next_maximum) * LOG2_E)
         maximum = next_maximum
     total = tl.sum(sums, 0)
-    tl.store(cross_entropies + tl.program_id(0), tl.log(total) - (label_logit - maximum))
+    cross_entropy = tl.log(total) - (label_logit - maximum)
+    tl.store(cross_entropies + tl.program_id(0), tl.where(is_labelled, cross_entropy, 0.0))
 
     if gradient is not None:
-        weight = tl.load(cross_entropy_weights + tl.program_id(0))
+        weight = weight_where(is_labelled, cross_entropy_weight, accumulated)
         factor = weight / total
         tl.debug_barrier()  # every warp has read the label's logit before another overwrites it
         for start in range(0, vocab_size, TILE):
@@ -60,14 +64,15 @@ def divergence_rows(  # type: ignore[no-untyped-def]
     student_bias,  # [P], or None
     teacher,  # [C, P] logits
     teacher_bias,  # [P], or None
-    labels,  # [C] int64, any token where a row has none
-    divergence_weights,  # [C]: a / T
-    cross_entropy_weights,  # [C]: b
-    divergences,  # [C], written
-    cross_entropies,  # [C], written
+    labels,  # [C] int64, or `IGNORED`
+    kl_rows,  # [C] bool: the rows of the divergence
+    divergences,  # [C], written: 0 in other rows
+    cross_entropies,  # [C], written: 0 without a label
     gradient,  # [C, P], written; None: not wanted; ``student`` itself: in its place
     row_size,  # P
     vocab_size,
+    divergence_weight,  # a / T
+    cross_entropy_weight,  # b
     INVERSE_TEMPERATURE: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -81,7 +86,7 @@ def divergence_rows(  # type: ignore[no-untyped-def]
     is_tempered: tl.constexpr = INVERSE_TEMPERATURE != 1.0
     student += row_start(row_size)
     teacher += row_start(row_size)
-    label = tl.load(labels + tl.program_id(0))
+    label, is_labelled = label_of_row(labels)
     label_logit = logit_of(student, student_bias, label)
     student_max = tl.full([], LOWEST_SCORE, accumulated)
     teacher_max = tl.full([], LOWEST_SCORE, accumulated)
@@ -114,16 +119,18 @@ def divergence_rows(  # type: ignore[no-untyped-def]
     tempered_total = tl.sum(tempered_sums, 0) if is_tempered else student_total
     mean_difference = tl.sum(weighted, 0) * INVERSE_TEMPERATURE / teacher_total
     divergence = mean_difference + tl.log(tempered_total) - tl.log(teacher_total)
-    tl.store(divergences + tl.program_id(0), divergence)
-    tl.store(cross_entropies + tl.program_id(0), tl.log(student_total) - (label_logit - student_max))
+    cross_entropy = tl.log(student_total) - (label_logit - student_max)
+    is_compared = tl.load(kl_rows + tl.program_id(0))
+    tl.store(divergences + tl.program_id(0), tl.where(is_compared, divergence, 0.0))
+    tl.store(cross_entropies + tl.program_id(0), tl.where(is_labelled, cross_entropy, 0.0))
 
     if gradient is not None:
-        cross_entropy_weight = tl.load(cross_entropy_weights + tl.program_id(0))
-        divergence_weight = tl.load(divergence_weights + tl.program_id(0))
-        weight = cross_entropy_weight if is_tempered else cross_entropy_weight + divergence_weight
+        label_weight = weight_where(is_labelled, cross_entropy_weight, accumulated)
+        kl_weight = weight_where(is_compared, divergence_weight, accumulated)
+        weight = label_weight if is_tempered else label_weight + kl_weight
         student_factor = weight / student_total
-        tempered_factor = divergence_weight / tempered_total
-        teacher_factor = divergence_weight / teacher_total
+        tempered_factor = kl_weight / tempered_total
+        teacher_factor = kl_weight / teacher_total
         tl.debug_barrier()  # every warp has read the label's logit before another overwrites it
         for start in range(0, vocab_size, TILE):
             student_logits, tokens = load_tile(student, student_bias, start, row_size, vocab_size, "evict_first", TILE)
@@ -133,7 +140,7 @@ def divergence_rows(  # type: ignore[no-untyped-def]
             if is_tempered:
                 values += tl.exp2(student_logits * tempered_scale) * tempered_factor
             values -= tl.exp2((teacher_logits - teacher_max) * tempered_scale) * teacher_factor
-            store_tile(gradient, values, tokens, label, cross_entropy_weight, row_size)
+            store_tile(gradient, values, tokens, label, label_weight, row_size)
 
 
 @triton.jit
@@ -142,15 +149,16 @@ def top_divergence_rows(  # type: ignore[no-untyped-def]
     student_bias,  # [P], or None
     token_ids,  # [C, k] int64, distinct in a row
     log_targets,  # [C, k + 1]: the teacher's at temperature T; the last is that of all other tokens together
-    labels,  # [C] int64, any token where a row has none
-    divergence_weights,  # [C]: a / T
-    cross_entropy_weights,  # [C]: b
-    divergences,  # [C], written
-    cross_entropies,  # [C], written
+    labels,  # [C] int64, or `IGNORED`
+    kl_rows,  # [C] bool: the rows of the divergence
+    divergences,  # [C], written: 0 in other rows
+    cross_entropies,  # [C], written: 0 without a label
     gradient,  # [C, P], written; None: not wanted; ``student`` itself: in its place
     row_size,  # P
     vocab_size,
     num_kept,  # k
+    divergence_weight,  # a / T
+    cross_entropy_weight,  # b
     INVERSE_TEMPERATURE: tl.constexpr,
     TILE: tl.constexpr,
     KEPT: tl.constexpr,  # k or more, a power of two
@@ -165,7 +173,7 @@ def top_divergence_rows(  # type: ignore[no-untyped-def]
     is_tempered: tl.constexpr = INVERSE_TEMPERATURE != 1.0
     row = tl.program_id(0).to(tl.int64)
     student += row_start(row_size)
-    label = tl.load(labels + row)
+    label, is_labelled = label_of_row(labels)
     label_logit = logit_of(student, student_bias, label)
     kept = tl.arange(0, KEPT)
     is_kept = kept < num_kept
@@ -196,7 +204,7 @@ def top_divergence_rows(  # type: ignore[no-untyped-def]
     kept_logits -= shift
     log_rest = tl.where(is_empty, LOWEST_SCORE, tl.log(rest_total))
     log_total = log_sum(kept_logits, log_rest)
-    tl.store(cross_entropies + row, log_total - (label_logit - shift))
+    tl.store(cross_entropies + row, tl.where(is_labelled, log_total - (label_logit - shift), 0.0))
     tempered_logits = kept_logits * INVERSE_TEMPERATURE
     tempered_log_rest = tl.where(is_empty, LOWEST_SCORE, tl.log(tempered_rest_total))
     tempered_log_total = log_sum(tempered_logits, tempered_log_rest)
@@ -208,17 +216,18 @@ def top_divergence_rows(  # type: ignore[no-untyped-def]
     target_rest = tl.exp(log_target_rest)
     divergence = tl.sum(outcome_terms(target, log_target, tempered_logits), 0)
     divergence += outcome_terms(target_rest, log_target_rest, tempered_log_rest)
-    tl.store(divergences + row, divergence)
+    is_compared = tl.load(kl_rows + row)
+    tl.store(divergences + row, tl.where(is_compared, divergence, 0.0))
 
     if gradient is not None:
-        cross_entropy_weight = tl.load(cross_entropy_weights + row)
-        divergence_weight = tl.load(divergence_weights + row)
+        label_weight = weight_where(is_labelled, cross_entropy_weight, accumulated)
+        kl_weight = weight_where(is_compared, divergence_weight, accumulated)
         target_total = tl.sum(target, 0) + target_rest  # 1, but for what the cache has rounded
-        of_kept = cross_entropy_weight * tl.exp(kept_logits - log_total)
-        of_kept += divergence_weight * (target_total * tl.exp(tempered_logits) - target)
-        of_kept -= tl.where(ids == label, cross_entropy_weight, 0.0)
-        of_rest = cross_entropy_weight * tl.exp(log_rest - log_total) / rest_total
-        tempered_of_rest = divergence_weight * (target_total * tl.exp(tempered_log_rest) - target_rest)
+        of_kept = label_weight * tl.exp(kept_logits - log_total)
+        of_kept += kl_weight * (target_total * tl.exp(tempered_logits) - target)
+        of_kept -= tl.where(ids == label, label_weight, 0.0)
+        of_rest = label_weight * tl.exp(log_rest - log_total) / rest_total
+        tempered_of_rest = kl_weight * (target_total * tl.exp(tempered_log_rest) - target_rest)
         tempered_of_rest = tempered_of_rest / tempered_rest_total
         if not is_tempered:
             of_rest += tempered_of_rest
@@ -228,7 +237,7 @@ def top_divergence_rows(  # type: ignore[no-untyped-def]
             values = tl.exp2(logits * LOG2_E) * of_rest
             if is_tempered:
                 values += tl.exp2(logits * tempered_scale) * tempered_of_rest
-            store_tile(gradient, values, tokens, label, cross_entropy_weight, row_size)
+            store_tile(gradient, values, tokens, label, label_weight, row_size)
         tl.debug_barrier()  # what stands at the known tokens is overwritten
         places = gradient + row_start(row_size) + ids
         tl.store(places, of_kept.to(gradient.dtype.element_ty), mask=is_kept)
@@ -238,6 +247,20 @@ def top_divergence_rows(  # type: ignore[no-untyped-def]
 def row_start(row_size):  # type: ignore[no-untyped-def]
     """Where this program's row begins, in 64 bits."""
     return tl.program_id(0).to(tl.int64) * row_size
+
+
+@triton.jit
+def label_of_row(labels):  # type: ignore[no-untyped-def]
+    """The label of this program's row, any token where it has none, and whether it has one."""
+    label = tl.load(labels + tl.program_id(0))
+    is_labelled = label != NO_LABEL
+    return tl.where(is_labelled, label, 0), is_labelled
+
+
+@triton.jit
+def weight_where(is_used, weight, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The weight of a loss in the gradient of a row."""
+    return tl.where(is_used, tl.full([], 1.0, dtype), 0.0) * weight
 
 
 @triton.jit
