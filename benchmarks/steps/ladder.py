@@ -54,7 +54,7 @@ def _rungs(study: StudyRecipe) -> Iterator[tuple[str, Levers]]:
     levers = WHOLE_LEVERS
     yield WHOLE, levers
     for name, change in LEVERS.items():
-        if change.get("compiled") and not study.training.compile:
+        if change.get("compiled") and not study.training.is_compiled:
             continue
         levers = replace(levers, **change)
         yield name, levers

@@ -158,7 +158,7 @@ def test_a_compiler_that_fails_is_left_out_with_its_reason():
     plan = suite.SuitePlan(torch.float32, CPU, seconds=0.0, compiler=no_compiler)
     case = VocabCrossEntropy(num_rows=4, vocab_size=7, student_width=3)
     suite.measure(case, plan, rows, left_out)
-    assert [row.backend for row in rows] == ["eager", "chunked"]
+    assert [row.backend for row in rows if row.backend != "triton"] == ["eager", "chunked"]  # triton: interpreted
     reasons = {left.backend: left.reason for left in left_out}
     assert "no C++ compiler" in reasons["torch.compile"]
     assert "\n" not in reasons["torch.compile"]

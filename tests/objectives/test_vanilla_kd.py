@@ -98,7 +98,7 @@ def test_an_mlm_weight_of_zero_keeps_the_term():
         ({"positions": "some"}, "positions: Input should be 'masked' or 'all'"),
         ({"inputs": "clean"}, "it would read the answers"),
         ({"temprature": 2.0}, "did you mean 'temperature'"),
-        ({"backend": "tritn"}, "unknown backend 'tritn'; known: auto, chunked, reference"),
+        ({"backend": "tritn"}, "unknown backend 'tritn'; did you mean 'triton'"),
     ],
 )
 def test_refuses_options(change, says):
