@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.recipe.paths import require_place
     from kd_megatron.study import calibration, fairness
     from kd_megatron.study.claim import claim_study
+    from kd_megatron.study.compiling import settled
     from kd_megatron.study.piece import teacher_path
     from kd_megatron.study.prerequisites import prepare_inputs
 
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         if recipe.teacher and recipe.teacher.train:
             claim_study(recipe, directory)  # the teacher is trained in there
         prepare_inputs(recipe, directory)
+        recipe = settled(recipe, directory)
         found = calibration.measure(recipe, calibrate, teacher_path(recipe, directory))
         if dist.is_main():
             if args.json:

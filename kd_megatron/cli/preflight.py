@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the facts; raises `EnvironmentFault` when the disk is full, no kernel can be built or a package is missing."""
+    """Print the facts; raises `EnvironmentFault` for a full disk, a missing package or compiler."""
     import json
 
     from kd_megatron.launch import facts

@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.machine.precision import resolve_precision
     from kd_megatron.ranks import dist
     from kd_megatron.recipe import LARGEST_SEED, StudyRecipe, config
+    from kd_megatron.study.compiling import settled
     from kd_megatron.study.effective import run_recipe
     from kd_megatron.study.piece import teacher_path
     from kd_megatron.study.prerequisites import prepare_inputs
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         prepare_inputs(recipe, root)
         if recipe.budget.calibrate is not None:
             logs.say("budget.calibrate is of studies: this run alone is ended by the clock, and noise counts")
+        recipe = settled(recipe, root)
         study = run_recipe(recipe, args.arm, seed)
         pretrain(study, args.arm, seed, directory, teacher_path(recipe, root))
         if dist.is_main():

@@ -50,10 +50,14 @@ def read_ds_config(name: str) -> dict[str, Any]:
     return config
 
 
+def stage_of(recipe: TrainingRecipe) -> int:
+    """The ZeRO stage that ``recipe`` names, 0 to 3."""
+    return int(read_ds_config(recipe.ds_config).get("zero_optimization", {}).get("stage", 0))
+
+
 def refuse_compile_in_pieces(recipe: TrainingRecipe) -> None:
     """ZeRO-3 gathers each weight in a hook around its module, which compiled code would go round."""
-    stage = read_ds_config(recipe.ds_config).get("zero_optimization", {}).get("stage", 0)
-    if recipe.compile and stage == 3:
+    if recipe.compile is True and stage_of(recipe) == 3:
         raise RecipeError(
             given=f"training.compile with training.ds_config {recipe.ds_config!r} (ZeRO stage 3)",
             expected="compile at stages 0 to 2, where every process holds all weights",

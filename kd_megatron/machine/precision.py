@@ -1,4 +1,4 @@
-"""What the hardware computes well, and so what ``precision: auto`` means."""
+"""What the hardware computes well, and so what ``auto`` means of precision and, without a GPU, of compilation."""
 
 from typing import Any, TypeVar
 
@@ -25,18 +25,22 @@ def multiplies_bf16() -> bool:
 def resolve_precision(recipe: Recipe, gpu: Gpu | None = None) -> Recipe:
     """``recipe`` with every ``precision: auto`` in it decided: one precision for all arms.
 
-    By rank 0's hardware, or by what ``gpu`` would do.
+    By rank 0's hardware, or by what ``gpu`` would do. Without a GPU ``compile: auto`` is decided as well: not compiled.
+    With one that takes a trial (`kd_megatron.study.compiling`).
     """
     has_bf16 = multiplies_bf16() if gpu is None else gpu.has_bf16
-    return _resolved(recipe, dist.from_main("bf16" if has_bf16 else "fp32"))
+    decided: dict[str, Any] = {"precision": "bf16" if has_bf16 else "fp32"}
+    if gpu is None and not torch.cuda.is_available():
+        decided["compile"] = False
+    return _resolved(recipe, dist.from_main(decided))
 
 
-def _resolved(recipe: Recipe, precision: str) -> Recipe:
+def _resolved(recipe: Recipe, decided: dict[str, Any]) -> Recipe:
     changed: dict[str, Any] = {}
     for name in type(recipe).model_fields:
         value = getattr(recipe, name)
-        if name == "precision" and value == "auto":
-            changed[name] = precision
+        if name in decided and value == "auto":
+            changed[name] = decided[name]
         elif isinstance(value, BaseModel):
-            changed[name] = _resolved(value, precision)
+            changed[name] = _resolved(value, decided)
     return recipe.model_copy(update=changed)

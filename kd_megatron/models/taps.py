@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from kd_megatron.errors import ModelError
+from kd_megatron.models.compiling import compiled
 from kd_megatron.models.layers import attention, layers_of, project, run_layer
 from kd_megatron.tensors import RELATIONS, Batch, FactoredLogits, Needs, Relation, Taps
 
@@ -35,12 +36,18 @@ def transform(head: nn.Module, states: Tensor) -> Tensor:
     return transformed
 
 
+def embed(embeddings: nn.Module, token_ids: Tensor) -> Tensor:
+    """The embeddings [B, L, D] of token ids [B, L]: of tokens, positions and types, normalised."""
+    states: Tensor = embeddings(input_ids=token_ids)
+    return states
+
+
 @dataclass(frozen=True)
 class Execution:
     """How layers run: the same for all arms, and for teacher and student."""
 
     attention: str = "sdpa"
-    compile: bool = False  # by torch.compile, which compiles the code of one layer for all of them
+    compile: bool = False  # embeddings, layers and the head's transform, by torch.compile
     recompute: bool = False  # keep of a layer its input alone, and run it again in the backward pass
 
 
@@ -68,7 +75,9 @@ class TappedEncoder(nn.Module):
         self.model, self.needs, self.whole = model, needs, whole
         self.execution = execution
         self.attend = attention(execution.attention)
-        self._run_layer = torch.compile(run_layer, dynamic=False) if execution.compile else run_layer
+        self._embed, self._run_layer, self._transform = embed, run_layer, transform
+        if execution.compile:
+            self._embed, self._run_layer, self._transform = compiled(embed), compiled(run_layer), compiled(transform)
 
     @property
     def decoder(self) -> nn.Linear:
@@ -79,7 +88,7 @@ class TappedEncoder(nn.Module):
 
     def head(self, states: Tensor) -> FactoredLogits:
         """The MLM head: hidden states [..., D] -> logits [..., V], all but the decoder's product made."""
-        transformed = transform(getattr(self.model, HEADS[self.model.config.model_type]), states)
+        transformed = self._transform(getattr(self.model, HEADS[self.model.config.model_type]), states)
         return FactoredLogits(transformed, self.decoder.weight, self.decoder.bias)
 
     def read_directly(self) -> list[nn.Parameter]:
@@ -102,7 +111,7 @@ class TappedEncoder(nn.Module):
         num_reached = needs.num_whole_layers(len(layers))
         num_whole = len(layers) if self.whole else num_reached
         mask = None if batch.attention_mask is None else batch.attention_mask[:, None, None, :]
-        states = base.embeddings(input_ids=batch.input_ids if inputs == "masked" else batch.clean_ids)
+        states = self._embed(base.embeddings, batch.input_ids if inputs == "masked" else batch.clean_ids)
         if 0 in needs.hidden:
             taps.hidden[0] = states
         for number, layer in enumerate(layers, start=1):

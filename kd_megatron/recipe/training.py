@@ -29,7 +29,9 @@ class TrainingRecipe(Strict):
     precision: Precision = "auto"
     stop_at_last_tap: bool = True  # the student computes nothing above what its objective reads, in training
     attention: Literal["sdpa", "flash"] = "sdpa"  # of student and teacher; flash: the optional package flash-attn
-    compile: bool = False  # student and teacher by torch.compile: minutes at the start of each run
+    # student and teacher by torch.compile; auto: on a GPU at ZeRO stages 0 to 2, if every arm can be compiled in time
+    compile: Annotated[bool | Literal["auto"], AT_RESUME] = "auto"
+    compile_limit_seconds: Annotated[Positive, KEPT] = 900.0  # of one arm under auto; beyond it no arm is compiled
     activation_checkpointing: bool = False  # keep a student layer's input alone and run it again in the backward pass
     ds_config: Annotated[PathPart, AT_RESUME] = "zero0"  # a file of ds_configs/
     # of gradients between processes; bf16 halves the bytes and rounds every partial sum. Nothing with one process

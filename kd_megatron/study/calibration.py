@@ -26,7 +26,7 @@ from kd_megatron.objectives import schedule
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import CalibrateRecipe, StudyRecipe
 from kd_megatron.study.budget_checks import require_enough
-from kd_megatron.study.effective import CALIBRATION_FILE, read, run_recipe, with_steps
+from kd_megatron.study.effective import CALIBRATION_FILE, read, run_recipe, with_compile, with_steps
 from kd_megatron.study.piece import Piece, teacher_path
 from kd_megatron.training.fingerprint import PACKAGES
 from kd_megatron.training.timed_run import TimedRun, built
@@ -50,7 +50,7 @@ def calibration_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
         before = dist.from_main(read(path))
         if before is not None:
             refuse_other_machine(before)
-        found = joined(before, measure(recipe, calibrate, teacher_path(recipe, directory)))
+        found = joined(before, measure(with_compile(recipe, directory), calibrate, teacher_path(recipe, directory)))
         for arm in recipe.arms:
             _require_enough(run_recipe(recipe, arm, recipe.seeds[0]), arm, found)
         if dist.is_main():

@@ -1,8 +1,8 @@
 """The recipe that really runs: what the file says, with what tuning chose and the steps that calibration fixed.
 
 Both are pieces of the study that leave one file each, ``tuning.json`` and ``calibration.json``; before they are there,
-the recipe is as the file says. What tuning chose is written into the arms as overrides, so that the fairness check and
-the report name it like any other difference.
+the recipe is as the file says. So is whether arms are compiled, ``compile.json``. What tuning chose is written into
+the arms as overrides, so that the fairness check and the report name it like any other difference.
 """
 
 import copy
@@ -15,13 +15,23 @@ from kd_megatron.errors import OutputError, RecipeError
 from kd_megatron.recipe import BudgetRecipe, CalibratedSteps, ControlsRecipe, StudyRecipe, diff
 from kd_megatron.recipe.arms import resolve_arm
 
-TUNING_FILE, CALIBRATION_FILE = "tuning.json", "calibration.json"
+TUNING_FILE, CALIBRATION_FILE, COMPILE_FILE = "tuning.json", "calibration.json", "compile.json"
 LEARNING_RATE = "training.learning_rate"
 
 
 def effective_recipe(recipe: StudyRecipe, directory: Path) -> StudyRecipe:
-    """``recipe`` with what tuning chose in ``directory``; as it is where nothing was chosen (yet)."""
+    """``recipe`` with what tuning chose in ``directory``, and whether arms are compiled there."""
+    recipe = with_compile(recipe, directory)
     return with_tuning(recipe, read(directory / TUNING_FILE)) if recipe.tuning else recipe
+
+
+def with_compile(recipe: StudyRecipe, directory: Path) -> StudyRecipe:
+    """``recipe`` with ``training.compile: auto`` decided as in ``directory``; not compiled where nothing is decided."""
+    if recipe.training.compile != "auto":
+        return recipe
+    found = read(directory / COMPILE_FILE)
+    training = recipe.training.model_copy(update={"compile": bool(found and found["compiled"])})
+    return recipe.model_copy(update={"training": training})
 
 
 def recipe_of_run(recipe: StudyRecipe, directory: Path, arm: str, seed: int) -> StudyRecipe:

@@ -15,8 +15,9 @@ from kd_megatron.study import layout, tuning
 from kd_megatron.study.begin import begin
 from kd_megatron.study.calibration import calibration_pieces
 from kd_megatron.study.cells import GridPoint, cell_directory, cell_recipe, places
+from kd_megatron.study.compiling import compile_pieces
 from kd_megatron.study.controls import are_shared, control_pieces, share_controls
-from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE
+from kd_megatron.study.effective import CALIBRATION_FILE, COMPILE_FILE, TUNING_FILE
 from kd_megatron.study.execute import Report, run_and_report
 from kd_megatron.study.piece import Piece
 from kd_megatron.study.prerequisites import input_pieces
@@ -46,6 +47,7 @@ def preparing_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
     """What comes before the students: inputs, and what decides how they are trained."""
     return [
         *input_pieces(recipe, directory),
+        *compile_pieces(recipe, directory),
         *calibration_pieces(recipe, directory),
         *tuning.tuning_pieces(recipe, directory),
     ]
@@ -87,7 +89,7 @@ def is_finished(cell: StudyRecipe, where: Path) -> bool:
 def share(grid: Path, cell: Path) -> None:
     """Give a cell what the grid made for all: teacher, tuning's choice, calibration, controls. Rank 0 alone."""
     share_controls(grid, cell)
-    for name in (TUNING_FILE, CALIBRATION_FILE):
+    for name in (TUNING_FILE, CALIBRATION_FILE, COMPILE_FILE):
         if (grid / name).is_file():
             records.write_text(cell / name, (grid / name).read_text(encoding="utf-8"))
     teacher, own = layout.teacher_directory(grid), layout.teacher_directory(cell)

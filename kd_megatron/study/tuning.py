@@ -22,6 +22,7 @@ from kd_megatron.study.effective import (
     read,
     run_recipe,
     setting_in_words,
+    with_compile,
     with_setting,
     with_steps,
     with_tuning,
@@ -102,6 +103,7 @@ def trial_recipe(recipe: StudyRecipe, directory: Path, trial: Trial, seed: int |
 
     It is measured on the held-out windows after those that students are: what chooses is not what is reported.
     """
+    recipe = with_compile(recipe, directory)
     assert recipe.tuning is not None
     arms = {**recipe.arms, trial.arm: with_setting(recipe.arms[trial.arm], trial.setting)}
     allowed = [*recipe.allow_difference, *{LEARNING_RATE} - {*recipe.allow_difference}]

@@ -112,6 +112,10 @@ class CachedTeacher(Teacher):
         taps: Taps = self.run(self._taps, data)
         return taps
 
+    def warm_up(self, batch: Batch, inputs: str) -> None:
+        """Run the teacher without keeping anything: the seconds of filling are none of its compiler's."""
+        self._filler(batch, inputs)
+
     def _read(self, rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.bool_]]:
         """Rows whose cost nobody recorded count as absent: a run that finds them is charged for them."""
         data, present = self.store.read(rows)

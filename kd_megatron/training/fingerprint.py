@@ -9,6 +9,7 @@ from kd_megatron.errors import OutputError
 from kd_megatron.files import hub
 from kd_megatron.files.manifest import weights_hash
 from kd_megatron.machine import facts as machine
+from kd_megatron.models.taps import Execution
 from kd_megatron.objectives.of_the_teacher import owes_the_teacher
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe
@@ -19,17 +20,21 @@ THEN = ", then "  # between what a run recorded at one start and at a later one
 PACKAGES = ("torch", "deepspeed", "transformers", "megatron-core", "numpy", "tokenizers")
 
 
-def fingerprint(loader: Loader, teacher_path: str | None, begins_from: str | None) -> dict[str, Any]:
+def fingerprint(
+    loader: Loader, teacher_path: str | None, begins_from: str | None, execution: Execution | None = None
+) -> dict[str, Any]:
     """Facts of this process and its inputs, as plain data.
 
     Args:
         begins_from: directory of the model that the student's first weights are of, None when they are random or
             the teacher's.
+        execution: how student and teacher run, where they train: the same in all arms, or one of them has slower code.
     """
     facts = machine.facts(PACKAGES)
     facts["hardware"]["num_processes"] = dist.world_size()
     return {
         **facts,
+        **({"execution": {"compiled": execution.compile, "attention": execution.attention}} if execution else {}),
         "data": loader.content_hash,
         "tokenizer": loader.tokenizer_sha256,
         "teacher": weights_hash(teacher_path),

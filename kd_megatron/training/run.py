@@ -66,7 +66,7 @@ def _pretrain_alone(
     while True:  # once for each phase
         run = prepare_run(study, arm, seed, directory, teacher_path, branch)
         try:
-            facts = fingerprint(run.loader, teacher_path, run.begins_from)
+            facts = fingerprint(run.loader, teacher_path, run.begins_from, run.module.student.execution)
             if run.ledger.steps > 0:
                 facts = dist.on_main(functools.partial(going_on, study, arm, _began_in(directory, branch), facts))
             if dist.is_main():

@@ -32,7 +32,7 @@ from kd_megatron.models.taps import Execution, TappedEncoder
 from kd_megatron.objectives import of_arm
 from kd_megatron.objectives.base import Objective
 from kd_megatron.objectives.schedule import phases_of
-from kd_megatron.ranks import dist
+from kd_megatron.ranks import dist, stages
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.tensors import Batch
 from kd_megatron.training.cached_teacher import CachedTeacher, open_cached_teacher
@@ -82,6 +82,7 @@ class Run:
     mean_cost: SequenceCost  # over the phases
     trains_head: list[bool]  # of each phase, whether it trains the MLM head
     branch: Branch | None = None
+    warm_up_seconds: float = 0.0  # that compiling took, charged to no account
 
     @property
     def until(self) -> float:
@@ -137,12 +138,14 @@ class Run:
         }
 
     def close(self) -> None:
-        """Close files and free what the engine holds; a run is not used after this."""
+        """Close files, free what the engine holds and forget compiled code; a run is not used after this."""
         self.checkpoints.close()
         self.metrics.close()
         self.engine.close()
         if self.step.teacher is not None:
             self.step.teacher.close()
+        if self.module.student.execution.compile:
+            torch.compiler.reset()  # so that the next run has all the forms of code that `models.compiling` allows
 
 
 def prepare_run(
@@ -187,7 +190,7 @@ def prepare_run(
     resumed = _resume(engine, ledger, study, start, place, branch)
     checkpoint.tidy(directory / CHECKPOINTS, 0 if start is None or _leaves(start, branch) else ledger.steps)
     metrics = MetricsWriter(directory, resumed.get("metrics_rows", 0), study.training.tensorboard)
-    return Run(
+    run = Run(
         meter=meter,
         branch=branch,
         study=study,
@@ -212,6 +215,11 @@ def prepare_run(
         checkpoints=CheckpointWriter(directory / CHECKPOINTS, study.training.keep_checkpoints, (metrics.path,)),
         markers=FractionsPassed(**resumed.get("markers", {})),
     )
+    if runs.compile:
+        with stages.stage("compilation", watched=False):
+            run.module.train()
+            run.warm_up_seconds = run.step.warm_up(run.micro_batches(ledger.steps))
+    return run
 
 
 def special_ids(loader: Loader) -> dict[str, int]:
@@ -222,7 +230,7 @@ def special_ids(loader: Loader) -> dict[str, int]:
 
 def execution(study: StudyRecipe) -> Execution:
     """How the layers of student and teacher run."""
-    return Execution(study.training.attention, study.training.compile)
+    return Execution(study.training.attention, study.training.compile is True)
 
 
 def _teacher(

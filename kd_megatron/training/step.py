@@ -7,6 +7,7 @@ waits.
 Shapes: T terms of the objective.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -164,6 +165,24 @@ class Step:
         if self.checks_every_step:
             self.check()
         return some_rank_stops
+
+    def warm_up(self, batches: Sequence[Batch]) -> float:
+        """Run one step of which nothing stays, so that all code is compiled; returns the seconds that took. Collective.
+
+        The step is marked as a bad one, so that the optimizer leaves weights and moments as they are (`Engine.update`),
+        and the ledger forgets it: what compiling takes would be charged to arms by how much code they have.
+        """
+        start, charged, looks = time.perf_counter(), self.ledger.to_dict(), self.checks_every_step
+        if self.teacher is not None:
+            self.teacher.warm_up(batches[0].to(self.engine.device), self.objective.options.inputs)
+        self.checks_every_step = False
+        self.watch.bad.fill_(1.0)
+        self.run(batches, learning_rate=0.0, stop=False)
+        self.watch.bad.item()  # waits for the device
+        self.watch = Watch(list(self.objective.weights), self.engine.device, self.engine.recipe.gradient_clipping)
+        self.checks_every_step = looks
+        self.ledger.restore(charged)
+        return time.perf_counter() - start
 
     def check(self) -> None:
         """Wait for the steps so far; raises `NonFiniteError`, on all ranks, when one of them was not finite."""

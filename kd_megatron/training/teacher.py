@@ -38,6 +38,9 @@ class Teacher:
         taps: Taps = self.run(self.encoder, batch, inputs)
         return replace(taps, logits=self._whole(taps.logits), all_logits=self._whole(taps.all_logits))
 
+    def warm_up(self, batch: Batch, inputs: str) -> None:
+        """Compile what a step does not compile by itself: nothing, where every step runs the teacher."""
+
     def run(self, compute: Callable[..., Any], *inputs: Any) -> Any:
         """``compute(*inputs)``, which calls modules of the teacher, with their weights at hand."""
         return compute(*inputs) if self.pieces is None else self.pieces.run(compute, *inputs)
