@@ -4,6 +4,8 @@ Nothing is computed that is not asked for: the model stops at the highest tap, i
 projections of that layer are wanted, and the MLM head runs on the masked slots or not at all.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +17,7 @@ from transformers import PreTrainedModel
 
 from kd_megatron.errors import ModelError
 from kd_megatron.models.compiling import compiled
-from kd_megatron.models.layers import attention, layers_of, project, run_layer
+from kd_megatron.models.layers import Attention, attention, layers_of, project, run_layer
 from kd_megatron.tensors import RELATIONS, Batch, FactoredLogits, Needs, Relation, Taps
 
 HEADS = {
@@ -85,6 +87,15 @@ class TappedEncoder(nn.Module):
         decoder = self.model.get_output_embeddings()
         assert isinstance(decoder, nn.Linear)
         return decoder
+
+    @contextlib.contextmanager
+    def attending_by(self, attend: Attention) -> Iterator[None]:
+        """Another attention within the block, such as one that takes numbers of any type."""
+        own, self.attend = self.attend, attend
+        try:
+            yield
+        finally:
+            self.attend = own
 
     def head(self, states: Tensor) -> FactoredLogits:
         """The MLM head: hidden states [..., D] -> logits [..., V], all but the decoder's product made."""

@@ -1,5 +1,6 @@
 """Builds a run: every check that can fail comes before the first step is paid for."""
 
+import contextlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from kd_megatron.engine.build import Engine
 from kd_megatron.engine.flops import SequenceCost, mean_cost, refuse_cache_of_phases, sequence_cost
 from kd_megatron.engine.partition import PartitionedModel
 from kd_megatron.engine.saving import CheckpointWriter
-from kd_megatron.errors import ModelError
+from kd_megatron.errors import ModelError, RecipeError
 from kd_megatron.files.records import MetricsWriter
 from kd_megatron.ledger import Ledger
 from kd_megatron.machine.memory import MemoryMeter
@@ -28,6 +29,7 @@ from kd_megatron.models.build import (
     shape_of,
 )
 from kd_megatron.models.initialise import initialise
+from kd_megatron.models.layers import sdpa
 from kd_megatron.models.taps import Execution, TappedEncoder
 from kd_megatron.objectives import of_arm
 from kd_megatron.objectives.base import Objective
@@ -229,7 +231,16 @@ def special_ids(loader: Loader) -> dict[str, int]:
 
 
 def execution(study: StudyRecipe) -> Execution:
-    """How the layers of student and teacher run."""
+    """How the layers of student and teacher run. Raises `RecipeError` where that does not go with their precision."""
+    precisions: dict[str, str] = {"training.precision": study.training.precision}
+    if study.teacher is not None:
+        precisions["teacher.precision"] = study.teacher.precision
+    if study.training.attention == "flash" and (wide := [key for key, one in precisions.items() if one == "fp32"]):
+        raise RecipeError(
+            given=f"training.attention flash with {' and '.join(wide)} fp32",
+            expected="bf16: flash-attn computes in 16 bits alone",
+            fix="set training.attention to sdpa, or the precision to bf16",
+        )
     return Execution(study.training.attention, study.training.compile is True)
 
 
@@ -262,11 +273,15 @@ def freeze_untrained(module: StudentWithObjective, teacher: Teacher | None, batc
 
     They are found by one small forward and backward. Left in the optimizer they would still decay, and some ZeRO
     configurations would apply a stale gradient to them; frozen, they keep their first values, in bf16
-    as that rounds them.
+    as that rounds them. Weights are float32 yet, which flash-attn does not take: which parameters get a gradient does
+    not depend on how attention is computed.
     """
     inputs = module.objective.options.inputs
-    sums = module(batch, None if teacher is None else teacher(batch, inputs))
-    torch.stack([sums[term] * module.objective.weights[term] for term in sums]).sum().backward()
+    with contextlib.ExitStack() as stack:
+        for encoder in (module.student, *([] if teacher is None else [teacher.encoder])):
+            stack.enter_context(encoder.attending_by(sdpa))
+        sums = module(batch, None if teacher is None else teacher(batch, inputs))
+        torch.stack([sums[term] * module.objective.weights[term] for term in sums]).sum().backward()
     untrained = [name for name, parameter in module.named_parameters() if parameter.grad is None]
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name not in set(untrained))
