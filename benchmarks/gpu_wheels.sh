@@ -24,6 +24,7 @@ if ((mib > most_mib)); then
     echo "the wheels take $mib MiB; at most $most_mib MiB may be carried: shorten $list" >&2
     exit 1
 fi
+git rev-parse HEAD > "$aside/COMMIT" 2> /dev/null || rm -f "$aside/COMMIT"  # for a copy without .git
 rm -rf "$wheels"
 chmod 755 "$aside"
 mv "$aside" "$wheels"

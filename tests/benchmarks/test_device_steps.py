@@ -1,6 +1,7 @@
 """Whole steps of `benchmarks/gpu_check.sh`, dry: every lever of every arm runs, is compared, and has its row."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,10 +18,12 @@ from benchmarks.gpu.device_step_sizes import (
     CACHED,
     COMPILED,
     DRY_RUN,
+    FLOP_BOUNDS,
     FP8,
     GPU,
     LEVERS,
     OURS,
+    TARGETS,
     WHOLE,
     StepSetting,
     StepSizes,
@@ -31,6 +34,7 @@ from benchmarks.gpu.report import Report
 from benchmarks.steps import made_up_inputs
 from benchmarks.steps.variants import TimedVariant
 from kd_megatron.cli.main import main
+from kd_megatron.engine.flops import arm_cost
 
 ARMS = ("scratch", "vanilla_kd", "minilm", "tinybert")
 
@@ -92,6 +96,43 @@ def test_targets_stand_beside_the_figures(dry_run: tuple[int, dict, Path]):
     }
     text = (directory / "gpu_check.txt").read_text()
     assert all(line in text for line in record["targets"])
+
+
+def test_profiles_and_traces_of_two_arms_are_left(dry_run: tuple[int, dict, Path]):
+    _, record, directory = dry_run
+    assert {row["arm"] for row in record["profile"]} == {"scratch", "minilm"}
+    assert all(row["ms_per_step"] >= 0.0 for row in record["profile"])
+    assert len(record["profile"]) <= 2 * 30
+    traces = sorted(path.name for path in directory.glob("trace_*.json.gz"))
+    assert traces == ["trace_minilm_ours_compile.json.gz", "trace_scratch_ours_compile.json.gz"]
+
+
+def test_targets_lie_below_the_bound_of_floating_point_operations():
+    """A bound is the ratio of the products that scratch and the arm compute, by the counts that budgets are charged."""
+    study = recipe(GPU.places[0], GPU.precision)
+    costs = {arm: arm_cost(study, arm, 30_522) for arm in ARMS}
+    for arm, bound in FLOP_BOUNDS.items():
+        products = costs[arm].student_flops_per_token + costs[arm].teacher_flops_per_token
+        ratio = costs["scratch"].student_flops_per_token / products
+        assert bound == pytest.approx(ratio, abs=0.01), arm
+    assert all(target.least < target.bound for target in TARGETS if target.bound)
+
+
+def test_a_float8_teacher_that_differs_is_reported_and_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    true = TimedVariant.losses_of_a_step
+
+    def planted(run: TimedVariant) -> dict[str, float]:
+        factor = {"minilm": 1.2, "tinybert": math.nan}.get(run.variant.arm, 1.0) if run.variant.backend == FP8 else 1.0
+        return {term: factor * value for term, value in true(run).items()}
+
+    monkeypatch.setattr(TimedVariant, "losses_of_a_step", planted)
+    exit_code, record = run(quick(WHOLE, FP8), tmp_path)
+    assert exit_code == 1
+    assert {line.partition(",")[0] for line in record["red"]} == {"tinybert"}, "what is not a number stays red"
+    assert {line.partition(",")[0] for line in record["float8_differences"]} == {"minilm"}
+    timed = {row["name"] for row in record["rows"] if row["backend"] == FP8}
+    assert "steps/minilm" in timed
+    assert "steps/tinybert" not in timed
 
 
 def test_bench_show_prints_the_rows(dry_run: tuple[int, dict, Path], capfd: pytest.CaptureFixture[str]):

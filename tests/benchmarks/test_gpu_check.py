@@ -161,5 +161,30 @@ def test_the_run_on_a_gpu_covers_what_the_dry_run_does():
     for part in ("checked", "timed", "long", "long_checked", "tuned"):
         assert {type(case) for case in getattr(DRY_RUN, part)} <= {type(case) for case in getattr(GPU, part)}
     assert {case.length for pair in GPU.long for case in pair} == {4096, 8192}
-    lengths = {case.length for case in GPU.checked if isinstance(case, ScoreMse)}
-    assert {1, 16, 33, 127, 128, 200} <= lengths
+    assert [case.name for case in GPU.timed[:3]] == ["vocab_kl", "vocab_topk_kl", "vocab_cross_entropy"]
+    assert (GPU.timed[3].length, GPU.timed[3].num_relation_heads) == (128, 48)
+    assert GPU.timed[3] in GPU.tuned
+    assert len(set(GPU.timed)) == len(GPU.timed)
+
+
+def test_a_copy_without_git_says_its_commit_or_is_told_to(tmp_path: Path):
+    """Of the script alone: the program it starts is one that says what it was given."""
+    (tmp_path / "benchmarks").mkdir()
+    shutil.copy(ROOT / "benchmarks/gpu_check.sh", tmp_path / "benchmarks")
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "commit $KD_COMMIT"\n')
+    python.chmod(0o755)
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+
+    def said(**own: str) -> "subprocess.CompletedProcess[str]":
+        inherited = {name: value for name, value in os.environ.items() if name != "KD_COMMIT"}
+        environment = inherited | {"KD_PYTHON": str(python), "KD_WHEELS": str(wheels)} | own
+        command = [tmp_path / "benchmarks/gpu_check.sh", "--dry-run"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+    assert "set KD_COMMIT" in said().stderr
+    assert said(KD_COMMIT="abc").stdout == "commit abc\n"
+    (wheels / "COMMIT").write_text("0123\n")
+    found = said()
+    assert (found.stdout, found.stderr) == ("commit 0123\n", "")
