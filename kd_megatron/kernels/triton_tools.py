@@ -12,6 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED:
+    from kd_megatron.kernels import triton_interpreter
+
+    triton_interpreter.mend()
 LOG2_E = tl.constexpr(1.4426950408889634)  # the hardware's exponential is 2^x: scores are scaled by log2(e) once
 LN_2 = 0.6931471805599453
 LOWEST_SCORE = tl.constexpr(-1.0e30)  # finite, so that the difference of two is 0 and not NaN
