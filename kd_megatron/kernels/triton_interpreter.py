@@ -8,8 +8,8 @@ from triton.runtime import interpreter
 def mend() -> None:
     """Let scalars of a kernel be the bounds of its loops with NumPy 2.5 and later.
 
-    The interpreter holds a scalar as an array of one element. Up to Triton 3.6 an index is made of it by ``int(array)``,
-    which NumPy 2.5 refuses unless the array has no dimensions.
+    The interpreter holds a scalar as an array of one element. Triton 3.6 makes an index of it by ``int(array)``, which
+    NumPy 2.5 refuses unless the array has no dimensions.
     """
     patch = interpreter._patch_lang_tensor
     if getattr(patch, "is_mended", False):
