@@ -20,7 +20,7 @@ from kd_megatron.files import records
 from kd_megatron.objectives import of_the_teacher
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.recipe.arms import resolve_arm
-from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, read, with_tuning
+from kd_megatron.study.effective import CALIBRATION_FILE, TUNING_FILE, read, with_compile, with_tuning
 from kd_megatron.study.journal import journal, registered
 from kd_megatron.study.layout import (
     RECIPE_FILE,
@@ -203,7 +203,7 @@ def load(directory: Path | str, interval: Method = "t") -> StudyResults:
     directory = Path(directory)
     if not (directory / RECIPE_FILE).is_file():
         raise no_study(directory)
-    recipe = config.load(directory / RECIPE_FILE, StudyRecipe)
+    recipe = with_compile(config.load(directory / RECIPE_FILE, StudyRecipe), directory)
     tuning = read(directory / TUNING_FILE) if recipe.tuning else None
     calibration = read(directory / CALIBRATION_FILE) if recipe.budget.calibrate else None
     given, recipe = recipe, with_tuning(recipe, tuning)

@@ -27,8 +27,8 @@ from kd_megatron.training.setup import prepare_run
 
 
 def compile_pieces(recipe: StudyRecipe, directory: Path) -> list[Piece]:
-    """The decision, where the recipe leaves it open."""
-    if recipe.training.compile != "auto":
+    """The decision, where the recipe leaves it open and the machine can compile; elsewhere nothing is compiled."""
+    if recipe.training.compile != "auto" or not may_compile(recipe):
         return []
     path = directory / COMPILE_FILE
 
@@ -70,7 +70,7 @@ def decide(recipe: StudyRecipe, teacher: str | None) -> dict[str, Any]:
     """
     seconds: dict[str, float | None] = dict.fromkeys(recipe.arms)
     limit = recipe.training.compile_limit_seconds
-    why_not = obstacle(recipe)
+    why_not = None
     for arm in recipe.arms:
         if why_not is not None:
             break
@@ -93,15 +93,10 @@ def decide(recipe: StudyRecipe, teacher: str | None) -> dict[str, Any]:
     }
 
 
-def obstacle(recipe: StudyRecipe) -> str | None:
-    """Why nothing is to be compiled, where that can be told without trying."""
-    if dist.initialise().type != "cuda":
-        return "there is no GPU"
-    if stage_of(recipe.training) == 3:
-        return f"training.ds_config {recipe.training.ds_config} is ZeRO stage 3, where weights are in pieces"
-    if recipe.teacher is not None and recipe.teacher.partition:
-        return "teacher.partition keeps weights in pieces"
-    return None
+def may_compile(recipe: StudyRecipe) -> bool:
+    """Whether there is a GPU, and every process holds all weights of student and teacher."""
+    in_pieces = stage_of(recipe.training) == 3 or (recipe.teacher is not None and recipe.teacher.partition)
+    return torch.cuda.is_available() and not in_pieces
 
 
 def refuse_other_decision(before: dict[str, Any] | None, now: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         with torch.compiler.set_stance("default", force_backend="aot_eager"):
             return build(study, arm, *others)
 
-    monkeypatch.setattr(compiling, "obstacle", lambda recipe: None)
+    monkeypatch.setattr(compiling, "may_compile", lambda recipe: True)
     monkeypatch.setattr(compiling, "prepare_run", prepare)
     return tried
 
@@ -109,6 +109,7 @@ def test_an_arm_that_comes_later_and_cannot_be_compiled_is_refused(
     assert json.loads((tmp_path / COMPILE_FILE).read_text(encoding="utf-8"))["compiled"] is True
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_study_decides_before_it_calibrates(inputs: Path, tmp_path: Path) -> None:
     recipe = study(inputs).model_copy(
         update={"budget": tiny_study(inputs, budget={"tokens": None, "hours": 1.0, "calibrate": {}}).budget}
@@ -117,15 +118,19 @@ def test_a_study_decides_before_it_calibrates(inputs: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("changes", "why"),
+    ("has_gpu", "changes", "tried"),
     [
-        ({}, "there is no GPU"),
-        ({"training": OPEN | {"ds_config": "zero3"}}, "ZeRO stage 3"),
-        ({"teacher": {"partition": True}}, "teacher.partition"),
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"training": OPEN | {"ds_config": "zero3"}}, False),
+        (True, {"training": OPEN | {"ds_config": "zero2"}}, True),
+        (True, {"teacher": {"partition": True}}, False),
     ],
 )
-def test_what_is_not_tried(inputs: Path, changes: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if changes:
-        monkeypatch.setattr(compiling.dist, "initialise", lambda: torch.device("cuda"))
+def test_where_compilation_is_tried(
+    inputs: Path, tmp_path: Path, has_gpu: bool, changes: dict[str, Any], tried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     recipe = tiny_study(inputs, **{"training": OPEN, **changes})
-    assert why in str(compiling.obstacle(recipe))
+    assert bool(compiling.compile_pieces(recipe, tmp_path)) == tried
+    assert effective_recipe(recipe, tmp_path).training.compile is False, "nothing was decided yet"
