@@ -7,6 +7,7 @@ Only the module of the command that runs is imported, and heavy libraries only i
 import argparse
 import importlib
 import os
+import re
 import signal
 import sys
 import time
@@ -26,6 +27,8 @@ COMMANDS = (
 )  # fmt: skip
 CHECKOUT_COMMANDS = ("bench",)  # of the top-level package benchmarks
 LAUNCHER_COMMANDS = ("demo", "test")  # of launch.sh alone: they need the repository, not only the package
+
+LOCAL_RANK = re.compile(r"--local[-_]rank=\d+")
 
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 RANK_PATIENCE_SECONDS = 3.0
@@ -94,7 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Run the command that ``arguments`` begin with (``--debug`` may stand before it)."""
+    """Run the command that ``arguments`` begin with (``--debug`` and a launcher's ``--local_rank`` may stand before)."""
+    arguments = without_local_rank(arguments)
     if arguments[:1] == ["--debug"]:
         arguments = [*arguments[1:], "--debug"]
     if not arguments or arguments[0] in ("-h", "--help", "help", "--debug"):
@@ -111,6 +115,17 @@ def dispatch(arguments: list[str]) -> int:
 
     logs.quiet_libraries()
     return int(module.run(namespace))
+
+
+def without_local_rank(arguments: list[str]) -> list[str]:
+    """``arguments`` without the ``--local_rank=N`` that launchers put first; they say it in ``LOCAL_RANK`` as well.
+
+    deepspeed does unless it is given ``--no_local_rank``, ``torch.distributed.launch`` with ``--local-rank``.
+    """
+    if arguments and LOCAL_RANK.fullmatch(arguments[0]):
+        os.environ.setdefault("LOCAL_RANK", arguments[0].partition("=")[2])
+        return arguments[1:]
+    return arguments
 
 
 def command_module(command: str) -> ModuleType:

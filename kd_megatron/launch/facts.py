@@ -20,8 +20,13 @@ DEFAULT_MIN_FREE_GIB = 1.0
 
 def node_name() -> str:
     """What messages call this node: its name in the hostfile, otherwise its host name with its number."""
-    number = os.environ.get("CROSS_RANK")  # set by deepspeed's launcher
+    number = os.environ.get("CROSS_RANK", os.environ.get("GROUP_RANK"))  # set by deepspeed's launcher, by torchrun
     return os.environ.get("KD_NODE") or socket.gethostname() + (f" (node {number})" if number else "")
+
+
+def num_nodes() -> int:
+    """How many nodes the launcher of this process started: deepspeed's, or torchrun; 1 without one."""
+    return int(os.environ.get("CROSS_SIZE", os.environ.get("GROUP_WORLD_SIZE", "1")))
 
 
 def same_everywhere(command: Sequence[str]) -> dict[str, str]:

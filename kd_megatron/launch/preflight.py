@@ -120,7 +120,7 @@ def compare_nodes(command: Sequence[str]) -> None:
     """
     from kd_megatron.ranks import dist
 
-    if int(os.environ.get("CROSS_SIZE", "1")) == 1 or dist.world_size() == 1:  # set by deepspeed's launcher
+    if facts.num_nodes() == 1 or dist.world_size() == 1:
         return
     own = None
     if os.environ["LOCAL_RANK"] == "0":
