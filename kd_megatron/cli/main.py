@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Run the command that ``arguments`` begin with (``--debug`` and a launcher's ``--local_rank`` may stand before)."""
+    """Run the command that ``arguments`` begin with (``--debug``, a launcher's ``--local_rank`` may precede)."""
     arguments = without_local_rank(arguments)
     if arguments[:1] == ["--debug"]:
         arguments = [*arguments[1:], "--debug"]

@@ -52,6 +52,12 @@ def _flash() -> Attention:
     def flash(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
         if mask is not None:
             raise ModelError("training.attention flash with padding", "batches without padding", "use sdpa")
+        if queries.dtype not in (torch.bfloat16, torch.float16):
+            raise ModelError(
+                given=f"training.attention flash in {str(queries.dtype).removeprefix('torch.')}",
+                expected="training.precision and teacher.precision bf16 (or fp8): flash-attn has no float32",
+                fix="set training.attention to sdpa, or the precisions to bf16",
+            )
         return attend(queries, keys, values, dropout_p=dropout)
 
     return flash

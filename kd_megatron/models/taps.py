@@ -4,6 +4,8 @@ Nothing is computed that is not asked for: the model stops at the highest tap, i
 projections of that layer are wanted, and the MLM head runs on the masked slots or not at all.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from kd_megatron.errors import ModelError
-from kd_megatron.models.layers import attention, layers_of, project, run_layer
+from kd_megatron.models.layers import attention, layers_of, project, run_layer, sdpa
 from kd_megatron.tensors import RELATIONS, Batch, FactoredLogits, Needs, Relation, Taps
 
 HEADS = {
@@ -45,6 +47,19 @@ class Execution:
 
 
 DEFAULT = Execution()
+
+
+@contextmanager
+def plain_attention(*encoders: "TappedEncoder") -> Iterator[None]:
+    """Let ``encoders`` attend by PyTorch's own attention in the ``with`` block, which takes every dtype and device."""
+    kept = [encoder.attend for encoder in encoders]
+    for encoder in encoders:
+        encoder.attend = sdpa
+    try:
+        yield
+    finally:
+        for encoder, attend in zip(encoders, kept, strict=True):
+            encoder.attend = attend
 
 
 class TappedEncoder(nn.Module):

@@ -28,7 +28,7 @@ from kd_megatron.models.build import (
     shape_of,
 )
 from kd_megatron.models.initialise import initialise
-from kd_megatron.models.taps import Execution, TappedEncoder
+from kd_megatron.models.taps import Execution, TappedEncoder, plain_attention
 from kd_megatron.objectives import of_arm
 from kd_megatron.objectives.base import Objective
 from kd_megatron.objectives.schedule import phases_of
@@ -257,8 +257,10 @@ def freeze_untrained(module: StudentWithObjective, teacher: Teacher | None, batc
     as that rounds them.
     """
     inputs = module.objective.options.inputs
-    sums = module(batch, None if teacher is None else teacher(batch, inputs))
-    torch.stack([sums[term] * module.objective.weights[term] for term in sums]).sum().backward()
+    # Weights are float32 here, which flash-attn does not take; which of them get a gradient does not hang on it.
+    with plain_attention(module.student, *([] if teacher is None else [teacher.encoder])):
+        sums = module(batch, None if teacher is None else teacher(batch, inputs))
+        torch.stack([sums[term] * module.objective.weights[term] for term in sums]).sum().backward()
     untrained = [name for name, parameter in module.named_parameters() if parameter.grad is None]
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name not in set(untrained))
