@@ -58,6 +58,15 @@ class Ledger:
             if self._inner_seconds:
                 self._inner_seconds[-1] += elapsed
 
+    @contextlib.contextmanager
+    def uncharged(self) -> Iterator[None]:
+        """Forget what is charged in the ``with`` block: it is no part of training."""
+        before = self.to_dict()
+        try:
+            yield
+        finally:
+            self.restore(before)
+
     def charge_seconds(self, account: str, seconds: float) -> None:
         """Charge ``seconds`` that no clock of this run measured, or take them back when negative."""
         self.accounts[account].seconds += seconds

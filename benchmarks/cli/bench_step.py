@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from benchmarks.steps import made_up_inputs
     from kd_megatron.console import logs
     from kd_megatron.data.loader import Loader
+    from kd_megatron.engine.compiling import resolve_compile
     from kd_megatron.machine.precision import resolve_precision
     from kd_megatron.models.initialise import checkpoint_path
     from kd_megatron.ranks import dist
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         dist.joined(),
         made_up_inputs.inputs(resolve_precision(recipe), Path("runs") / recipe.name) as (recipe, teacher),
     ):
+        recipe = resolve_compile(recipe)
         rows = _measure(args, recipe, num_steps, teacher)
         facts = fingerprint(Loader(recipe.data, recipe.seeds[0]), teacher, checkpoint_path(recipe.student.initialise))
     if dist.is_main():

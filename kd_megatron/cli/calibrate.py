@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from kd_megatron.engine.compiling import resolve_compile
     from kd_megatron.errors import disk_full_is_clear
     from kd_megatron.files.records import write_json
     from kd_megatron.launch.preflight import compare_nodes
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.recipe.paths import require_place
     from kd_megatron.study import calibration, fairness
     from kd_megatron.study.claim import claim_study
+    from kd_megatron.study.layout import RECIPE_FILE
     from kd_megatron.study.piece import teacher_path
     from kd_megatron.study.prerequisites import prepare_inputs
 
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         require_place(Path(args.json))
     with dist.joined():
         compare_nodes([args.recipe, *args.overrides])
-        recipe = resolve_precision(recipe)
+        recipe = resolve_compile(resolve_precision(recipe), directory / RECIPE_FILE)
         if recipe.teacher and recipe.teacher.train:
             claim_study(recipe, directory)  # the teacher is trained in there
         prepare_inputs(recipe, directory)

@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from kd_megatron.console import logs
+    from kd_megatron.engine.compiling import resolve_compile
     from kd_megatron.errors import RecipeError, nearest
     from kd_megatron.launch.preflight import compare_nodes
     from kd_megatron.machine.precision import resolve_precision
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.study.effective import run_recipe
     from kd_megatron.study.piece import teacher_path
     from kd_megatron.study.prerequisites import prepare_inputs
-    from kd_megatron.training.run import pretrain
+    from kd_megatron.training.run import RECIPE, pretrain
 
     recipe = config.load(args.recipe, StudyRecipe, args.overrides)
     if args.arm not in recipe.arms:
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     directory = Path(args.output) if args.output else root / args.arm / f"seed_{seed}"
     with dist.joined():
         compare_nodes([args.recipe, *args.overrides])
-        recipe = resolve_precision(recipe)
+        recipe = resolve_compile(resolve_precision(recipe), directory / RECIPE)
         prepare_inputs(recipe, root)
         if recipe.budget.calibrate is not None:
             logs.say("budget.calibrate is of studies: this run alone is ended by the clock, and noise counts")

@@ -51,11 +51,13 @@ def run(args: argparse.Namespace) -> int:
         return _run_workers(args)
     from pathlib import Path
 
+    from kd_megatron.engine.compiling import resolve_compile
     from kd_megatron.launch.preflight import compare_nodes
     from kd_megatron.machine.precision import resolve_precision
     from kd_megatron.ranks import dist
     from kd_megatron.recipe import StudyRecipe, config
     from kd_megatron.study.claim import recalibrate
+    from kd_megatron.study.layout import RECIPE_FILE
     from kd_megatron.study.runner import run_study
 
     recipe = config.load(args.recipe, StudyRecipe, args.overrides)
@@ -64,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
         compare_nodes([args.recipe, *args.overrides])
         if args.recalibrate:
             recalibrate(directory)
-        run_study(resolve_precision(recipe), directory, _report, args.redo.split(",") if args.redo else ())
+        recipe = resolve_compile(resolve_precision(recipe), directory / RECIPE_FILE)
+        run_study(recipe, directory, _report, args.redo.split(",") if args.redo else ())
         if dist.is_main():
             print(directory / "report" / "index.html")
     return 0

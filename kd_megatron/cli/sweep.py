@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from kd_megatron.analysis import results
+    from kd_megatron.engine.compiling import resolve_compile
     from kd_megatron.errors import RecipeError
     from kd_megatron.launch.preflight import compare_nodes
     from kd_megatron.machine.precision import resolve_precision
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_megatron.recipe import StudyRecipe, config
     from kd_megatron.report.study import tuning_tables
     from kd_megatron.study import begin, execute, runner, taking
+    from kd_megatron.study.layout import RECIPE_FILE
 
     recipe = config.load(args.recipe, StudyRecipe, args.overrides)
     if recipe.tuning is None:
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     directory = Path(args.output or recipe.output or f"studies/{recipe.name}")
     with dist.joined():
         compare_nodes([args.recipe, *args.overrides])
-        recipe = resolve_precision(recipe)
+        recipe = resolve_compile(resolve_precision(recipe), directory / RECIPE_FILE)
         begin.begin(recipe, directory)
         with taking.alone_if_timed(recipe, directory):
             execute.run_pieces(runner.preparing_pieces(recipe, directory), directory)

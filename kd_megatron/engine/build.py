@@ -48,10 +48,14 @@ def read_ds_config(name: str) -> dict[str, Any]:
     return config
 
 
+def is_in_pieces(recipe: TrainingRecipe) -> bool:
+    """Whether no process holds all weights: ZeRO stage 3."""
+    return bool(read_ds_config(recipe.ds_config).get("zero_optimization", {}).get("stage", 0) == 3)
+
+
 def refuse_compile_in_pieces(recipe: TrainingRecipe) -> None:
     """ZeRO-3 gathers each weight in a hook around its module, which compiled code would go round."""
-    stage = read_ds_config(recipe.ds_config).get("zero_optimization", {}).get("stage", 0)
-    if recipe.compile and stage == 3:
+    if recipe.is_compiled and is_in_pieces(recipe):
         raise RecipeError(
             given=f"training.compile with training.ds_config {recipe.ds_config!r} (ZeRO stage 3)",
             expected="compile at stages 0 to 2, where every process holds all weights",

@@ -42,7 +42,7 @@ class Execution:
     """How layers run: the same for all arms, and for teacher and student."""
 
     attention: str = "sdpa"
-    compile: bool = False  # by torch.compile, which compiles the code of one layer for all of them
+    compile: bool = False  # by torch.compile: the code of one layer, for all of them, and of the MLM head
     recompute: bool = False  # keep of a layer its input alone, and run it again in the backward pass
 
 
@@ -83,7 +83,9 @@ class TappedEncoder(nn.Module):
         self.model, self.needs, self.whole = model, needs, whole
         self.execution = execution
         self.attend = attention(execution.attention)
+        # Not the look-up of embeddings: its gradient by compiled code adds with atomics, in an order of the day.
         self._run_layer = torch.compile(run_layer, dynamic=False) if execution.compile else run_layer
+        self._transform = torch.compile(transform, dynamic=False) if execution.compile else transform
 
     @property
     def decoder(self) -> nn.Linear:
@@ -94,7 +96,7 @@ class TappedEncoder(nn.Module):
 
     def head(self, states: Tensor) -> FactoredLogits:
         """The MLM head: hidden states [..., D] -> logits [..., V], all but the decoder's product made."""
-        transformed = transform(getattr(self.model, HEADS[self.model.config.model_type]), states)
+        transformed = self._transform(getattr(self.model, HEADS[self.model.config.model_type]), states)
         return FactoredLogits(transformed, self.decoder.weight, self.decoder.bias)
 
     def read_directly(self) -> list[nn.Parameter]:

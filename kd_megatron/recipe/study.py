@@ -97,7 +97,7 @@ class StudyRecipe(Strict):
 
     def problems(self) -> Iterator[str]:
         """Sections that do not go together."""
-        if self.teacher and self.teacher.partition and self.training.compile:
+        if self.teacher and self.teacher.partition and self.training.is_compiled:
             yield (
                 "teacher.partition does not go with training.compile: weights are gathered in hooks around modules, "
                 "which compiled code goes round; set one of them to false"

@@ -30,7 +30,8 @@ class TrainingRecipe(Strict):
     precision: Precision = "auto"
     stop_at_last_tap: bool = True  # the student computes nothing above what its objective reads, in training
     attention: Literal["sdpa", "flash"] = "sdpa"  # of student and teacher; flash: the optional package flash-attn
-    compile: bool = False  # student and teacher by torch.compile: minutes at the start of each run
+    # student and teacher by torch.compile; auto: on GPUs at ZeRO stages 0 to 2, decided once for all arms
+    compile: Annotated[bool | Literal["auto"], AT_RESUME] = "auto"
     activation_checkpointing: bool = False  # keep a student layer's input alone and run it again in the backward pass
     ds_config: Annotated[PathPart, AT_RESUME] = "zero0"  # a file of ds_configs/
     log_every_steps: Annotated[Count, NO_WEIGHT, ACROSS] = 10
@@ -40,6 +41,11 @@ class TrainingRecipe(Strict):
     # fractions of the budget: a checkpoint at the first step at or after each
     keep_at: Annotated[list[Fraction], ACROSS, FOUND_OUT] = []
     tensorboard: Annotated[bool, KEPT] = True
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether layers run compiled. ``auto`` is decided before (`engine.compiling`); undecided, they do not."""
+        return self.compile is True
 
 
 class ValidationRecipe(Strict):

@@ -112,6 +112,12 @@ class CachedTeacher(Teacher):
         taps: Taps = self.run(self._taps, data)
         return taps
 
+    @torch.no_grad()
+    def rehearse(self, batch: Batch, inputs: str) -> Taps:
+        """As when no row is there: the teacher runs, and nothing is kept."""
+        taps = self._filler(batch, inputs)
+        return self._taps(self.contents.encode(taps.hidden, self._top_logits(taps)))
+
     def _read(self, rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.bool_]]:
         """Rows whose cost nobody recorded count as absent: a run that finds them is charged for them."""
         data, present = self.store.read(rows)

@@ -36,6 +36,7 @@ from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.tensors import Batch
 from kd_megatron.training.cached_teacher import CachedTeacher, open_cached_teacher
+from kd_megatron.training.compile_ahead import compile_ahead
 from kd_megatron.training.phases import PhasePosition
 from kd_megatron.training.probe import FirstHead
 from kd_megatron.training.schedule import Branch
@@ -181,9 +182,11 @@ def prepare_run(
     encoder = TappedEncoder(student, objective.needs_student, whole=not study.training.stop_at_last_tap, execution=runs)
     module = StudentWithObjective(encoder, objective, ledger)
     num_parameters = sum(parameter.numel() for parameter in student.parameters())  # before ZeRO-3 partitions them
-    untrained = freeze_untrained(module.to(device), teacher, loader.batch(0, 2).to(device))
+    with ledger.uncharged():
+        untrained = freeze_untrained(module.to(device), teacher, loader.batch(0, 2).to(device))
     place.enter(untrained, 0 if teacher is None else teacher.num_parameters)
     engine = Engine(module, study.training, read_directly=module.student.read_directly())
+    compile_ahead(module, engine, kept, loader.batch(0, split(study.training, dist.world_size()).size), ledger)
     resumed = _resume(engine, ledger, study, start, place, branch)
     checkpoint.tidy(directory / CHECKPOINTS, 0 if start is None or _leaves(start, branch) else ledger.steps)
     metrics = MetricsWriter(directory, resumed.get("metrics_rows", 0), study.training.tensorboard)
@@ -222,7 +225,7 @@ def special_ids(loader: Loader) -> dict[str, int]:
 
 def execution(study: StudyRecipe) -> Execution:
     """How the layers of student and teacher run."""
-    return Execution(study.training.attention, study.training.compile)
+    return Execution(study.training.attention, study.training.is_compiled)
 
 
 def _teacher(

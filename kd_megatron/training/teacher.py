@@ -38,6 +38,10 @@ class Teacher:
         taps: Taps = self.run(self.encoder, batch, inputs)
         return replace(taps, logits=self._whole(taps.logits), all_logits=self._whole(taps.all_logits))
 
+    def rehearse(self, batch: Batch, inputs: str) -> Taps:
+        """What a call returns, with all that a call may run, for a batch that nobody trains on."""
+        return self(batch, inputs)
+
     def run(self, compute: Callable[..., Any], *inputs: Any) -> Any:
         """``compute(*inputs)``, which calls modules of the teacher, with their weights at hand."""
         return compute(*inputs) if self.pieces is None else self.pieces.run(compute, *inputs)
