@@ -38,6 +38,15 @@ class Batch:
         """The batch in page-locked memory, from which a GPU copies while the host goes on."""
         return self._each(lambda tensor: tensor.pin_memory())
 
+    def kept_for(self, stream: torch.Stream) -> Self:
+        """The same, its memory not given to others before ``stream`` has passed what it is asked to do by then."""
+
+        def keep(tensor: Any) -> Any:
+            tensor.record_stream(stream)
+            return tensor
+
+        return self._each(keep)
+
     def at(self, rows: Tensor) -> Self:
         """Those of its samples."""
         return self._each(lambda tensor: tensor[rows])

@@ -2,18 +2,21 @@
 
 ``rows-NNNNN.bin`` hold the rows, at places that follow from their numbers; ``index.bin`` holds four bytes for each row:
 0 while it is absent, else the CRC-32 of its bytes, written after them. A row torn by ``kill -9``, a power failure or a
-flipped bit does not fit its checksum and is absent: the teacher is asked again. Nothing is ever read or written through
-a memory map, where a full disk or a shortened file would end the process.
+flipped bit does not fit its checksum and is absent: the teacher is asked again. A process checks a row when it first
+reads it: a checksum may take longer than the disk, and what came back whole once is not torn any more. Nothing is ever
+read or written through a memory map, where a full disk or a shortened file would end the process.
 
 Several processes may share a store (one file system): they open the same files and write rows of their own.
 """
 
+import functools
 import json
 import os
 import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +26,11 @@ from torch import Tensor
 
 from kd_megatron.errors import disk_full_is_clear
 from kd_megatron.files.records import write_json
+from kd_megatron.machine.threads import usable_cores
 
 INDEX, FILL_COST = "index.bin", "fill_cost.json"
 FILE_BYTES = 256 * 2**20
-NUM_READERS = 4  # threads: reading and checking run outside Python's lock
+FEWEST_READERS, MOST_READERS = 4, 16  # threads: reading and checking run outside Python's lock
 Index = NDArray[np.int64]
 
 
@@ -36,11 +40,31 @@ class FillCost:
 
     seconds: float
     rows: int
+    teacher_seconds: float = 0.0  # of these, the teacher's own, without what it took to keep the rows
+    teacher_rows: int = 0  # of these, those of which that is known
 
     @property
     def seconds_per_row(self) -> float:
         """The mean."""
         return self.seconds / self.rows
+
+    @property
+    def teacher_seconds_per_row(self) -> float | None:
+        """The mean of the teacher alone; None where nobody measured it."""
+        return self.teacher_seconds / self.teacher_rows if self.teacher_rows else None
+
+
+@dataclass
+class ReadRate:
+    """How fast rows were read since the store was opened: wall-clock seconds of this process."""
+
+    seconds: float = 0.0
+    rows: int = 0
+
+    @property
+    def seconds_per_row(self) -> float | None:
+        """The mean; None before the first row."""
+        return self.seconds / self.rows if self.rows else None
 
 
 class Store:
@@ -57,23 +81,45 @@ class Store:
         self.fill_cost = _read_fill_cost(directory / FILL_COST)
         self._files: dict[str, int] = {}
         self._opening = threading.Lock()
-        self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="teacher_cache")
+        self.read_rate = ReadRate()
+        self._num_readers = min(MOST_READERS, max(FEWEST_READERS, usable_cores() // _processes_here()))
+        self._readers = ThreadPoolExecutor(self._num_readers, thread_name_prefix="teacher_cache")
 
-    def read(self, rows: Index) -> tuple[Tensor, NDArray[np.bool_]]:
-        """The bytes of ``rows`` ([B]): ([B, row_bytes] uint8, [B] whether each is there); others hold no meaning."""
+    @functools.cached_property
+    def _is_checked(self) -> NDArray[np.bool_]:
+        """[num_rows]: those that this process read whole, and did not write since."""
+        return np.zeros(self.num_rows, np.bool_)
+
+    def read(self, rows: Index, check_again: bool = False) -> tuple[Tensor, NDArray[np.bool_]]:
+        """The bytes of ``rows`` ([B]): ([B, row_bytes] uint8, [B] whether each is there); others hold no meaning.
+
+        Args:
+            rows: their numbers.
+            check_again: compare checksums also of rows that this process has read before.
+        """
+        start = time.perf_counter()
+        if check_again:
+            self._is_checked[rows] = False
         shape, pinned = (len(rows), self.row_bytes), torch.cuda.is_available()
         buffer = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
         data = buffer.numpy()
-        parts = [part for part in np.array_split(np.arange(len(rows)), NUM_READERS) if part.size]
+        parts = [part for part in np.array_split(np.arange(len(rows)), self._num_readers) if part.size]
         present = self._readers.map(lambda part: [self._read_row(int(rows[i]), data[i]) for i in part], parts)
-        return buffer, np.array([there for part in present for there in part], np.bool_)
+        found = np.array([there for part in present for there in part], np.bool_)
+        self.read_rate.seconds += time.perf_counter() - start
+        self.read_rate.rows += int(np.count_nonzero(found))
+        return buffer, found
 
     def _read_row(self, row: int, into: NDArray[np.uint8]) -> bool:
         recorded = int.from_bytes(os.pread(self._open(INDEX), 4, 4 * row), "little")
         if recorded == 0:
             return False
         file, offset = self._place(row)
-        return os.preadv(file, [into.data], offset) == self.row_bytes and checksum(row, into) == recorded
+        if os.preadv(file, [into.data], offset) != self.row_bytes:
+            return False
+        if not self._is_checked[row]:
+            self._is_checked[row] = checksum(row, into) == recorded
+        return bool(self._is_checked[row])
 
     def write(self, rows: Index, data: Tensor) -> None:
         """Keep ``data`` [B, row_bytes] uint8, on the CPU, as ``rows`` ([B]).
@@ -84,19 +130,26 @@ class Store:
         with disk_full_is_clear(self.directory):
             for row, content in zip(rows.tolist(), data.numpy(), strict=True):
                 file, offset = self._place(row)
+                self._is_checked[row] = False
                 _write_all(file, content.data, offset)
                 _write_all(self._open(INDEX), memoryview(checksum(row, content).to_bytes(4, "little")), 4 * row)
 
-    def add_fill_cost(self, seconds: float, num_rows: int) -> None:
-        """Record that ``num_rows`` rows took ``seconds``."""
+    def add_fill_cost(self, seconds: float, num_rows: int, teacher_seconds: float | None = None) -> None:
+        """Record that ``num_rows`` rows took ``seconds``, ``teacher_seconds`` of them the teacher's own."""
         before = self.fill_cost or FillCost(0.0, 0)
-        self.fill_cost = FillCost(before.seconds + seconds, before.rows + num_rows)
+        of_teacher = (0.0, 0) if teacher_seconds is None else (teacher_seconds, num_rows)
+        self.fill_cost = FillCost(
+            before.seconds + seconds,
+            before.rows + num_rows,
+            before.teacher_seconds + of_teacher[0],
+            before.teacher_rows + of_teacher[1],
+        )
 
     def write_fill_cost(self) -> None:
         """Write what `add_fill_cost` recorded, all or nothing. One process does, for all."""
         if self.fill_cost is not None:
             with disk_full_is_clear(self.directory):
-                write_json(self.directory / FILL_COST, {"seconds": self.fill_cost.seconds, "rows": self.fill_cost.rows})
+                write_json(self.directory / FILL_COST, asdict(self.fill_cost))
 
     def checksums(self) -> NDArray[np.uint32]:
         """Of rows 0, 1, ... as far as the index goes: 0 where one is absent; others may yet be torn (`verify`)."""
@@ -113,7 +166,7 @@ class Store:
         rows = np.flatnonzero(self.checksums())
         batch = max(1, 2**26 // self.row_bytes)
         parts = [rows[first : first + batch] for first in range(0, len(rows), batch)]
-        return [int(row) for part in parts for row in part[~self.read(part)[1]]]
+        return [int(row) for part in parts for row in part[~self.read(part, check_again=True)[1]]]
 
     def disk_bytes(self) -> int:
         """What the files take on the disk: rows that are absent take no room."""
@@ -145,6 +198,11 @@ def checksum(row: int, content: NDArray[np.uint8]) -> int:
     return zlib.crc32(content.data, row & 0xFFFFFFFF) or 1
 
 
+def _processes_here() -> int:
+    """How many processes of this job share the node: as torchrun says it, or deepspeed's launcher; 1 without one."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+
+
 def _write_all(file: int, content: memoryview, offset: int) -> None:
     """`os.pwrite` may write a part and say so; on a full disk the next call raises."""
     while content:
@@ -156,7 +214,8 @@ def _read_fill_cost(path: Path) -> FillCost | None:
     """None where nothing is recorded, or what is there cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        cost = FillCost(float(found["seconds"]), int(found["rows"]))
+        of_teacher = float(found.get("teacher_seconds", 0.0)), int(found.get("teacher_rows", 0))
+        cost = FillCost(float(found["seconds"]), int(found["rows"]), *of_teacher)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return cost if cost.rows > 0 else None

@@ -5,6 +5,7 @@ runs on the whole micro-batch, so that shapes stay what they were compiled for, 
 that the killed one would have made. The loss always sees a row as it is stored, whether read or just written.
 """
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kd_megatron.console.logs import say
 from kd_megatron.data.loader import Loader
 from kd_megatron.files.manifest import weights_hash
 from kd_megatron.kernels.vocab_kl.top_logits import top_logits_of_head
@@ -29,6 +31,7 @@ from kd_megatron.teacher_cache.opening import GIB, OpenStore, identity_of
 from kd_megatron.tensors import Batch, Relation, Taps, TopLogits
 from kd_megatron.training.teacher import Teacher
 
+ROWS_TO_JUDGE = 2048  # read, before reading is called slow
 OTHERS = "teacher_for_others"  # the ledger's account of filling beyond this run's share
 
 
@@ -44,6 +47,10 @@ class KeptRows:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same with the bytes on ``device``."""
         return replace(self, data=self.data.to(device, non_blocking=non_blocking))
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """As of a tensor: the bytes are used on ``stream`` too."""
+        self.data.record_stream(stream)
 
     def pin_memory(self) -> Self:
         """The same with the bytes in page-locked memory."""
@@ -83,12 +90,14 @@ class CachedTeacher(Teacher):
         self._loader, self._ledger, self._num_students = loader, ledger, num_students
         self._layers = layers_of(teacher.encoder.model.base_model)
         self._num_read = self._num_filled = 0  # rows
+        self._has_warned = False
 
     def look_up(self, batch: Batch) -> LookedUp:
         """The batch, on the CPU, with what the store has of it."""
         samples = batch.sample_ids.cpu().numpy()
         rows, first_visits = self._loader.pool_rows(samples), int(self._loader.first_visits(samples).sum())
         data, present = self._read(rows)
+        self._warn_of_slow_reading()
         return LookedUp(**vars(batch), kept=KeptRows(data, rows, present, first_visits))
 
     @torch.no_grad()
@@ -123,6 +132,18 @@ class CachedTeacher(Teacher):
         data, present = self.store.read(rows)
         return data, present & (self.store.fill_cost is not None)
 
+    def _warn_of_slow_reading(self) -> None:
+        """Say so, once, where a row takes longer to read than to make: the cache then costs time."""
+        reading, filling = self.store.read_rate, self.store.fill_cost
+        read, made = reading.seconds_per_row, filling.teacher_seconds_per_row if filling else None
+        if self._has_warned or reading.rows < ROWS_TO_JUDGE or read is None or made is None or read <= made:
+            return
+        self._has_warned = True
+        say(
+            f"the teacher cache {self.store.directory} is slower than the teacher: {1000 * read:.3g} ms to read a "
+            f"window, {1000 * made:.3g} ms to make it; put teacher.cache.path on a faster disk, or remove teacher.cache"
+        )
+
     def _look_again(self, kept: KeptRows) -> KeptRows:
         """Batches are looked up ahead: the step between may have written a row (a window met again after an epoch)."""
         absent = np.flatnonzero(~kept.present)
@@ -142,7 +163,11 @@ class CachedTeacher(Teacher):
                 torch.cuda.synchronize(batch.input_ids.device)
         before = self._ledger.seconds(OTHERS)
         with self._ledger.clock(OTHERS):
+            start = time.perf_counter()
             taps = self._filler(batch, inputs)
+            if batch.input_ids.is_cuda:
+                torch.cuda.synchronize(batch.input_ids.device)
+            teacher_seconds = time.perf_counter() - start
             made = self.contents.encode(taps.hidden, self._top_logits(taps))
             absent = np.flatnonzero(~kept.present)
             places = torch.from_numpy(absent).to(made.device)
@@ -152,7 +177,7 @@ class CachedTeacher(Teacher):
         share = seconds * kept.first_visits / num_rows / self._num_students
         self._ledger.charge_seconds("teacher", share)
         self._ledger.charge_seconds(OTHERS, -share)
-        self.store.add_fill_cost(seconds, num_rows)
+        self.store.add_fill_cost(seconds, num_rows, teacher_seconds)
         if dist.is_main():
             self.store.write_fill_cost()
         self._num_filled += len(absent)
@@ -194,6 +219,8 @@ class CachedTeacher(Teacher):
             "gib_on_disk": self.store.disk_bytes() / GIB,
             "rows_filled": int(counts[0]),
             "rows_read": int(counts[1]),
+            "seconds_to_read_a_row": self.store.read_rate.seconds_per_row,
+            "seconds_to_make_a_row": self.store.fill_cost.teacher_seconds_per_row if self.store.fill_cost else None,
             "num_students": self._num_students,
             "mask_seed": self._loader.window_identity["mask_seed"],
         }

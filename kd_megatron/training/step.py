@@ -20,6 +20,7 @@ from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.objectives.base import Objective
 from kd_megatron.ranks import dist
 from kd_megatron.tensors import Batch, Taps
+from kd_megatron.training.side_copy import SideCopy
 from kd_megatron.training.teacher import Teacher
 
 
@@ -135,6 +136,7 @@ class Step:
     def __init__(self, engine: Engine, objective: Objective, teacher: Teacher | None, ledger: Ledger) -> None:
         self.engine, self.objective, self.teacher, self.ledger = engine, objective, teacher, ledger
         self.watch = Watch(list(objective.weights), engine.device, engine.recipe.gradient_clipping)
+        self._bring = SideCopy(engine.device)
         self.checks_every_step = engine.device.type == "cpu"  # where looking costs nothing
 
     def run(self, batches: Sequence[Batch], learning_rate: float, stop: bool) -> bool:
@@ -150,7 +152,7 @@ class Step:
         sums = torch.zeros_like(self.watch.sums)
         for index, batch in enumerate(batches):
             with self.ledger.clock("data_wait"):
-                here = batch.to(self.engine.device)
+                here = self._bring(batch)
             sums += self._micro_batch(here, counts)
             if index == 0:
                 first = here.sample_ids[0]

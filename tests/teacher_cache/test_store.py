@@ -13,7 +13,7 @@ import torch
 from kd_megatron.errors import OutputError
 from kd_megatron.teacher_cache.contents import Contents
 from kd_megatron.teacher_cache.opening import IDENTITY, OpenStore, identity_of
-from kd_megatron.teacher_cache.store import INDEX, Store
+from kd_megatron.teacher_cache.store import FILL_COST, INDEX, Store
 from kd_megatron.tensors import ModelShape, Needs
 
 ROWS, BYTES = 50, 1000
@@ -69,6 +69,42 @@ def test_a_flipped_bit_makes_a_row_absent_and_no_other(store: Store, tmp_path: P
     assert store.verify() == [3]
     store.write(np.array([3]), content([3]))
     assert store.verify() == []
+
+
+def test_a_row_is_checked_when_it_is_first_read_and_when_it_was_written_since(store: Store, tmp_path: Path) -> None:
+    store.write(np.arange(8), content(list(range(8))))
+    assert read(store, list(range(8)))[1] == [True] * 8
+    path = tmp_path / "rows-00000.bin"
+    damaged = bytearray(path.read_bytes())
+    damaged[3 * BYTES] ^= 4
+    path.write_bytes(damaged)
+    assert read(store, list(range(8)))[1] == [True] * 8
+    assert store.verify() == [3]  # compares all again
+    assert read(store, list(range(8)))[1] == [True] * 3 + [False] + [True] * 4
+    store.write(np.array([4]), content([4]))
+    damaged = bytearray(path.read_bytes())
+    damaged[4 * BYTES] ^= 4
+    path.write_bytes(damaged)
+    assert read(store, [4])[1] == [False]
+    assert store.read_rate.rows == 8 + 8 + 7 + 7
+    assert store.read_rate.seconds_per_row is not None
+
+
+def test_what_the_teacher_alone_took_is_kept_beside_the_cost(store: Store, tmp_path: Path) -> None:
+    store.add_fill_cost(2.0, 4)
+    assert store.fill_cost is not None
+    assert store.fill_cost.teacher_seconds_per_row is None
+    store.add_fill_cost(2.0, 4, teacher_seconds=1.0)
+    store.write_fill_cost()
+    again = Store(tmp_path, BYTES, ROWS)
+    assert again.fill_cost == store.fill_cost
+    assert (store.fill_cost.seconds_per_row, store.fill_cost.teacher_seconds_per_row) == (0.5, 0.25)
+    again.close()
+    (tmp_path / FILL_COST).write_text('{"seconds": 3.0, "rows": 6}')  # as earlier versions wrote it
+    earlier = Store(tmp_path, BYTES, ROWS)
+    assert earlier.fill_cost is not None
+    assert (earlier.fill_cost.seconds_per_row, earlier.fill_cost.teacher_seconds_per_row) == (0.5, None)
+    earlier.close()
 
 
 def test_a_row_in_anothers_place_is_absent(store: Store, tmp_path: Path) -> None:

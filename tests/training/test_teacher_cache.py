@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tolerances import CACHE_BF16_RELATIVE, CACHE_TOP_ALL_RELATIVE, PARITY_FLOAT
 from kd_megatron.errors import OutputError, RecipeError
 from kd_megatron.planner.plan import plan
 from kd_megatron.recipe import StudyRecipe, config
+from kd_megatron.training import cached_teacher
 from kd_megatron.training.cached_teacher import CachedTeacher
 from kd_megatron.training.setup import prepare_run
 
@@ -153,6 +155,26 @@ def test_a_larger_pool_goes_on_with_the_rows_of_a_smaller_one(student: Callable[
     large.learn(POOL // 8)
     facts = large.close()
     assert (facts["rows_filled"], facts["rows_read"]) == (POOL - 24, 24)
+
+
+def test_reading_that_is_slower_than_the_teacher_is_said_once(
+    student: Callable[..., Student], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(cached_teacher, "say", said.append)
+    monkeypatch.setattr(cached_teacher, "ROWS_TO_JUDGE", 1)
+    learner = student()
+    learner.learn(NUM_STEPS)
+    store, said_before = learner.teacher.store, len(said)
+    assert store.fill_cost is not None
+    assert 0.0 < store.fill_cost.teacher_seconds < store.fill_cost.seconds
+    for made, expected in ((1e9, 0), (1e-9, 1), (1e-9, 1)):
+        learner.teacher._has_warned = learner.teacher._has_warned and made < 1.0
+        store.fill_cost = replace(store.fill_cost, teacher_seconds=made * store.fill_cost.teacher_rows)
+        learner.teacher.look_up(learner.run.loader.batch(0, 4))
+        assert len(said) == expected + said_before
+    assert "is slower than the teacher" in said[-1]
+    learner.close()
 
 
 def test_a_flipped_bit_is_found_and_its_row_made_again(student: Callable[..., Student], tmp_path: Path) -> None:
