@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can tell, in one call of at most ten minutes, without a network: the kernels on a machine
-# that has nothing but Python, torch, triton and numpy; whole training steps where more is installed, or carried along in
-# benchmarks/wheels (gpu_wheels.sh), or in the directory KD_WHEELS.
+# Everything that only a GPU can tell, without a network, best in two calls of nine minutes:
+#   benchmarks/gpu_check.sh --only kernels --output kernels
+#   benchmarks/gpu_check.sh --only steps --output steps
+# The kernels need nothing but Python, torch, triton and numpy, and a C compiler with Python's headers, as Triton does;
+# whole training steps what is installed, or carried along in benchmarks/wheels (gpu_wheels.sh), or in the directory
+# KD_WHEELS. A copy without .git is to be given KD_COMMIT, what `git rev-parse HEAD` says.
 #   benchmarks/gpu_check.sh [--output DIRECTORY] [--minutes M] [--only kernels|steps] [--dry-run]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

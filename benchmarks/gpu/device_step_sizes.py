@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.steps.levers import WHOLE, WHOLE_LEVERS, Levers, carried_out
 from benchmarks.steps.made_up_inputs import MADE_UP
 from benchmarks.steps.variants import Variant
+from kd_megatron.engine.flops import SequenceCost
 from kd_megatron.recipe import StudyRecipe, config
 from kd_megatron.study.effective import run_recipe
 
@@ -29,9 +30,10 @@ MAIN_LEVERS = (WHOLE, COMPILED, FP8, CACHED)
 
 # Relative differences of a loss term to that of whole models in each of the first steps. In bfloat16 at width 768 they
 # were 1e-4 at most, 3e-3 with an FP8 teacher of four layers, 4e-3 where a cached teacher has another gradient
-# (vanilla_kd).
+# (vanilla_kd). What float8 may cost is another question: a loss of nearly nothing, as of a teacher with random weights,
+# differs by a large part of itself. It is said, and the lever is timed all the same.
 ALLOWED = 0.02
-ALLOWED_FP8 = 0.05
+EXPECTED_FP8 = 0.05
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class StepSizes:
     num_checked_steps: int
     num_rounds: int
     steps_per_round: int  # without a wait between them, as in training
+    profiled: Sequence[str] = ("scratch", "minilm")  # arms whose kernels are listed, where they are compiled
 
 
 def encoder(width: int, num_layers: int, num_heads: int) -> dict[str, int]:
@@ -97,19 +100,29 @@ DRY_RUN = StepSizes(
 
 @dataclass(frozen=True)
 class Target:
-    """The least that an arm is to reach on an H200: tokens per second relative to scratch, or scratch's MFU."""
+    """The least that is to be reached: scratch's MFU on an H200, or a share of what an arm's FLOPs allow."""
 
     lever: str
-    figure: str  # "ratio" or "mfu"
-    least: float
+    figure: str  # "ratio": tokens per second relative to scratch; or "mfu"
+    least: float  # of a ratio: the share of its `flop_bound`
 
 
 TARGETS = (
     Target(COMPILED, "mfu", 0.45),
-    Target(COMPILED, "ratio", 0.79),
-    Target(FP8, "ratio", 0.88),
-    Target(CACHED, "ratio", 1.0),
+    Target(COMPILED, "ratio", 0.95),
+    Target(FP8, "ratio", 0.9),
+    Target(CACHED, "ratio", 0.9),
 )
+FP8_TEACHER_SPEED = 1.5  # of a teacher's products in float8, with what is around them, relative to bf16
+
+
+def flop_bound(scratch: SequenceCost, arm: SequenceCost, lever: str) -> float:
+    """The arm's tokens per second relative to scratch where both do as many FLOPs a second: no code can do better.
+
+    An FP8 teacher's FLOPs count as fewer by `FP8_TEACHER_SPEED`; of a cached teacher those of later visits count.
+    """
+    teacher = arm.teacher_again / (FP8_TEACHER_SPEED if LEVERS[lever].fp8_teacher else 1.0)
+    return scratch.student / (arm.student + teacher)
 
 
 def recipe(place: StepSetting, precision: str) -> StudyRecipe:

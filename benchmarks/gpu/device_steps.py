@@ -49,6 +49,8 @@ def _measure(sizes: StepSizes, place: StepSetting, report: Report, end: float) -
     ):
         now = time.perf_counter()
         steps.build(now + TIME_TO_BUILD * (end - now))
+        if place.has_targets:
+            steps.profile()
         steps.time(end)
     torch.compiler.reset()
     free_memory()

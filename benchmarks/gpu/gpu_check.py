@@ -24,7 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     output = os.environ.get("OUT", "benchmarks/results")
     parser.add_argument("--output", type=Path, default=Path(output), help=f"directory to write to (now: {output})")
-    parser.add_argument("--minutes", type=float, default=8.5, help="the time for all of it (default: 8.5)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="the time for all of it (default: 9)")
     parser.add_argument("--only", choices=("kernels", "steps"), help="one half, with all the time for it")
     parser.add_argument("--dry-run", action="store_true", help="small, on a CPU, in Triton's interpreter")
     parser.add_argument("--has-packages", action="store_true", help="run nothing; exit code 0 if whole steps can run")

@@ -19,6 +19,15 @@ Item = TypeVar("Item")
 PACKAGES = ("torch", "triton", "numpy", "deepspeed", "transformers", "megatron-core")
 
 
+EXPLAINED = {
+    "check": "each line: a kernel, its backend, and its worst tensor against float64; over the allowed error it is red",
+    "speed": "forward and backward in bf16; speed is eager's time over the row's, 'x bound' its time over the least "
+    "that an H200 needs for products, exponentials and bytes",
+    "long": "length 8192: right, and twice the memory of half the length, not four times",
+    "tune": "the fastest block sizes of each Triton kernel; kd_megatron/kernels/*/triton.py has those that are shipped",
+}
+
+
 class Report:
     """Everything that one run finds, and the time it has.
 
@@ -41,11 +50,15 @@ class Report:
         self.facts = facts.facts(PACKAGES)
         versions = ", ".join(f"{name} {version}" for name, version in self.facts["versions"].items())
         self.say(f"{self.facts['hardware']['device']}; {versions}; commit {self.facts['commit'][:12]}")
+        if self.facts["commit"] == facts.NO_COMMIT:
+            self.say("no commit is known: set KD_COMMIT to what 'git rev-parse HEAD' says where the copy was made")
 
     def run(self, parts: Mapping[str, Callable[[], object]]) -> None:
         """Each part in turn, and what it found on the disk before the next begins."""
         for name, part in parts.items():
             self.say(f"\n== {name} ==")
+            if name in EXPLAINED:
+                self.say(f"   {EXPLAINED[name]}")
             part()
             self.write()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+NO_COMMIT = "not a git checkout"
 CODE = ("kd_megatron", "data_prep", "ds_configs")  # of this repository: what numbers depend on
 
 
@@ -35,7 +36,7 @@ def facts(packages: Iterable[str]) -> dict[str, Any]:
 @functools.cache
 def commit() -> str:
     """The checkout's commit when this process first asked; an image's; or a note that there is none."""
-    return _git("rev-parse", "HEAD") or os.environ.get("KD_COMMIT") or "not a git checkout"
+    return _git("rev-parse", "HEAD") or os.environ.get("KD_COMMIT") or NO_COMMIT
 
 
 @functools.cache

@@ -20,9 +20,10 @@ import torch
 from benchmarks.gpu.device_check import DeviceCheck
 from benchmarks.gpu.device_sizes import DRY_RUN, GPU
 from benchmarks.gpu.report import Report
-from benchmarks.kernels.attention_cases import ScoreMse
-from benchmarks.kernels.vocab_cases import VocabCrossEntropy
+from benchmarks.kernels.attention_cases import RelationKl, ScoreMse
+from benchmarks.kernels.vocab_cases import VocabCrossEntropy, VocabKl, VocabTopkKl
 from kd_megatron.kernels import score_mse
+from kd_megatron.machine import facts
 
 ROOT = Path(__file__).resolve().parents[2]
 SCORES, VOCABULARY = ScoreMse(2, 6, (1, 8), (1, 8)), VocabCrossEntropy(6, 11, 4)
@@ -162,4 +163,22 @@ def test_the_run_on_a_gpu_covers_what_the_dry_run_does():
         assert {type(case) for case in getattr(DRY_RUN, part)} <= {type(case) for case in getattr(GPU, part)}
     assert {case.length for pair in GPU.long for case in pair} == {4096, 8192}
     lengths = {case.length for case in GPU.checked if isinstance(case, ScoreMse)}
-    assert {1, 16, 33, 127, 128, 200} <= lengths
+    assert {1, 128, 130, 200, 512} <= lengths
+
+
+def test_what_matters_most_comes_first_and_few_variants_are_compiled():
+    for cases in (GPU.checked, GPU.timed):
+        first = next(place for place, case in enumerate(cases) if isinstance(case, RelationKl))
+        assert {type(case) for case in cases[:first]} == {VocabKl, VocabTopkKl, VocabCrossEntropy}
+    of_the_recipes = "L128 R48 d16 x3"
+    assert of_the_recipes in next(case.shape for case in GPU.checked if isinstance(case, RelationKl))
+    assert of_the_recipes in next(case.shape for case in GPU.timed if isinstance(case, RelationKl))
+    assert of_the_recipes in GPU.tuned[0].shape
+    assert sum(isinstance(case, RelationKl | ScoreMse) for case in GPU.checked) <= 16
+
+
+def test_a_copy_without_git_asks_for_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for known, times in ((facts.NO_COMMIT, 1), ("abc", 0)):
+        monkeypatch.setattr(facts, "commit", lambda known=known: known)
+        Report(tmp_path, minutes=0.0).finish()
+        assert (tmp_path / "gpu_check.txt").read_text().count("set KD_COMMIT") == times
