@@ -7,7 +7,7 @@ Shapes: B batch, L length, D hidden size, H attention heads, d head size.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -75,6 +75,17 @@ def project(layer: Any, states: Tensor, relation: Relation) -> Tensor:
     return projected.unflatten(-1, (attention.num_attention_heads, attention.attention_head_size))
 
 
+def project_each(layer: Any, states: Tensor, relations: Sequence[Relation]) -> tuple[Tensor, ...]:
+    """`project` for each of ``relations``; what the modules do to their input first is done once for all of them."""
+    attention = layer.attention.self
+    modules = [getattr(attention, _MODULES[relation]) for relation in relations]
+    if modules and all(hasattr(module, "of_quantised") for module in modules):  # in float8
+        quantised = modules[0].quantised(states)
+        shape = (attention.num_attention_heads, attention.attention_head_size)
+        return tuple(module.of_quantised(*quantised).unflatten(-1, shape) for module in modules)
+    return tuple(project(layer, states, relation) for relation in relations)
+
+
 def run_layer(layer: Any, states: Tensor, mask: Tensor | None, attend: Attention) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The whole layer: (its output [B, L, D], (queries, keys, values), each [B, L, H, d]).
 
@@ -83,7 +94,7 @@ def run_layer(layer: Any, states: Tensor, mask: Tensor | None, attend: Attention
         states: its input, [B, L, D].
         mask: [B, 1, 1, L] bool, False at padding; None where there is none.
     """
-    queries, keys, values = (project(layer, states, relation) for relation in RELATIONS)
+    queries, keys, values = project_each(layer, states, RELATIONS)
     dropout = layer.attention.self.dropout.p if layer.training else 0.0
     context = attend(queries, keys, values, mask, dropout)
     attended = layer.attention.output(context.flatten(2), states)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from kd_megatron.errors import ModelError
-from kd_megatron.models.layers import attention, layers_of, project, run_layer, sdpa
+from kd_megatron.models.layers import attention, layers_of, project_each, run_layer, sdpa
 from kd_megatron.tensors import RELATIONS, Batch, FactoredLogits, Needs, Relation, Taps
 
 HEADS = {
@@ -124,7 +124,8 @@ class TappedEncoder(nn.Module):
             taps.hidden[0] = states
         for number, layer in enumerate(layers, start=1):
             if number > num_whole:
-                self._keep(taps, number, {name: project(layer, states, name) for name in needs.relations(number)})
+                wanted = needs.relations(number)
+                self._keep(taps, number, dict(zip(wanted, project_each(layer, states, wanted), strict=True)))
                 break
             # Layers above the highest that a loss reaches whole have no backward pass to be run again in.
             is_run_again = self.execution.recompute and number <= num_reached and torch.is_grad_enabled()

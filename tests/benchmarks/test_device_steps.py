@@ -104,7 +104,7 @@ def test_targets_stand_beside_the_figures(dry_run: tuple[int, dict, Path]):
 
 
 def test_a_target_is_a_share_of_what_the_arms_flops_allow():
-    """The bounds of the recipes' models at length 128, by hand count, in bf16 and with the teacher 1.5 times as fast."""
+    """The bounds of the recipes' models at length 128, by hand count: in bf16, and an FP8 teacher 1.5 times as fast."""
     study = recipe(GPU.places[0], "bf16")
     costs = {arm: arm_cost(study, arm, 30522) for arm in ARMS}
     sequences = {

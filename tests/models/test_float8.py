@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from tolerances import FLOAT8_PRODUCT_RELATIVE
 from kd_megatron.errors import ModelError
 from kd_megatron.models import float8
 from kd_megatron.models.build import load_teacher
-from kd_megatron.tensors import Batch, Needs
+from kd_megatron.models.layers import project, project_each
+from kd_megatron.tensors import RELATIONS, Batch, Needs
 from kd_megatron.training.run import pretrain
 
 CPU = torch.device("cpu")
@@ -54,11 +56,55 @@ def test_zeros_stay_zeros() -> None:
 
 def test_a_converted_teacher_is_close_and_all_its_layers_are_float8(teacher_path: str) -> None:
     teacher = load_teacher(teacher_path, torch.bfloat16, NEEDS, CPU)
-    error = float8.convert(teacher, batch())
-    assert 0.0 < error < float8.LARGEST_ERROR
+    errors = float8.convert(teacher, batch())
+    assert 0.0 < errors.largest < float8.LARGEST_ERROR
+    assert errors.is_fast
+    assert "fast it is" in errors.in_words
     kinds = [type(module) for layer in teacher.model.base_model.encoder.layer for module in layer.modules()]
     assert kinds.count(float8.Float8Linear) == 4 * 6
     assert torch.nn.Linear not in kinds
+
+
+def test_fast_accumulation_is_left_where_it_costs(teacher_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU sums alike either way: a fast sum of fewer bits is planted."""
+    true = torch.nn.functional.scaled_mm
+    asked: list[bool] = []
+
+    def planted(*arguments: Any, use_fast_accum: bool, **options: Any) -> torch.Tensor:
+        asked.append(use_fast_accum)
+        return true(*arguments, **options) * (1.05 if use_fast_accum else 1.0)
+
+    monkeypatch.setattr(float8, "scaled_mm", planted)
+    teacher = load_teacher(teacher_path, torch.bfloat16, NEEDS, CPU)
+    errors = float8.convert(teacher, batch())
+    assert errors.fast > errors.exact + float8.LARGEST_COST_OF_SPEED
+    assert not errors.is_fast
+    assert "float32 it is" in errors.in_words
+    assert set(asked) == {False, True}
+    asked.clear()
+    teacher(batch())
+    assert set(asked) == {False}
+
+
+def test_queries_keys_and_values_share_one_rounding_of_their_input(
+    teacher_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = load_teacher(teacher_path, torch.bfloat16, NEEDS, CPU)
+    float8.convert(teacher, batch())
+    true, calls = float8.quantise, []
+
+    def counted(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(rows)
+        return true(rows)
+
+    monkeypatch.setattr(float8, "quantise", counted)
+    taps = teacher(batch())
+    assert len(calls) == 4 * 4  # of each layer: one for the projections, one for each of its three other products
+    layer, states = teacher.model.base_model.encoder.layer[3], torch.randn(2, 16, 32).bfloat16()
+    together = project_each(layer, states, RELATIONS)
+    for relation, projected in zip(RELATIONS, together, strict=True):
+        assert torch.equal(projected, project(layer, states, relation))
+    assert taps.queries[4].shape == together[0].shape
 
 
 def test_a_teacher_too_uneven_for_float8_is_refused(teacher_path: str) -> None:
