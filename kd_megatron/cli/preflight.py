@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the facts; raises `EnvironmentFault` when the disk is nearly full or a package is missing."""
+    """Print the facts; raises `EnvironmentFault` when the disk is nearly full, or a package or compiler is missing."""
     import json
 
     from kd_megatron.launch import facts
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     facts.require_recipe(command)
     same = facts.same_everywhere(command)
     missing = [f"has no {package}" for package in facts.PACKAGES if same[package] == facts.ABSENT]
-    facts.refuse([f"this machine {line}" for line in [*facts.disk_problems(), *missing]])
+    facts.refuse([f"this machine {line}" for line in [*facts.problems(), *missing]])
     if args.json:
         print(json.dumps({"node": facts.node_name(), "same": same, "free_gib": round(facts.free_gib(), 1)}))
         return 0

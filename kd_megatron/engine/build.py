@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kd_megatron.engine import confine
 from kd_megatron.engine.batch_split import split
 from kd_megatron.engine.optimizer import MasterAdamW
+from kd_megatron.engine.reduction import OverlappedReduction
 from kd_megatron.errors import RecipeError, nearest
 from kd_megatron.ranks import dist
 from kd_megatron.recipe import TrainingRecipe
@@ -74,6 +75,8 @@ def _deepspeed_config(recipe: TrainingRecipe, num_trained: int) -> dict[str, Any
         zero["compute_grad_norm"] = False
     if not _keeps_masters(recipe, zero):
         config["optimizer"] = {"type": "AdamW", "params": _adam_options(recipe) | {"torch_adam": True, "fused": True}}
+    if recipe.reduce_precision == "bf16":
+        config["communication_data_type"] = "bf16"
     config.update(
         train_batch_size=recipe.global_batch_size,
         train_micro_batch_size_per_gpu=batch.size,
@@ -142,11 +145,21 @@ class Engine:
         self._deepspeed_clips = _deepspeed_clips(config["zero_optimization"])
         self._adam = self.deepspeed.basic_optimizer
         self._trained = [parameter for group in groups for parameter in group["params"]]
+        self._reduction: OverlappedReduction | None = None
+        if self.zero_stage == 0 and dist.world_size() > 1:
+            self._reduction = self._overlap_reduction(module)
         if self.zero_stage == 3:
             for parameter in read_directly:
                 deepspeed.zero.register_external_parameter(module, parameter)
         if self._deepspeed_clips and hasattr(self.deepspeed.optimizer, "check_grad_overflow"):
             self.deepspeed.optimizer.check_grad_overflow = True  # for fp32, which has no such key
+
+    def _overlap_reduction(self, module: nn.Module) -> OverlappedReduction:
+        """Take the reduction of gradients from DeepSpeed, which begins it when the backward pass is over."""
+        self.deepspeed.enable_backward_allreduce = False
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        dtype = torch.bfloat16 if self.recipe.reduce_precision == "bf16" else torch.float32
+        return OverlappedReduction(trained, dtype, dist.world_size())
 
     @property
     def module(self) -> nn.Module:
@@ -172,7 +185,12 @@ class Engine:
 
         DeepSpeed averages over ranks; we own the normalisation, so the factor is taken back here.
         """
+        reduces = self._reduction is not None and self.deepspeed.is_gradient_accumulation_boundary()
+        if self._reduction is not None and reduces:
+            self._reduction.expect()
         self.deepspeed.backward(loss * dist.world_size(), scale_wrt_gas=False)
+        if self._reduction is not None and reduces:
+            self._reduction.finish()
 
     def end_micro_batch(self) -> None:
         """Tell DeepSpeed that a micro-batch other than the last one is done."""
@@ -252,6 +270,8 @@ class Engine:
 
     def close(self) -> None:
         """Free what DeepSpeed holds; an engine is not used after this."""
+        if self._reduction is not None:
+            self._reduction.close()
         self.deepspeed.destroy()
         confine.release(self.module)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from kd_megatron.errors import EnvironmentFault, KdError
 from kd_megatron.files.manifest import MANIFEST, read_manifest
 from kd_megatron.machine import facts as machine
+from kd_megatron.machine import toolchain
 from kd_megatron.recipe import config
 
 PACKAGES = ("torch", "deepspeed", "transformers", "megatron-core", "numpy")
@@ -105,6 +106,18 @@ def disk_problems() -> list[str]:
     except ValueError:
         return [f"was given KD_MIN_FREE_GIB={given}, which is no number"]
     return [f"has {free:.1f} GiB of free disk at {Path.cwd()}, less than {least:g}"] if free < least else []
+
+
+def compiler_problems() -> list[str]:
+    """A line where a GPU is, and what Triton compiles for each kernel cannot be compiled."""
+    if not toolchain.has_gpu() or (missing := toolchain.problem()) is None:
+        return []
+    return [f"has a GPU, but {missing}: Triton starts no kernel without it; to fix: {toolchain.FIX}"]
+
+
+def problems() -> list[str]:
+    """All that this node alone can say is wrong with it."""
+    return [*disk_problems(), *compiler_problems()]
 
 
 def differences(nodes: Mapping[str, Mapping[str, str]]) -> list[str]:

@@ -124,7 +124,7 @@ def compare_nodes(command: Sequence[str]) -> None:
         return
     own = None
     if os.environ["LOCAL_RANK"] == "0":
-        own = (facts.node_name(), {"same": facts.same_everywhere(command), "problems": facts.disk_problems()})
+        own = (facts.node_name(), {"same": facts.same_everywhere(command), "problems": facts.problems()})
     spoken = [answer for answer in dist.gather(own) if answer is not None]
     refuse_the_odd_ones(dict(spoken))
 
@@ -154,7 +154,7 @@ def answer(content: Any) -> None:
 
 def local_facts(rank: int, master: str, command: list[str]) -> tuple[dict[str, Any], list[socket.socket]]:
     """This node's facts, and the sockets on which it can be reached."""
-    problems, sockets = facts.disk_problems(), []
+    problems, sockets = facts.problems(), []
     said: dict[str, Any] = {"free_gib": facts.free_gib(), "interface": None, "address": None, "port": None}
     try:
         address, port = split_address(master)

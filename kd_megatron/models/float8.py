@@ -5,8 +5,9 @@ s_x s_y (x / s_x) . (y / s_y), both quotients rounded to float8 and the products
 norms and the MLM head stay bfloat16. On a CPU the same arithmetic runs slowly; tests use that.
 
 Hopper's tensor cores sum float8 products in fewer bits than float32 holds. ``fast`` accumulation leaves it at that;
-otherwise partial sums go to float32 registers on the way, which takes a good part of the gain (DeepSeek-V3 2024, arXiv
-2412.19437, section 3.3.2, on both). `convert` measures what each does to the taps and takes the fast one unless it costs.
+otherwise partial sums go to float32 registers on the way, which takes some of the gain (DeepSeek-V3 2024, arXiv
+2412.19437, section 3.3.2, on both). `convert` measures what each does to the taps, and takes the fast one unless it
+costs.
 """
 
 from dataclasses import dataclass

@@ -33,6 +33,8 @@ class TrainingRecipe(Strict):
     # student and teacher by torch.compile; auto: on GPUs at ZeRO stages 0 to 2, decided once for all arms
     compile: Annotated[bool | Literal["auto"], AT_RESUME] = "auto"
     activation_checkpointing: bool = False  # keep a student layer's input alone and run it again in the backward pass
+    # in which gradients are added over processes; bf16: half the traffic, and rounded
+    reduce_precision: Literal["fp32", "bf16"] = "fp32"
     ds_config: Annotated[PathPart, AT_RESUME] = "zero0"  # a file of ds_configs/
     log_every_steps: Annotated[Count, NO_WEIGHT, ACROSS] = 10
     checkpoint_every_steps: Annotated[Count, KEPT] = 200

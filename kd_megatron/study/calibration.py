@@ -5,6 +5,7 @@ step is measured first, in interleaved short runs of one process group, and an a
 for at its median speed. Only the charged accounts count, as in the budget itself.
 """
 
+import math
 import statistics
 import time
 from functools import partial
@@ -27,6 +28,10 @@ from kd_megatron.study.piece import Piece, teacher_path
 from kd_megatron.training.fingerprint import PACKAGES
 from kd_megatron.training.timed_run import TimedRun, built
 
+# On a GPU a step takes milliseconds, and the first ones of a turn run at other clocks: a turn has at least so many steps,
+# or takes so long.
+GPU_STEPS, GPU_SECONDS = 50, 5.0
+STEPS_TO_JUDGE = 5  # that say how long a step takes
 SAME_MACHINE = ("device", "num_threads_per_process", "num_processes")  # of ``hardware``: what speed hangs on
 
 
@@ -80,13 +85,15 @@ def measure(recipe: StudyRecipe, calibrate: CalibrateRecipe, teacher: str | None
         for number, (_, study) in enumerate(found)
     }
     with built(makers) as runs:
+        steps = {key: turn_steps(run, calibrate.steps) for key, run in runs.items()}
         for number in range(calibrate.rounds):
             for arm in list(phases)[:: -1 if number % 2 else 1]:  # no arm always follows the same one
-                shares = [(share, runs[arm, phase]) for phase, (share, _) in enumerate(phases[arm])]
+                keys = [(share, (arm, phase)) for phase, (share, _) in enumerate(phases[arm])]
                 # Over steps of which each share is taken at its own speed: seconds add up, speeds do not.
-                speeds[arm].append(1.0 / sum(share / _speed(run, calibrate.steps) for share, run in shares))
+                speeds[arm].append(1.0 / sum(share / _speed(runs[key], steps[key]) for share, key in keys))
         arms = {
             arm: {"tokens_per_second": _spread(speeds[arm]), "tokens_per_step": runs[arm, 0].num_tokens}
+            | {"steps_of_a_turn": max(steps[arm, phase] for phase in range(len(phases[arm])))}
             for arm in phases
         }
     facts = machine.facts(PACKAGES)
@@ -112,12 +119,21 @@ def _phases(recipe: StudyRecipe, arm: str) -> list[tuple[float, StudyRecipe]]:
 
 def _speed(timed: TimedRun, num_steps: int) -> float:
     """Tokens of all ranks per charged second of rank 0, over ``num_steps`` steps."""
+    timed.run.step.check()  # what came before is done
     before = timed.run.charged_seconds()
     for _ in range(num_steps):
         timed.step()
     timed.run.step.check()  # a GPU works behind the host: its seconds are whole once it was waited for
     seconds = dist.number_from_main(timed.run.charged_seconds() - before)
     return num_steps * timed.num_tokens / seconds
+
+
+def turn_steps(timed: TimedRun, asked: int) -> int:
+    """How many steps a turn has: those that the recipe asks for, on a GPU more where they would be over too soon."""
+    if timed.run.device.type != "cuda":
+        return asked
+    seconds_per_step = timed.num_tokens / _speed(timed, STEPS_TO_JUDGE)
+    return max(asked, min(GPU_STEPS, math.ceil(GPU_SECONDS / seconds_per_step)))
 
 
 def _spread(speeds: list[float]) -> dict[str, Any]:

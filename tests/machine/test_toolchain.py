@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kd_megatron.launch import facts
 from kd_megatron.machine import toolchain
 
 
@@ -35,3 +36,15 @@ def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert toolchain.problem() == "no C compiler (CC, gcc or clang)"
+
+
+def test_preflight_asks_where_a_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "problem", lambda: "no C compiler (CC, gcc or clang)")
+    monkeypatch.setattr(toolchain, "has_gpu", lambda: False)
+    assert facts.compiler_problems() == []
+    monkeypatch.setattr(toolchain, "has_gpu", lambda: True)
+    (line,) = facts.problems()
+    assert line.startswith("has a GPU, but no C compiler")
+    assert "apt install gcc libc6-dev python3.11-dev" in line
+    monkeypatch.setattr(toolchain, "problem", lambda: None)
+    assert facts.problems() == []

@@ -2,8 +2,10 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 from study_on_disk import ARMS, study_recipe
 from tiny_study import tiny_study, write_inputs
 
@@ -298,6 +300,16 @@ def test_arms_take_turns_and_every_other_round_goes_backwards(tmp_path, monkeypa
     calibration.measure(recipe, CalibrateRecipe(rounds=3, steps=1), str(tmp_path / "teacher"))
     forwards = ["scratch", "minilm", "tinybert"]
     assert timed == [*forwards, *reversed(forwards), *forwards]
+
+
+@pytest.mark.parametrize(
+    ("device", "seconds_per_step", "asked", "expected"),
+    [("cpu", 0.01, 4, 4), ("cuda", 0.01, 4, 50), ("cuda", 0.01, 80, 80), ("cuda", 1.0, 4, 5), ("cuda", 10.0, 4, 4)],
+)
+def test_a_turn_on_a_gpu_has_fifty_steps_or_five_seconds(monkeypatch, device, seconds_per_step, asked, expected):
+    timed = SimpleNamespace(run=SimpleNamespace(device=torch.device(device)), num_tokens=100)
+    monkeypatch.setattr(calibration, "_speed", lambda run, steps: run.num_tokens / seconds_per_step)
+    assert calibration.turn_steps(timed, asked) == expected
 
 
 def test_a_calibration_counts_charged_accounts_alone(tmp_path):
