@@ -28,8 +28,8 @@ from kd_megatron.study.piece import Piece, teacher_path
 from kd_megatron.training.fingerprint import PACKAGES
 from kd_megatron.training.timed_run import TimedRun, built
 
-# On a GPU a step takes milliseconds, and the first ones of a turn run at other clocks: a turn has at least so many steps,
-# or takes so long.
+# On a GPU a step takes milliseconds, and the first ones of a turn run at other clocks: a turn has at least this many
+# steps, or takes this long.
 GPU_STEPS, GPU_SECONDS = 50, 5.0
 STEPS_TO_JUDGE = 5  # that say how long a step takes
 SAME_MACHINE = ("device", "num_threads_per_process", "num_processes")  # of ``hardware``: what speed hangs on
