@@ -31,7 +31,14 @@ from kd_megatron.kernels import triton_tools
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "MUFU.EX2", "LDL", "STL", "LDG", "LDGSTS")
-ELEMENT_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.bool: "i1"}
+ELEMENT_TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.bool: "i1",
+}
 
 
 @dataclass(frozen=True)
@@ -115,12 +122,19 @@ def reports(names: list[str]) -> list[dict[str, Any]]:
     return [known | found.result() for known, found in begun]
 
 
+def tile_of(arguments: dict[str, Any]) -> dict[str, int]:
+    """Of scores, or of one row of logits; 0 where a kernel has neither."""
+    if "TILE" in arguments:
+        return {"rows": 1, "columns": arguments["TILE"]}
+    return {size: arguments.get(size.upper(), 0) for size in ("rows", "columns")}
+
+
 def facts(name: str, launch: Launch, capability: int) -> dict[str, Any]:
     return {
         "case": name,
         "kernel": launch.kernel.fn.__name__,
         "capability": capability,
-        **{size: launch.arguments.get(size.upper(), 0) for size in ("rows", "columns")},  # 0: it has no tile of scores
+        **tile_of(launch.arguments),
         "num_warps": launch.arguments["num_warps"],
     }
 

@@ -18,7 +18,8 @@ from kd_megatron.tensors import FactoredLogits, TopLogits
 
 MOST_CHUNK_ROWS = 4096  # the gradient of the weight, 4 V D bytes, is read and written once a chunk: README.md, cost
 CHUNK_ALIGNMENT = 64  # rows: a tile of the products that sum over rows
-TILE = 4096  # tokens of a row at once
+TILE = 4096  # tokens of a row at once, 8 in a thread
+TILE_OF_BOTH = 2048  # of two models: a multiprocessor still holds the registers of two programs
 NUM_WARPS = 16
 
 
@@ -71,13 +72,13 @@ def _row_losses(
         logits_gradient = _place_of_gradient(gradient, logits)
         known, losses = targets[chunk], row_losses[:, chunk]
         if isinstance(teacher, TopRows):
-            _launch_top(logits, student_bias, teacher[chunk], known, temperature, losses, logits_gradient)
+            launch_top(logits, student_bias, teacher[chunk], known, temperature, losses, logits_gradient)
         elif teacher is not None:
             of_teacher = teacher.without_bias(teacher.states(chunk))
             sides = (logits, student_bias, of_teacher, teacher_bias)
-            _launch_divergence(sides, known, temperature, losses, logits_gradient)
+            launch_divergence(sides, known, temperature, losses, logits_gradient)
         else:
-            _launch_cross_entropy(logits, student_bias, known, losses, logits_gradient)
+            launch_cross_entropy(logits, student_bias, known, losses, logits_gradient)
         if logits_gradient is not None:
             gradient.add(chunk, logits_gradient, states, student.weight)
     return row_losses
@@ -91,26 +92,28 @@ def _place_of_gradient(gradient: Gradient, logits: Tensor) -> Tensor | None:
     return logits if gradient.narrow is None or INTERPRETED else gradient.narrow[: logits.shape[0]]
 
 
-def _launch_cross_entropy(
+def launch_cross_entropy(
     logits: Tensor, bias: Tensor | None, targets: Targets, losses: Tensor, gradient: Tensor | None
 ) -> None:
+    """Both passes over the rows of ``logits`` [C, V], of which the cross-entropy goes to ``losses[1]`` [C]."""
     arguments = (logits, bias, targets.labels, targets.cross_entropy, losses[1], gradient)
-    _launch(cross_entropy_rows, logits, arguments, ())
+    _launch(cross_entropy_rows, TILE, logits, arguments, ())
 
 
-def _launch_divergence(
+def launch_divergence(
     sides: tuple[Tensor, Tensor | None, Tensor, Tensor | None],  # logits and bias of the student, and of the teacher
     targets: Targets,
     temperature: float,
     losses: Tensor,
     gradient: Tensor | None,
 ) -> None:
+    """Both passes over the logits of both models; divergence and cross-entropy go to ``losses`` [2, C]."""
     weights = (targets.labels, targets.divergence, targets.cross_entropy)
     arguments = (*sides, *weights, losses[0], losses[1], gradient)
-    _launch(divergence_rows, sides[0], arguments, (), INVERSE_TEMPERATURE=1.0 / temperature)
+    _launch(divergence_rows, TILE_OF_BOTH, sides[0], arguments, (), INVERSE_TEMPERATURE=1.0 / temperature)
 
 
-def _launch_top(
+def launch_top(
     logits: Tensor,
     bias: Tensor | None,
     teacher: TopRows,
@@ -119,16 +122,17 @@ def _launch_top(
     losses: Tensor,
     gradient: Tensor | None,
 ) -> None:
+    """As `launch_divergence`, over the outcomes that ``teacher`` knows. The known tokens' logits are overwritten."""
     num_kept = teacher.token_ids.shape[1]
     weights = (targets.labels, targets.divergence, targets.cross_entropy)
     known = (teacher.token_ids, teacher.log_probabilities)
     arguments = (logits, bias, *known, *weights, losses[0], losses[1], gradient)
-    kept = triton.next_power_of_2(num_kept)
-    _launch(top_divergence_rows, logits, arguments, (num_kept,), INVERSE_TEMPERATURE=1.0 / temperature, KEPT=kept)
+    constants = {"INVERSE_TEMPERATURE": 1.0 / temperature, "KEPT": triton.next_power_of_2(num_kept)}
+    _launch(top_divergence_rows, TILE, logits, arguments, (num_kept,), **constants)
 
 
 def _launch(
-    kernel: Any, logits: Tensor, tensors: tuple[Tensor | None, ...], sizes: tuple[int, ...], **constants: Any
+    kernel: Any, tile: int, logits: Tensor, tensors: tuple[Tensor | None, ...], sizes: tuple[int, ...], **constants: Any
 ) -> None:
     """One program for each row of ``logits`` [C, V]."""
     num_rows, vocab_size = logits.shape
@@ -139,7 +143,7 @@ def _launch(
             vocab_size,
             *sizes,
             **constants,
-            TILE=min(TILE, triton.next_power_of_2(vocab_size)),
+            TILE=min(tile, triton.next_power_of_2(vocab_size)),
             num_warps=NUM_WARPS,
             enable_fp_fusion=True,  # said outright: Triton 3.10 turns the default round
         )
