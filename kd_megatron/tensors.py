@@ -38,6 +38,12 @@ class Batch:
         """The batch in page-locked memory, from which a GPU copies while the host goes on."""
         return self._each(lambda tensor: tensor.pin_memory())
 
+    def used_on(self, stream: torch.cuda.Stream) -> None:
+        """Keep its memory, which another stream took, until what ``stream`` computes with it is done."""
+        for one in fields(self):
+            if (part := getattr(self, one.name)) is not None:
+                part.record_stream(stream)
+
     def at(self, rows: Tensor) -> Self:
         """Those of its samples."""
         return self._each(lambda tensor: tensor[rows])

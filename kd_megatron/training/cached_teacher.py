@@ -5,6 +5,7 @@ runs on the whole micro-batch, so that shapes stay what they were compiled for, 
 that the killed one would have made. The loss always sees a row as it is stored, whether read or just written.
 """
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kd_megatron.console.logs import warn
 from kd_megatron.data.loader import Loader
 from kd_megatron.files.manifest import weights_hash
 from kd_megatron.kernels.vocab_kl.top_logits import top_logits_of_head
@@ -26,9 +28,11 @@ from kd_megatron.ranks import dist
 from kd_megatron.recipe import StudyRecipe
 from kd_megatron.teacher_cache.contents import Contents, kept_needs, refuse_dropout
 from kd_megatron.teacher_cache.opening import GIB, OpenStore, identity_of
+from kd_megatron.teacher_cache.store import FillCost
 from kd_megatron.tensors import Batch, Relation, Taps, TopLogits
 from kd_megatron.training.teacher import Teacher
 
+JUDGED_ROWS = 256  # read before reading is compared with the teacher
 OTHERS = "teacher_for_others"  # the ledger's account of filling beyond this run's share
 
 
@@ -45,9 +49,40 @@ class KeptRows:
         """The same with the bytes on ``device``."""
         return replace(self, data=self.data.to(device, non_blocking=non_blocking))
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the bytes' memory until what ``stream`` computes with them is done."""
+        self.data.record_stream(stream)
+
     def pin_memory(self) -> Self:
         """The same with the bytes in page-locked memory."""
         return replace(self, data=self.data.pin_memory())
+
+
+class ReadingSpeed:
+    """How long reading takes, beside the teacher whose place it takes: a slow disk makes a cached arm slower."""
+
+    def __init__(self) -> None:
+        self._seconds, self._rows, self._warned = 0.0, 0, False
+
+    def add(self, seconds: float, num_rows: int) -> None:
+        """``num_rows`` took ``seconds``, all reading threads together."""
+        self._seconds, self._rows = self._seconds + seconds, self._rows + num_rows
+
+    @property
+    def seconds_per_row(self) -> float | None:
+        """The mean; None before anything was read."""
+        return self._seconds / self._rows if self._rows else None
+
+    def warn_if_slower(self, cost: FillCost | None) -> None:
+        """Say once that the teacher itself would be faster, where enough was read to tell."""
+        own, teacher = self.seconds_per_row, None if cost is None else cost.teacher_seconds_per_row
+        if self._warned or self._rows < JUDGED_ROWS or own is None or teacher is None or own <= teacher:
+            return
+        self._warned = True
+        warn(
+            f"the teacher cache is slower than the teacher: reading a window takes {1e3 * own:.3g} ms, the teacher "
+            f"{1e3 * teacher:.3g} ms; remove teacher.cache from the recipe, or put it on a faster disk"
+        )
 
 
 @dataclass(frozen=True)
@@ -83,12 +118,16 @@ class CachedTeacher(Teacher):
         self._loader, self._ledger, self._num_students = loader, ledger, num_students
         self._layers = layers_of(teacher.encoder.model.base_model)
         self._num_read = self._num_filled = 0  # rows
+        self._reading = ReadingSpeed()
 
     def look_up(self, batch: Batch) -> LookedUp:
         """The batch, on the CPU, with what the store has of it."""
         samples = batch.sample_ids.cpu().numpy()
         rows, first_visits = self._loader.pool_rows(samples), int(self._loader.first_visits(samples).sum())
+        start = time.perf_counter()
         data, present = self._read(rows)
+        if present.all():
+            self._reading.add(time.perf_counter() - start, len(rows))
         return LookedUp(**vars(batch), kept=KeptRows(data, rows, present, first_visits))
 
     @torch.no_grad()
@@ -106,6 +145,7 @@ class CachedTeacher(Teacher):
                 share = kept.first_visits * self.store.fill_cost.seconds_per_row / self._num_students
                 self._ledger.charge_seconds("teacher", share)
             self._num_read += len(kept.rows)
+            self._reading.warn_if_slower(self.store.fill_cost)
         data = kept.data if is_complete else self._fill(batch, inputs, kept)
         if not self.encoder.needs.attention_layers:  # no projection: no weights are wanted
             return self._taps(data)
@@ -142,7 +182,11 @@ class CachedTeacher(Teacher):
                 torch.cuda.synchronize(batch.input_ids.device)
         before = self._ledger.seconds(OTHERS)
         with self._ledger.clock(OTHERS):
+            start = time.perf_counter()
             taps = self._filler(batch, inputs)
+            if batch.input_ids.is_cuda:
+                torch.cuda.synchronize(batch.input_ids.device)
+            of_teacher = time.perf_counter() - start
             made = self.contents.encode(taps.hidden, self._top_logits(taps))
             absent = np.flatnonzero(~kept.present)
             places = torch.from_numpy(absent).to(made.device)
@@ -152,7 +196,7 @@ class CachedTeacher(Teacher):
         share = seconds * kept.first_visits / num_rows / self._num_students
         self._ledger.charge_seconds("teacher", share)
         self._ledger.charge_seconds(OTHERS, -share)
-        self.store.add_fill_cost(seconds, num_rows)
+        self.store.add_fill_cost(seconds, num_rows, of_teacher)
         if dist.is_main():
             self.store.write_fill_cost()
         self._num_filled += len(absent)
@@ -194,6 +238,8 @@ class CachedTeacher(Teacher):
             "gib_on_disk": self.store.disk_bytes() / GIB,
             "rows_filled": int(counts[0]),
             "rows_read": int(counts[1]),
+            "read_seconds_per_row": self._reading.seconds_per_row,
+            "teacher_seconds_per_row": self.store.fill_cost and self.store.fill_cost.teacher_seconds_per_row,
             "num_students": self._num_students,
             "mask_seed": self._loader.window_identity["mask_seed"],
         }

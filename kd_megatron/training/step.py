@@ -7,6 +7,7 @@ waits.
 Shapes: T terms of the objective.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.objectives.base import Objective
 from kd_megatron.ranks import dist
 from kd_megatron.tensors import Batch, Taps
+from kd_megatron.training.copying import DeviceCopies
 from kd_megatron.training.teacher import Teacher
 
 
@@ -136,6 +138,7 @@ class Step:
         self.engine, self.objective, self.teacher, self.ledger = engine, objective, teacher, ledger
         self.watch = Watch(list(objective.weights), engine.device, engine.recipe.gradient_clipping)
         self.checks_every_step = engine.device.type == "cpu"  # where looking costs nothing
+        self._copies = DeviceCopies(engine.device)
 
     def run(self, batches: Sequence[Batch], learning_rate: float, stop: bool) -> bool:
         """Train on this rank's micro-batches of one global batch; returns whether some rank was asked to stop.
@@ -149,18 +152,20 @@ class Step:
         counts, some_rank_stops = self._global_counts(batches, stop)
         sums = torch.zeros_like(self.watch.sums)
         for index, batch in enumerate(batches):
-            with self.ledger.clock("data_wait"):
-                here = batch.to(self.engine.device)
-            sums += self._micro_batch(here, counts)
+            with contextlib.ExitStack() as stack:
+                with self.ledger.clock("data_wait"):
+                    here = stack.enter_context(self._copies.on_device(batch))
+                sums += self._micro_batch(here, counts)
+                ids = here.sample_ids
             if index == 0:
-                first = here.sample_ids[0]
+                first = ids[0]
             if index + 1 < len(batches):
                 with self.ledger.clock("student"):
                     self.engine.end_micro_batch()
         with self.ledger.clock("student"):
             self.watch.before_update(sums, counts)
             grad_norm = self.engine.update(learning_rate, self.watch.bad)
-            self.watch.after_update(grad_norm, self.ledger.steps + 1, first, here.sample_ids[-1])
+            self.watch.after_update(grad_norm, self.ledger.steps + 1, first, ids[-1])
         if self.checks_every_step:
             self.check()
         return some_rank_stops

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from kd_megatron.errors import OutputError
+from kd_megatron.teacher_cache import store as store_module
 from kd_megatron.teacher_cache.contents import Contents
 from kd_megatron.teacher_cache.opening import IDENTITY, OpenStore, identity_of
-from kd_megatron.teacher_cache.store import INDEX, Store
+from kd_megatron.teacher_cache.store import INDEX, Store, checksum
 from kd_megatron.tensors import ModelShape, Needs
 
 ROWS, BYTES = 50, 1000
@@ -218,3 +219,63 @@ def test_the_identity_is_for_people_to_read(tmp_path: Path) -> None:
     found = json.loads((tmp_path / CONTENTS.name / IDENTITY).read_text())
     assert found["row"] == {"hidden1": "bfloat16 [16, 4]"}
     assert found["row_bytes"] == 128
+
+
+def flip(path: Path, row: int) -> None:
+    damaged = bytearray(path.read_bytes())
+    damaged[row * BYTES + 7] ^= 4
+    path.write_bytes(damaged)
+
+
+def test_rows_are_compared_with_their_checksums_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    monkeypatch.setattr(store_module, "checksum", lambda row, data: compared.append(row) or checksum(row, data))
+    store.write(np.arange(4), content(list(range(4))))
+    compared.clear()
+    assert read(store, [0, 1])[1] == [True, True]
+    assert sorted(compared) == [0, 1]
+    assert read(store, [0, 1, 2])[1] == [True] * 3
+    assert sorted(compared) == [0, 1, 2], "a row that was read before is not compared again"
+    store.write(np.array([1]), content([1]))
+    compared.clear()
+    read(store, [1, 2])
+    assert compared == [1], "one that was written anew is"
+
+
+def test_damaged_rows_are_dropped_by_shares_and_the_others_trusted(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write(np.arange(8), content(list(range(8))))
+    for row in (2, 5):
+        flip(tmp_path / "rows-00000.bin", row)
+    assert [store.drop_damaged(share, 2) for share in (0, 1)] == [[2], [5]]
+    store.trust_present()
+    monkeypatch.setattr(store_module, "checksum", lambda row, data: pytest.fail("rows are compared again"))
+    assert read(store, list(range(8)))[1] == [True, True, False, True, True, False, True, True]
+    assert store.num_present() == 6
+
+
+def test_a_run_that_opens_a_store_finds_what_was_damaged_since(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = open_store(tmp_path)
+    first.write(np.arange(4), content(list(range(4)), 128))
+    first.close()
+    path = first.directory / "rows-00000.bin"
+    damaged = bytearray(path.read_bytes())
+    damaged[2 * 128 + 5] ^= 1
+    path.write_bytes(damaged)
+    again = open_store(tmp_path)
+    assert "has 1 damaged rows" in " ".join(capsys.readouterr().err.split())
+    assert read(again, [0, 1, 2, 3])[1] == [True, True, False, True]
+    again.close()
+
+
+@pytest.mark.parametrize(("cores", "local", "threads"), [(2, "", 4), (96, "", 32), (96, "8", 12), (16, "16", 4)])
+def test_a_process_reads_with_its_share_of_the_cores(
+    cores: int, local: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.delenv("LOCAL_SIZE", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert store_module.num_readers() == threads
