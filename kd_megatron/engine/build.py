@@ -263,8 +263,8 @@ class Engine:
             full = safe_get_full_fp32_param(parameter)
         if full is None:
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                full = parameter.detach().clone()
-        return full.detach().float().cpu().clone()
+                return on_host(parameter)
+        return on_host(full)
 
     def full_weights(self) -> dict[str, Tensor]:
         """Every parameter of the module by name, as `full_weight` gives it."""
@@ -276,6 +276,11 @@ class Engine:
             self._reduction.close()
         self.deepspeed.destroy()
         confine.release(self.module)
+
+
+def on_host(values: Tensor) -> Tensor:
+    """A float32 copy on the CPU, which nothing else holds: the values are copied once, wherever they are."""
+    return torch.empty(values.shape, dtype=torch.float32).copy_(values.detach())
 
 
 def _mark_unless_finite(bad: Tensor, value: Tensor) -> None:

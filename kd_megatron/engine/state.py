@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kd_megatron.engine.build import Engine
+from kd_megatron.engine.build import Engine, on_host
 from kd_megatron.engine.optimizer import MasterAdamW
 from kd_megatron.ranks import dist
 
@@ -117,7 +117,7 @@ def _moment(engine: Engine, parameter: nn.Parameter, key: str) -> Tensor:
         whole = _adam(engine).state[_held_at_stage_0(engine, parameter)][key]
     else:
         whole = safe_get_full_optimizer_state(parameter, key)
-    return whole.detach().float().cpu().clone()
+    return on_host(whole)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ Shapes: B batch, L length, D hidden size, H attention heads, d head size.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kd_megatron.errors import ModelError
 from kd_megatron.models import by_products
+from kd_megatron.models.float8_linear import outputs_of
 from kd_megatron.tensors import RELATIONS, Relation
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
@@ -68,11 +69,12 @@ def attention(name: str) -> Attention:
     return sdpa if name == "sdpa" else _flash()
 
 
-def project(layer: Any, states: Tensor, relation: Relation) -> Tensor:
-    """Queries, keys or values of ``layer``: its input [B, L, D] -> [B, L, H, d]."""
+def project(layer: Any, states: Tensor, relations: Sequence[Relation]) -> dict[Relation, Tensor]:
+    """Those of queries, keys and values of ``layer`` that are named: its input [B, L, D] -> [B, L, H, d]."""
     attention = layer.attention.self
-    projected: Tensor = getattr(attention, _MODULES[relation])(states)
-    return projected.unflatten(-1, (attention.num_attention_heads, attention.attention_head_size))
+    projected = outputs_of([getattr(attention, _MODULES[relation]) for relation in relations], states)
+    heads = (attention.num_attention_heads, attention.attention_head_size)
+    return {relation: made.unflatten(-1, heads) for relation, made in zip(relations, projected, strict=True)}
 
 
 def run_layer(layer: Any, states: Tensor, mask: Tensor | None, attend: Attention) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -83,7 +85,7 @@ def run_layer(layer: Any, states: Tensor, mask: Tensor | None, attend: Attention
         states: its input, [B, L, D].
         mask: [B, 1, 1, L] bool, False at padding; None where there is none.
     """
-    queries, keys, values = (project(layer, states, relation) for relation in RELATIONS)
+    queries, keys, values = project(layer, states, RELATIONS).values()
     dropout = layer.attention.self.dropout.p if layer.training else 0.0
     context = attend(queries, keys, values, mask, dropout)
     attended = layer.attention.output(context.flatten(2), states)

@@ -134,7 +134,7 @@ class TappedEncoder(nn.Module):
             taps.hidden[0] = states
         for number, layer in enumerate(layers, start=1):
             if number > num_whole:
-                self._keep(taps, number, {name: project(layer, states, name) for name in needs.relations(number)})
+                self._keep(taps, number, project(layer, states, needs.relations(number)))
                 break
             # Layers above the highest that a loss reaches whole have no backward pass to be run again in.
             is_run_again = self.execution.recompute and number <= num_reached and torch.is_grad_enabled()

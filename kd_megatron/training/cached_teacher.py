@@ -29,7 +29,7 @@ from kd_megatron.recipe import StudyRecipe
 from kd_megatron.teacher_cache.contents import Contents, kept_needs, refuse_dropout
 from kd_megatron.teacher_cache.opening import GIB, OpenStore, identity_of
 from kd_megatron.teacher_cache.store import FillCost
-from kd_megatron.tensors import Batch, Relation, Taps, TopLogits
+from kd_megatron.tensors import Batch, Taps, TopLogits
 from kd_megatron.training.teacher import Teacher
 
 JUDGED_ROWS = 256  # read before reading is compared with the teacher
@@ -113,7 +113,7 @@ class CachedTeacher(Teacher):
         ledger: Ledger,
         num_students: int,
     ) -> None:
-        super().__init__(teacher.encoder, teacher.pieces)
+        super().__init__(teacher.encoder, teacher.pieces, float8_errors=teacher.float8_errors)
         self._filler, self.contents, self.store = Teacher(filler, teacher.pieces), contents, store
         self._loader, self._ledger, self._num_students = loader, ledger, num_students
         self._layers = layers_of(teacher.encoder.model.base_model)
@@ -213,18 +213,11 @@ class CachedTeacher(Teacher):
         hidden, top = self.contents.decode(data)
         states = {layer: kept.to(self.encoder.embeddings.dtype) for layer, kept in hidden.items()}
         needs = self.encoder.needs
-
-        def projections(relation: Relation) -> dict[int, Tensor]:
-            layers: tuple[int, ...] = getattr(needs, relation)
-            return {n: project(self._layers[n - 1], states[n - 1], relation) for n in layers}
-
-        return Taps(
-            queries=projections("queries"),
-            keys=projections("keys"),
-            values=projections("values"),
-            hidden={layer: states[layer] for layer in needs.hidden},
-            top_logits=top,
-        )
+        taps = Taps(hidden={layer: states[layer] for layer in needs.hidden}, top_logits=top)
+        for n in needs.attention_layers:
+            for relation, made in project(self._layers[n - 1], states[n - 1], needs.relations(n)).items():
+                getattr(taps, relation)[n] = made
+        return taps
 
     def facts(self) -> dict[str, Any]:
         """For the summary: what is kept and where, its size, and how often it was used since this process began."""
@@ -273,7 +266,8 @@ def open_cached_teacher(
         recipe.top_k,
         temperature=getattr(objective.options, "temperature", 1.0),
     )
-    about_teacher = {"teacher": weights_hash(path), "teacher_precision": study.teacher.precision}
+    precision = study.teacher.precision + (", fast accumulation" if study.teacher.precision == "fp8" else "")
+    about_teacher = {"teacher": weights_hash(path), "teacher_precision": precision}
     identity = identity_of(contents, about_teacher, loader.window_identity)
     store = OpenStore(Path(recipe.path), contents, identity, loader.num_windows, recipe.max_gib)
     filler = TappedEncoder(encoder.model, contents.needs, execution=encoder.execution).eval()

@@ -290,4 +290,5 @@ def _teacher_facts(run: Run, path: str | None) -> dict[str, Any] | None:
         "cost_flops": own["flops"] if own else recipe.cost_flops,
         "cost_source": "this study's ledger" if own else recipe.cost_source,
         "cache": teacher.facts() if isinstance(teacher, CachedTeacher) else None,
+        "float8_errors": asdict(teacher.float8_errors) if teacher is not None and teacher.float8_errors else None,
     }

@@ -246,8 +246,12 @@ def _teacher(
     if study.teacher.partition:
         return Teacher(encoder, PartitionedModel(encoder.model), objective.teacher_dropout)
     if study.teacher.precision == "fp8":
-        error = float8.convert(encoder, loader.batch(0, 2).to(device))
-        say(f"teacher in float8: its taps differ from the bfloat16 teacher's by {error:.1%} at most")
+        errors = float8.convert(encoder, loader.batch(0, 2).to(device))
+        say(
+            f"teacher in float8: its taps differ from the bfloat16 teacher's by {errors.used:.1%} at most, "
+            f"{errors.sums_in_float32:.1%} if products were summed in float32"
+        )
+        return Teacher(encoder, dropout=objective.teacher_dropout, float8_errors=errors)
     return Teacher(encoder, dropout=objective.teacher_dropout)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from kd_megatron.engine.partition import PartitionedModel
+from kd_megatron.models.float8 import Float8Errors
 from kd_megatron.models.taps import TappedEncoder
 from kd_megatron.tensors import Batch, FactoredLogits, Taps
 
@@ -19,14 +20,22 @@ class Teacher:
         pieces: the encoder's model, when it is partitioned by an engine of its own. Calls are then collective.
         dropout: put it into training mode, for the objectives that reproduce the study's code. Its draws come from the
             generator that every step seeds, before the student's, so that they are the same when a run is resumed.
+        float8_errors: of its taps, where it multiplies in float8.
     """
 
-    def __init__(self, encoder: TappedEncoder, pieces: PartitionedModel | None = None, dropout: bool = False) -> None:
+    def __init__(
+        self,
+        encoder: TappedEncoder,
+        pieces: PartitionedModel | None = None,
+        dropout: bool = False,
+        float8_errors: Float8Errors | None = None,
+    ) -> None:
         trainable = [name for name, p in encoder.named_parameters() if p.requires_grad]
         training = [name for name, m in encoder.named_modules() if m.training]
         if trainable or training:
             raise ValueError(f"the teacher must be frozen and in eval mode; found {(trainable + training)[:3]}")
         self.encoder, self.pieces, self.dropout = encoder.train(dropout), pieces, dropout
+        self.float8_errors = float8_errors
 
     # Not inference_mode: autograd refuses to save inference tensors, and losses save the teacher's taps.
     @torch.no_grad()

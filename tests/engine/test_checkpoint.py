@@ -13,9 +13,10 @@ import pytest
 import torch
 from engine_states import Small, small_engine, train
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_megatron.engine import checkpoint
-from kd_megatron.engine.build import Engine
+from kd_megatron.engine.build import Engine, on_host
 from kd_megatron.engine.saving import CheckpointWriter
 from kd_megatron.errors import DataError, OutputError
 from kd_megatron.ranks import dist
@@ -210,3 +211,25 @@ def test_tensors_that_are_not_what_the_state_says_are_refused(engine: Engine, tm
     (path / "weights.safetensors").write_bytes(b"\x80\x04\x95 a pickle")
     with pytest.raises(DataError, match=r"weights.safetensors cannot be read"):
         checkpoint.load(engine, *found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_gathered_is_a_copy_of_its_own_made_once(dtype: torch.dtype) -> None:
+    values = torch.randn(4, 3, dtype=torch.float32).to(dtype).t().requires_grad_()
+    with Copies() as copies:
+        taken = on_host(values)
+    assert taken.dtype == torch.float32
+    assert torch.equal(taken, values.detach().float())
+    assert taken.data_ptr() != values.data_ptr()
+    assert not taken.requires_grad
+    assert copies.made == 1
+
+
+class Copies(TorchDispatchMode):
+    """Counts the operations that copy numbers."""
+
+    made = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.made += function.overloadpacket.__name__ in ("copy_", "_to_copy", "clone")
+        return function(*args, **(kwargs or {}))
