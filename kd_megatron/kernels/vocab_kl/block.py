@@ -30,7 +30,7 @@ class Use:
     @property
     def of_logits(self) -> tuple[float, float]:
         """The weights as they stand before differences of probabilities in the gradient of the logits."""
-        return self.gradient_weights[0] / self.temperature, self.gradient_weights[1]
+        return self.gradient_weights[0] / self.temperature, float(self.gradient_weights[1])
 
 
 @dataclass(frozen=True)
